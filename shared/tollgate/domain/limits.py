@@ -1,0 +1,337 @@
+"""Limits, and the arithmetic that decides an admission.
+
+A **rate** is a token bucket, kept as one integer: its theoretical arrival time (TAT), in microseconds of the
+store's clock (the generic cell rate algorithm, ITU-T I.371 and RFC 2697's relative). A cost adds `inc` to the
+TAT; it is admitted when ``max(tat, now) + inc <= now + burst_us``. There is no refill loop: time itself refills
+the bucket. Giving back and debt both just move the TAT, and two copies of a bucket merge by `max`.
+
+A **budget** counts requests, tokens or micro-dollars in a UTC calendar window (or for life):
+``committed = spent + held``. A **concurrency** limit counts slots that expire if their holder dies.
+
+Everything here is pure: no clock, no IO. Stores return what they saw (`State`), and `Decision` explains it, so
+that every store gives the same answer for the same numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import IntEnum, StrEnum
+
+SECOND_US = 1_000_000
+DAY_US = 86_400 * SECOND_US
+FOREVER_US = 2**53 - 1
+"""The largest integer that Lua's and JavaScript's doubles hold exactly; the end of a `life` window."""
+
+PERIOD_US = {"second": SECOND_US, "minute": 60 * SECOND_US, "hour": 3600 * SECOND_US, "day": DAY_US}
+
+
+class Scope(StrEnum):
+    """Whom a limit is counted for; declared narrowest first, the order in which DynamoDB takes subjects."""
+
+    IP = "ip"
+    USER = "user"
+    KEY = "key"
+    TEAM = "team"
+    TENANT = "tenant"
+    GLOBAL = "global"
+
+
+class Unit(StrEnum):
+    """What a limit counts."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+    MICROUSD = "microusd"
+    SLOTS = "slots"
+
+
+class Window(StrEnum):
+    """A budget's calendar window, in UTC."""
+
+    DAY = "day"
+    MONTH = "month"
+    LIFE = "life"
+
+    def bounds(self, now_us: int) -> tuple[str, int, int]:
+        """The window that contains `now_us`: its label (``2026-11-21``, ``2026-11``, ``life``), start and end (µs)."""
+        if self is Window.LIFE:
+            return "life", 0, FOREVER_US
+        day = datetime.fromtimestamp(now_us // SECOND_US, UTC).replace(hour=0, minute=0, second=0)
+        if self is Window.DAY:
+            start = int(day.timestamp()) * SECOND_US
+            return day.strftime("%Y-%m-%d"), start, start + DAY_US
+        first = day.replace(day=1)
+        following = first.replace(year=first.year + first.month // 12, month=first.month % 12 + 1)
+        return first.strftime("%Y-%m"), int(first.timestamp()) * SECOND_US, int(following.timestamp()) * SECOND_US
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A token bucket of requests or model tokens: `amount` per `period_us`, up to `burst` at once."""
+
+    scope: Scope
+    unit: Unit
+    amount: int
+    period_us: int
+    burst: int
+    id: str
+    """Stable across changes of the amount, so that a changed plan keeps its buckets; e.g. ``user.tokens.60s``."""
+
+    @property
+    def refundable(self) -> bool:
+        """Whether settling may give something back (requests never are given back)."""
+        return self.unit is Unit.TOKENS
+
+    def inc_us(self, cost: int) -> int:
+        """What `cost` adds to the TAT, in microseconds.
+
+        Requests cost a whole number of ``ceil(period / amount)``; tokens round up once for the whole cost. (Rounding
+        each of seven requests up while the burst rounds down would admit six of seven.)
+        """
+        if self.unit is Unit.REQUESTS:
+            return cost * -(-self.period_us // self.amount)
+        return -(-cost * self.period_us // self.amount)
+
+    @property
+    def burst_us(self) -> int:
+        return self.inc_us(self.burst)
+
+    def units(self, us: int) -> int:
+        """How many whole requests or tokens `us` microseconds of this bucket are worth, at least 0."""
+        if us <= 0:
+            return 0
+        if self.unit is Unit.REQUESTS:
+            return us // -(-self.period_us // self.amount)
+        return us * self.amount // self.period_us
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """At most `amount` requests, tokens or micro-dollars per calendar window; of `models` only, where given."""
+
+    scope: Scope
+    unit: Unit
+    amount: int
+    window: Window
+    id: str
+    models: frozenset[str] | None = None
+    alert_at: tuple[float, ...] = (0.5, 0.8, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Concurrency:
+    """At most `amount` requests in flight."""
+
+    scope: Scope
+    amount: int
+    id: str
+
+
+Limit = Rate | Budget | Concurrency
+
+
+# -- one admission -----------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class RateTake:
+    """What one admission takes from a token bucket. All `_us` are microseconds of TAT.
+
+    `cost` is what is wanted, `floor` what is needed (they differ when the cost is a guess that may shrink).
+    """
+
+    subject: str
+    key: str
+    limit: Rate
+    cost: int
+    floor: int
+
+    @property
+    def inc_us(self) -> int:
+        return self.limit.inc_us(self.cost)
+
+    @property
+    def floor_us(self) -> int:
+        return self.limit.inc_us(self.floor)
+
+
+@dataclass(slots=True)
+class BudgetTake:
+    """What one admission holds of a budget, in the budget's unit, in the window [start_us, end_us).
+
+    `seed`: what the ledger knows to be spent, sent with the second call after a COLD answer.
+    """
+
+    subject: str
+    key: str
+    limit: Budget
+    cost: int
+    floor: int
+    label: str
+    start_us: int
+    end_us: int
+    seed: int | None = None
+
+
+@dataclass(slots=True)
+class SlotTake:
+    """One concurrency slot."""
+
+    subject: str
+    key: str
+    limit: Concurrency
+
+
+Take = RateTake | BudgetTake | SlotTake
+
+
+@dataclass(slots=True)
+class Admission:
+    """Everything that one request takes, all or nothing.
+
+    `id` makes the call idempotent and names the hold; `expires_us` is a duration from the store's now, after which
+    an unsettled hold is released. The versions are those of the policy and tenant record that the takes were
+    made from (0: not versioned); a store that knows newer ones takes nothing and says STALE.
+    """
+
+    id: str
+    takes: list[Take]
+    expires_us: int
+    tenant: str = ""
+    tenant_version: int = 0
+    policy_version: int = 0
+
+
+class Status(IntEnum):
+    """How an admission ended. Only ADMITTED takes anything."""
+
+    ADMITTED = 1
+    REFUSED = 0
+    STALE = 2
+    """The store knows a newer policy or tenant record: reload, and ask again."""
+    COLD = 3
+    """The store has lost (or never had) some budgets: load them from the ledger (`cold` lists the takes), ask again."""
+    WINDOW = 4
+    """A budget's window does not contain the store's now: the caller's clock is off; correct it and ask again."""
+
+
+@dataclass(slots=True)
+class State:
+    """What the store saw for one take.
+
+    `value`: TAT in microseconds, committed units, or slots in use; after taking if admitted, else as it stands.
+    `granted`: what was taken: microseconds of TAT, units, or 1.
+    """
+
+    value: int
+    granted: int = 0
+
+
+@dataclass(slots=True)
+class Decision:
+    """The store's answer. `now_us` is its clock; `states` are parallel to the admission's takes."""
+
+    status: Status
+    now_us: int
+    states: list[State]
+    cold: tuple[int, ...] = ()
+    policy_version: int = 0
+    tenant_version: int = 0
+    store: str = ""
+    """Which store decided: ``redis``, ``dynamodb``, ``memory``, ``local``."""
+    local: bool = False
+    """Decided by this container alone (from its cache, or because no store answers)."""
+
+    @property
+    def admitted(self) -> bool:
+        return self.status is Status.ADMITTED
+
+
+@dataclass(slots=True)
+class Refusal:
+    """The limit that refused an admission, and for how long."""
+
+    take: Take
+    wait_us: int | None
+    """Time until the same request can be admitted; None: waiting does not help (life budgets), or nobody knows
+    (slots)."""
+    remaining: int
+    """What is left of that limit, in its unit."""
+    never: bool
+    """The cost is above the whole burst or budget: no wait can ever help."""
+
+
+def fits(take: Take, state: State, now_us: int) -> bool:
+    """Whether the least that `take` needs fits into what the store saw."""
+    if isinstance(take, RateTake):
+        return max(state.value, now_us) + take.floor_us <= now_us + take.limit.burst_us
+    if isinstance(take, BudgetTake):
+        return state.value + take.floor <= take.limit.amount
+    return state.value < take.limit.amount
+
+
+def grant(take: Take, state: State, now_us: int) -> int:
+    """How much of a fitting take is granted: the whole cost, or what is left of it, at least the floor."""
+    if isinstance(take, RateTake):
+        return max(take.floor_us, min(take.inc_us, now_us + take.limit.burst_us - max(state.value, now_us)))
+    if isinstance(take, BudgetTake):
+        return max(take.floor, min(take.cost, take.limit.amount - state.value))
+    return 1
+
+
+def remaining(take: Take, state: State, now_us: int) -> int:
+    """What is left of the limit, in its own unit, never negative."""
+    if isinstance(take, RateTake):
+        return take.limit.units(now_us + take.limit.burst_us - max(state.value, now_us))
+    return max(0, take.limit.amount - state.value)
+
+
+def reset_us(take: Take, state: State, now_us: int) -> int:
+    """Time until the limit is whole again: until the bucket is full, or the window ends; 0 for slots."""
+    if isinstance(take, RateTake):
+        return max(0, state.value - now_us)
+    if isinstance(take, BudgetTake):
+        return max(0, take.end_us - now_us)
+    return 0
+
+
+def refusal(admission: Admission, decision: Decision) -> Refusal:
+    """The limit to name for a refusal: one that can never fit, else the one with the longest wait.
+
+    Precondition: the decision is REFUSED, so at least one take does not fit.
+    """
+    now = decision.now_us
+    found: list[Refusal] = []
+    for take, state in zip(admission.takes, decision.states, strict=True):
+        if fits(take, state, now):
+            continue
+        left = remaining(take, state, now)
+        if isinstance(take, RateTake):
+            burst_us = take.limit.burst_us
+            wait = max(state.value, now) + take.floor_us - now - burst_us
+            found.append(Refusal(take, wait, left, never=take.floor_us > burst_us))
+        elif isinstance(take, BudgetTake):
+            wait_us = None if take.limit.window is Window.LIFE else take.end_us - now
+            found.append(Refusal(take, wait_us, left, never=take.floor > take.limit.amount))
+        else:
+            found.append(Refusal(take, None, left, never=False))
+    if not found:
+        raise ValueError("a refused decision in which every take fits")
+    return max(found, key=lambda r: (r.never, isinstance(r.take, BudgetTake), r.wait_us or 0))
+
+
+# -- settlement --------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Settlement:
+    """What a request really used, in each take's own unit; `used` is parallel to the admission's takes.
+
+    Settling is idempotent by id: the first settlement moves the buckets and budgets, later ones do nothing.
+    A `used` of None for a rate leaves it as it was taken (requests are never given back).
+    """
+
+    id: str
+    takes: list[Take]
+    used: list[int | None]

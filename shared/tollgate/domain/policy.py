@@ -1,0 +1,336 @@
+"""The policy: plans, models, upstreams and global limits, as operators write them; and a tenant's record.
+
+This is the schema only. Reading YAML, naming lines and applying environment overrides is `policy_file`'s work;
+turning it into limits is `terms`'s. Money is US dollars here (per million tokens for prices) and becomes integers
+the moment it is used.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from tollgate.domain.limits import PERIOD_US, Scope, Unit, Window
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
+"""Plans, models and upstreams: the alphabet is safe in URLs, headers and environment variables."""
+Amount = Annotated[int, Field(ge=1, le=10**12)]
+Whole = Annotated[int, Field(ge=0, le=10**12)]
+Dollars = Annotated[Decimal, Field(ge=0, le=10**6, decimal_places=6, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=900, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
+
+MAX_BURST_US = 10 * 365 * 86_400 * 10**6
+"""No bucket may be deeper than ten years: TATs stay far below 2^53 µs."""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+def _exactly_one(spec: BaseModel, names: tuple[str, ...]) -> str:
+    given = [name for name in names if getattr(spec, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of {', '.join(names)}" + (f", not {' and '.join(given)}" if given else ""))
+    return given[0]
+
+
+class LimitSpec(Strict):
+    """A rate (``requests`` or ``tokens`` per period) or a number of concurrent requests."""
+
+    scope: Scope = Scope.GLOBAL
+    requests: Amount | None = None
+    tokens: Amount | None = None
+    concurrent: Amount | None = None
+    per: Literal["second", "minute", "hour", "day"] | None = None
+    burst: Amount | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LimitSpec:
+        kind = _exactly_one(self, ("requests", "tokens", "concurrent"))
+        if kind == "concurrent":
+            if self.per or self.burst:
+                raise ValueError("concurrent takes neither per nor burst: it counts requests in flight")
+        elif self.per is None:
+            raise ValueError(f"{kind} needs per: second, minute, hour or day")
+        else:
+            if (self.burst or self.amount) * PERIOD_US[self.per] // self.amount > MAX_BURST_US:
+                raise ValueError("burst is worth more than ten years of refill")
+            if kind == "requests" and self.amount > PERIOD_US[self.per]:
+                raise ValueError("at most one request per microsecond can be counted")
+        return self
+
+    @property
+    def unit(self) -> Unit:
+        return Unit.REQUESTS if self.requests else Unit.TOKENS if self.tokens else Unit.SLOTS
+
+    @property
+    def amount(self) -> int:
+        return self.requests or self.tokens or self.concurrent or 0
+
+    @property
+    def id(self) -> str:
+        """What this limit is, apart from its amount: an override replaces the plan's limit of the same id."""
+        return f"{self.scope}.{self.unit}" + (f".{self.per}" if self.per else "")
+
+
+class BudgetSpec(Strict):
+    """At most so many requests, tokens or US dollars per UTC day, UTC month, or for life (prepaid credit)."""
+
+    scope: Scope = Scope.GLOBAL
+    requests: Whole | None = None
+    tokens: Whole | None = None
+    usd: Dollars | None = None
+    per: Window
+    models: tuple[Name, ...] | None = None
+    alert_at: tuple[Share, ...] = (0.5, 0.8, 1.0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BudgetSpec:
+        _exactly_one(self, ("requests", "tokens", "usd"))
+        if self.scope in (Scope.IP, Scope.GLOBAL):
+            raise ValueError(f"a budget's scope is user, key, team or tenant, not {self.scope}")
+        return self
+
+    @property
+    def unit(self) -> Unit:
+        if self.usd is not None:
+            return Unit.MICROUSD
+        return Unit.REQUESTS if self.requests is not None else Unit.TOKENS
+
+    @property
+    def amount(self) -> int:
+        if self.usd is not None:
+            return int(self.usd * 1_000_000)
+        return self.requests if self.requests is not None else self.tokens or 0
+
+    @property
+    def id(self) -> str:
+        models = "." + "+".join(sorted(self.models)) if self.models else ""
+        return f"{self.scope}.{self.unit}.{self.per}{models}"
+
+
+class LimitOverride(LimitSpec):
+    """A tenant's (or one of its users') own limit; until a moment, if it is a boost."""
+
+    user: str | None = Field(default=None, max_length=256)
+    until: datetime | None = None
+
+
+class BudgetOverride(BudgetSpec):
+    """A tenant's (or one of its users') own budget; until a moment, if it is a boost."""
+
+    user: str | None = Field(default=None, max_length=256)
+    until: datetime | None = None
+
+
+def in_force(override: LimitOverride | BudgetOverride, user: str, now_us: int) -> bool:
+    """Whether an override applies to this user now. A moment without a zone is UTC."""
+    if override.user is not None and override.user != user:
+        return False
+    if override.until is None:
+        return True
+    until = override.until if override.until.tzinfo else override.until.replace(tzinfo=UTC)
+    return now_us < int(until.timestamp() * 1_000_000)
+
+
+class Timeouts(Strict):
+    """Seconds to connect, to the answer's first byte, between bytes, and in all."""
+
+    connect: Seconds = 2
+    first_byte: Seconds = 60
+    idle: Seconds = 30
+    total: Seconds = 300
+
+
+def _only_global(limits: tuple[LimitSpec, ...]) -> tuple[LimitSpec, ...]:
+    for limit in limits:
+        if limit.scope is not Scope.GLOBAL:
+            raise ValueError(f"a limit here is shared by everyone: scope must be global, not {limit.scope}")
+    return limits
+
+
+class UpstreamSpec(Strict):
+    """Where models live: the only hosts that are ever called.
+
+    `base_url` ends before ``/chat/completions``. ``bedrock`` is Amazon Bedrock's OpenAI-compatible endpoint in
+    `region`, signed with the function's own role.
+    """
+
+    api: Literal["openai", "anthropic", "bedrock"]
+    base_url: str | None = None
+    secret: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
+    region: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{2,32}$")] | None = None
+    timeouts: Timeouts = Timeouts()
+    limits: tuple[LimitSpec, ...] = ()
+
+    _shared = field_validator("limits")(_only_global)
+
+    @field_validator("base_url")
+    @classmethod
+    def _safe_url(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in url:
+            raise ValueError("expected https://host[:port]/path, without user, query or fragment")
+        if not url.isascii() or not url.isprintable() or " " in url:
+            raise ValueError("expected printable ASCII without spaces")
+        try:
+            parts.port  # noqa: B018 - reading it validates it
+        except ValueError:
+            raise ValueError("the port is not a number from 1 to 65535") from None
+        if url.rstrip("/").endswith("/chat/completions"):
+            raise ValueError("base_url ends before /chat/completions")
+        if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+            raise ValueError("http:// is for loopback addresses only: prompts and keys would cross the network in clear")
+        return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> UpstreamSpec:
+        if self.api == "bedrock":
+            if not self.region:
+                raise ValueError("a bedrock upstream needs region")
+            if self.secret:
+                raise ValueError("a bedrock upstream takes no secret: calls are signed with the function's own role")
+        elif not self.base_url:
+            raise ValueError(f"an {self.api} upstream needs base_url")
+        elif not self.secret and urlsplit(self.base_url).hostname not in LOOPBACK:
+            raise ValueError("needs secret, the name of the provider key in Secrets Manager")
+        return self
+
+    @property
+    def url(self) -> str:
+        return self.base_url or f"https://bedrock-runtime.{self.region}.amazonaws.com/openai/v1"
+
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class RouteSpec(Strict):
+    """One place that can serve a model; the first is used, the others when it cannot be reached."""
+
+    upstream: Name
+    model: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+class PriceSpec(Strict):
+    """US dollars per million tokens. What is not given costs as much as `input` (cached, cache write) or `output`
+    (reasoning)."""
+
+    input: Dollars
+    output: Dollars = Decimal(0)
+    cached_input: Dollars | None = None
+    cache_write: Dollars | None = None
+    reasoning: Dollars | None = None
+
+
+class ModelSpec(Strict):
+    """What callers may name."""
+
+    route: Annotated[tuple[RouteSpec, ...], Field(min_length=1, max_length=16)]
+    price: PriceSpec | None = None
+    limits: tuple[LimitSpec, ...] = ()
+
+    _shared = field_validator("limits")(_only_global)
+
+
+class PlanSpec(Strict):
+    """What a tenant has bought."""
+
+    models: tuple[Name, ...]
+    limits: tuple[LimitSpec, ...] = ()
+    budgets: tuple[BudgetSpec, ...] = ()
+    when_stores_fail: Literal["open", "closed"] = "closed"
+    """When neither store answers: let through a bounded local share, or refuse with 503. Plans with a money budget
+    are always closed."""
+
+    @field_validator("limits")
+    @classmethod
+    def _personal(cls, limits: tuple[LimitSpec, ...]) -> tuple[LimitSpec, ...]:
+        for limit in limits:
+            if limit.scope in (Scope.IP, Scope.GLOBAL):
+                raise ValueError(f"a plan's limit has the scope user, key, team or tenant, not {limit.scope}")
+        return limits
+
+
+class GlobalSpec(Strict):
+    """Limits for everyone: per address (scope ip), and for all together (scope global)."""
+
+    limits: tuple[LimitSpec, ...] = ()
+
+    @field_validator("limits")
+    @classmethod
+    def _common(cls, limits: tuple[LimitSpec, ...]) -> tuple[LimitSpec, ...]:
+        for limit in limits:
+            if limit.scope not in (Scope.IP, Scope.GLOBAL):
+                raise ValueError(f"a global limit has the scope ip or global, not {limit.scope}")
+        return limits
+
+
+class TenantSpec(Strict):
+    """A tenant as the policy file names it."""
+
+    plan: Name
+    limits: tuple[LimitOverride, ...] = ()
+    budgets: tuple[BudgetOverride, ...] = ()
+
+
+TenantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,127}$")]
+
+
+class TenantRecord(TenantSpec):
+    """A tenant as it is now: an item of the tenants table. `version` grows with every change."""
+
+    tenant: TenantName
+    state: Literal["active", "suspended"] = "active"
+    version: int = Field(default=1, ge=1)
+
+
+class Policy(Strict):
+    """The whole policy. `revision` is set where it is published, and grows with every change; 0: a file's."""
+
+    version: Literal[1]
+    revision: int = Field(default=0, ge=0)
+    upstreams: dict[Name, UpstreamSpec] = {}
+    models: dict[Name, ModelSpec] = {}
+    plans: dict[Name, PlanSpec] = {}
+    everyone: GlobalSpec = Field(default=GlobalSpec(), alias="global")
+    tenants: dict[TenantName, TenantSpec] = {}
+    redis_failure_mode: Literal["fallback", "open", "closed"] | None = None
+
+    def dangling(self) -> list[tuple[tuple[str | int, ...], str]]:
+        """References to what does not exist: (path, what is wrong). Checked apart, so that all are found at once."""
+        found: list[tuple[tuple[str | int, ...], str]] = []
+        for name, model in self.models.items():
+            for i, route in enumerate(model.route):
+                if route.upstream not in self.upstreams:
+                    found.append((("models", name, "route", i, "upstream"), f"there is no upstream {route.upstream!r}"))
+        for name, plan in self.plans.items():
+            for i, model_name in enumerate(plan.models):
+                if model_name not in self.models:
+                    found.append((("plans", name, "models", i), f"there is no model {model_name!r}"))
+            for i, budget in enumerate(plan.budgets):
+                for j, model_name in enumerate(budget.models or ()):
+                    if model_name not in self.models:
+                        found.append((("plans", name, "budgets", i, "models", j), f"there is no model {model_name!r}"))
+                if budget.usd is not None:
+                    for model_name in plan.models:
+                        model_spec = self.models.get(model_name)
+                        if model_spec is not None and model_spec.price is None:
+                            reason = f"counts dollars, but model {model_name!r} has no price"
+                            found.append((("plans", name, "budgets", i, "usd"), reason))
+            for kind, specs in (("limits", plan.limits), ("budgets", plan.budgets)):
+                seen: set[str] = set()
+                for i, spec in enumerate(specs):
+                    if spec.id in seen:
+                        found.append((("plans", name, kind, i), f"a second {spec.id}: keep the stricter one"))
+                    seen.add(spec.id)
+        for name, tenant in self.tenants.items():
+            if tenant.plan not in self.plans:
+                found.append((("tenants", name, "plan"), f"there is no plan {tenant.plan!r}"))
+        return found

@@ -1,0 +1,146 @@
+"""Usage records: what the proxy writes around each call, and what metering enters in the ledger.
+
+`usage.open` is written before the upstream is called, `usage.close` after; both are one line of JSON with a schema
+version. They hold counts and names, never a prompt or an answer. Records come back through a log pipe, so reading
+one trusts nothing: `UsageClose.parse` raises `BadRecord` with the field that is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+SCHEMA = 1
+MAX_COUNT = 2**48
+"""No single call uses more tokens or micro-dollars than this (281 trillion): more is a corrupt record."""
+
+Outcome = Literal["ok", "client_gone", "upstream_error", "upstream_closed", "timed_out", "not_sent"]
+"""How the call ended: answered; answered to a caller who left; refused or failed upstream; broken off; stalled;
+never left the gateway (nothing was used)."""
+
+
+class BadRecord(ValueError):
+    """A usage record that cannot be entered; the message names the field."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageOpen:
+    """A call is about to be made. Token counts are estimates; `expires_us` is when its hold is released."""
+
+    id: str
+    ts_us: int
+    tenant: str
+    user: str
+    team: str
+    key: str
+    plan: str
+    model: str
+    upstream: str
+    upstream_model: str
+    route: str
+    input_tokens: int
+    output_tokens: int
+    cost_microusd: int
+    expires_us: int
+    use_case: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"event": "usage.open", "v": SCHEMA, **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class UsageClose:
+    """A call has ended. `input_tokens` includes cached and cache-write tokens, `output_tokens` includes reasoning.
+
+    `ts_us` is the admission's time on the store's clock: it decides the UTC day that is charged, the same one that
+    the hold was taken from. `settle` lists what was held, as ``[kind, key, used]`` with kind ``r``, ``b`` or ``c``,
+    so that the settlement can be replayed; `used` is None where nothing is to be moved.
+    """
+
+    id: str
+    ts_us: int
+    tenant: str
+    user: str
+    team: str
+    key: str
+    plan: str
+    model: str
+    upstream: str
+    upstream_model: str
+    route: str
+    outcome: Outcome
+    status: int
+    input_tokens: int
+    cached_input_tokens: int
+    cache_write_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    estimated: bool
+    cost_microusd: int
+    latency_ms: int
+    first_byte_ms: int
+    use_case: str = ""
+    settle: tuple[tuple[str, str, int | None], ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return {"event": "usage.close", "v": SCHEMA, **fields}
+
+    @property
+    def total_tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+    @classmethod
+    def parse(cls, record: Mapping[str, Any]) -> UsageClose:
+        """Read a record that came through the log pipe. Unknown fields are ignored (a newer proxy may add some)."""
+        if record.get("event") != "usage.close":
+            raise BadRecord(f"event: expected usage.close, found {record.get('event')!r:.80}")
+        if record.get("v") != SCHEMA:
+            raise BadRecord(f"v: this version reads schema {SCHEMA}, found {record.get('v')!r:.80}")
+        values: dict[str, Any] = {}
+        for name in _TEXTS:
+            values[name] = _text(record, name, required=name in ("id", "tenant", "model"))
+        for name in _COUNTS:
+            values[name] = _count(record, name)
+        if record.get("outcome") not in get_args(Outcome):
+            raise BadRecord(f"outcome: found {record.get('outcome')!r:.80}")
+        if not isinstance(record.get("estimated"), bool):
+            raise BadRecord("estimated: expected true or false")
+        return cls(outcome=record["outcome"], estimated=record["estimated"], settle=_settle(record), **values)
+
+
+_TEXTS = ("id", "tenant", "user", "team", "key", "plan", "model", "upstream", "upstream_model", "route", "use_case")
+_COUNTS = (
+    "ts_us", "status", "input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens",
+    "reasoning_tokens", "cost_microusd", "latency_ms", "first_byte_ms",
+)  # fmt: skip
+
+
+def _text(record: Mapping[str, Any], name: str, *, required: bool) -> str:
+    value = record.get(name, "")
+    if not isinstance(value, str) or len(value) > 256 or (required and not value):
+        raise BadRecord(f"{name}: expected text of at most 256 characters, found {value!r:.80}")
+    return value
+
+
+def _count(record: Mapping[str, Any], name: str) -> int:
+    value = record.get(name)
+    limit = 2**53 if name == "ts_us" else MAX_COUNT
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
+        raise BadRecord(f"{name}: expected a whole number from 0 to {limit}, found {value!r:.80}")
+    return value
+
+
+def _settle(record: Mapping[str, Any]) -> tuple[tuple[str, str, int | None], ...]:
+    entries = record.get("settle", [])
+    if not isinstance(entries, list) or len(entries) > 256:
+        raise BadRecord("settle: expected a list of at most 256 entries")
+    found: list[tuple[str, str, int | None]] = []
+    for entry in entries:
+        match entry:
+            case ["r" | "b" | "c" as kind, str(key), (int() | None) as used] if used is None or 0 <= used <= MAX_COUNT:
+                found.append((kind, key, used))
+            case _:
+                raise BadRecord(f"settle: found {entry!r:.80}")
+    return tuple(found)

@@ -1,0 +1,181 @@
+"""A tenant's terms: the plan with the tenant's overrides, compiled into the limits that apply to one model.
+
+Compiled once per tenant record, policy revision and user; per request only costs are filled in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from tollgate.domain import keys
+from tollgate.domain.identity import Identity
+from tollgate.domain.limits import (
+    PERIOD_US,
+    Budget,
+    BudgetTake,
+    Concurrency,
+    Limit,
+    Rate,
+    RateTake,
+    Scope,
+    SlotTake,
+    Take,
+    Unit,
+)
+from tollgate.domain.policy import BudgetSpec, LimitSpec, ModelSpec, PlanSpec, Policy, TenantRecord, in_force
+from tollgate.domain.prices import Price
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one request is expected to use, before it is sent. `least_*` is what it needs when its answer's length
+    is only a guess (which may shrink); equal to the whole where the caller gave a maximum."""
+
+    tokens: int
+    least_tokens: int
+    microusd: int
+    least_microusd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A limit together with the subject and key of the bucket that counts it (budgets: without their window)."""
+
+    limit: Limit
+    subject: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What one user of a tenant may do with one model, ready to be taken from."""
+
+    plan: PlanSpec
+    model: ModelSpec
+    price: Price | None
+    bounds: tuple[Bound, ...]
+
+    @property
+    def counts_money(self) -> bool:
+        return any(b.limit.unit is Unit.MICROUSD for b in self.bounds if isinstance(b.limit, Budget))
+
+
+def rate_or_slots(spec: LimitSpec) -> Rate | Concurrency:
+    if spec.concurrent is not None:
+        return Concurrency(spec.scope, spec.concurrent, spec.id)
+    period_us = PERIOD_US[spec.per or "second"]
+    return Rate(spec.scope, spec.unit, spec.amount, period_us, spec.burst or spec.amount, spec.id)
+
+
+def budget(spec: BudgetSpec) -> Budget:
+    models = frozenset(spec.models) if spec.models is not None else None
+    return Budget(spec.scope, spec.unit, spec.amount, spec.per, spec.id, models, spec.alert_at)
+
+
+def compile_terms(policy: Policy, record: TenantRecord, who: Identity, model: str, now_us: int) -> Terms:
+    """The terms of `who` for `model`, with the overrides that are in force at `now_us`.
+
+    Raises KeyError where the plan or model does not exist: the caller has checked both.
+    """
+    plan = policy.plans[record.plan]
+    spec = policy.models[model]
+    bounds: list[Bound] = []
+    for limit_spec in _overridden(plan.limits, (o for o in record.limits if in_force(o, who.user, now_us))):
+        bounds += _bind(rate_or_slots(limit_spec), who)
+    for budget_spec in _overridden(plan.budgets, (o for o in record.budgets if in_force(o, who.user, now_us))):
+        if budget_spec.models is None or model in budget_spec.models:
+            bounds += _bind(budget(budget_spec), who)
+    for limit_spec in spec.limits:
+        bounds += _bind(rate_or_slots(limit_spec), who, f"model:{model}")
+    for limit_spec in policy.everyone.limits:
+        if limit_spec.scope is Scope.GLOBAL:
+            bounds += _bind(rate_or_slots(limit_spec), who)
+    price = Price.of(spec.price) if spec.price is not None else None
+    return Terms(plan, spec, price, tuple(bounds))
+
+
+def upstream_bounds(policy: Policy, upstream: str) -> tuple[Bound, ...]:
+    """The limits of one upstream; they join an admission once the route is chosen."""
+    name = f"upstream:{upstream}"
+    subject = keys.global_subject(name)
+    limits = [rate_or_slots(spec) for spec in policy.upstreams[upstream].limits]
+    return tuple(Bound(limit, subject, _key(subject, limit)) for limit in limits)
+
+
+def ip_bounds(policy: Policy, ip: str) -> tuple[Bound, ...]:
+    """The limits of one client address."""
+    subject = keys.ip_subject(ip)
+    limits = [rate_or_slots(spec) for spec in policy.everyone.limits if spec.scope is Scope.IP]
+    return tuple(Bound(limit, subject, _key(subject, limit)) for limit in limits)
+
+
+def takes(bounds: Iterable[Bound], cost: Cost, now_us: int) -> list[Take]:
+    """What one request takes from each limit; budgets in the windows that contain `now_us`. Narrowest scope first."""
+    found: list[Take] = []
+    for bound in bounds:
+        limit = bound.limit
+        if isinstance(limit, Concurrency):
+            found.append(SlotTake(bound.subject, bound.key, limit))
+            continue
+        if limit.unit is Unit.REQUESTS:
+            amount = least = 1
+        elif limit.unit is Unit.TOKENS:
+            amount, least = cost.tokens, cost.least_tokens
+        else:
+            amount, least = cost.microusd, cost.least_microusd
+        if isinstance(limit, Rate):
+            found.append(RateTake(bound.subject, bound.key, limit, amount, least))
+        else:
+            label, start, end = limit.window.bounds(now_us)
+            found.append(BudgetTake(bound.subject, f"{bound.key}:{label}", limit, amount, least, label, start, end))
+    return found
+
+
+def used(taken: Sequence[Take], tokens: int, microusd: int, *, sent: bool) -> list[int | None]:
+    """What to settle for each take, in its unit: real usage; nothing moves for request rates; a request that never
+    left the gateway (`sent` is False) does not count against a budget of requests."""
+    amounts: list[int | None] = []
+    for take in taken:
+        if isinstance(take, SlotTake):
+            amounts.append(0)
+        elif take.limit.unit is Unit.REQUESTS:
+            amounts.append((1 if sent else 0) if isinstance(take, BudgetTake) else None)
+        else:
+            amounts.append(tokens if take.limit.unit is Unit.TOKENS else microusd)
+    return amounts
+
+
+S = TypeVar("S", bound="LimitSpec | BudgetSpec")
+
+
+def _overridden(base: Iterable[S], overrides: Iterable[S]) -> list[S]:
+    """The plan's limits, each replaced by the override of the same id; overrides of no plan limit are added. A
+    user's own override beats the tenant's, whatever their order."""
+    merged: dict[str, S] = {spec.id: spec for spec in base}
+    for override in sorted(overrides, key=lambda o: getattr(o, "user", None) is not None):
+        merged[override.id] = override
+    return list(merged.values())
+
+
+def _bind(limit: Limit, who: Identity, what: str = "") -> list[Bound]:
+    """The limit with its subject; nothing where the caller has none (no team, no API key)."""
+    if limit.scope is Scope.TENANT:
+        subject = keys.tenant_subject(who.tenant)
+    elif limit.scope is Scope.GLOBAL:
+        subject = keys.global_subject(what)
+    else:
+        name = {Scope.USER: who.user, Scope.KEY: who.key, Scope.TEAM: who.team}.get(limit.scope, "")
+        if not name:
+            return []
+        subject = keys.member_subject(who.tenant, limit.scope[0] if limit.scope is not Scope.TEAM else "t", name)
+    return [Bound(limit, subject, _key(subject, limit))]
+
+
+def _key(subject: str, limit: Limit) -> str:
+    """Subject, then what is counted: ``{…}u…:tokens.minute``, or with a digest of the models of a budget."""
+    what = limit.id.partition(".")[2]
+    if isinstance(limit, Budget):
+        return f"{subject}:b:{limit.unit}.{limit.window}" + (f".{keys.digest(what)}" if limit.models else "")
+    return f"{subject}:{what}"

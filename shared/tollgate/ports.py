@@ -1,0 +1,118 @@
+"""What the services need from the outside world. Adapters implement these; `bootstrap.py` wires them.
+
+Each port is as small as its callers allow. A failure is raised as the error named here, wrapped once, in the adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from tollgate.domain.identity import Identity
+from tollgate.domain.limits import Admission, BudgetTake, Decision, Settlement
+from tollgate.domain.policy import Policy, TenantRecord
+from tollgate.domain.records import UsageClose
+
+
+class StoreUnavailable(Exception):
+    """The store did not answer in time, or not in a way that can be trusted. Nothing is known to be taken."""
+
+
+class LimitStore(Protocol):
+    """Shared buckets. `admit` is atomic and idempotent by `Admission.id`; so is `settle`, by `Settlement.id`."""
+
+    name: str
+    """``redis``, ``dynamodb`` or ``memory``; what `Decision.store` says."""
+
+    async def admit(self, admission: Admission) -> Decision:
+        """Take everything or nothing. Raises `StoreUnavailable`."""
+        ...
+
+    async def settle(self, settlement: Settlement) -> bool:
+        """Replace what is held by what was used; True if this call did it, False if there was nothing (left) to do.
+        Raises `StoreUnavailable`."""
+        ...
+
+    async def raise_floor(self, spent: Mapping[str, int]) -> None:
+        """Make every budget key's `spent` at least this much (units of the budget). Unknown keys stay unknown: they
+        are loaded when they are next asked for. Raises `StoreUnavailable`."""
+        ...
+
+    async def publish(self, *, policy: int = 0, tenants: Mapping[str, int] | None = None) -> None:
+        """Announce newer versions of the policy and of tenants' records (never lowers one). Raises `StoreUnavailable`."""
+        ...
+
+    async def ping(self) -> None:
+        """Raises `StoreUnavailable` unless the store answers."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class Ledger(Protocol):
+    """The durable account of what was used."""
+
+    async def enter(self, entries: Sequence[UsageClose]) -> EntryReport:
+        """Enter each usage id exactly once, with its counters, whatever is repeated."""
+        ...
+
+    async def spent(self, takes: Sequence[BudgetTake]) -> list[int]:
+        """What the ledger knows to be spent in each take's window, in the budget's unit; parallel to `takes`."""
+        ...
+
+    async def report(
+        self, *, tenant: str | None = None, user: str | None = None, since: str | None = None, until: str | None = None
+    ) -> list[UsageRow]:
+        """Usage by tenant, user, model, provider and UTC day (``2026-11-21``, both ends included)."""
+        ...
+
+
+class EntryReport(Protocol):
+    """What `Ledger.enter` did."""
+
+    entered: int
+    repeated: int
+    floors: Mapping[str, int]
+    """Budget key -> total spent according to the ledger after entering, for `LimitStore.raise_floor`."""
+
+
+class UsageRow(Protocol):
+    """One line of a usage report; `as_dict` has exactly the keys of `tollgate usage --json`."""
+
+    def as_dict(self) -> dict[str, str | int]: ...
+
+
+class PolicySource(Protocol):
+    """The running policy and tenants' records, as they are now."""
+
+    async def policy(self) -> Policy:
+        """The newest good policy. Raises `PolicyUnavailable`."""
+        ...
+
+    async def tenant(self, name: str) -> TenantRecord | None:
+        """The tenant's record, read consistently; None if there is none. Raises `PolicyUnavailable`."""
+        ...
+
+
+class PolicyUnavailable(Exception):
+    """No policy, or no tenant record, can be read now; the message says what to do."""
+
+
+class Identify(Protocol):
+    """Who calls. Raises `tollgate.domain.identity.Unauthorized`."""
+
+    def __call__(self, headers: Mapping[bytes, bytes], ip: str) -> Identity: ...
+
+
+class UsageLog(Protocol):
+    """Where usage records go: one JSON line each, flushed before the call returns."""
+
+    def write(self, record: Mapping[str, Any]) -> None: ...
+
+
+class Secrets(Protocol):
+    """Provider keys by name."""
+
+    async def get(self, name: str) -> str: ...
+
+    def invalidate(self, name: str) -> None: ...
