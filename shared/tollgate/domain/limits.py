@@ -280,6 +280,12 @@ def grant(take: Take, state: State, now_us: int) -> int:
     return 1
 
 
+def moved(tat: int, delta_us: int, now_us: int) -> int:
+    """The TAT after settling: a give-back (negative) lowers it; a debt is taken now, so a bucket that has long been
+    full does not swallow it."""
+    return (max(tat, now_us) if delta_us > 0 else tat) + delta_us
+
+
 def remaining(take: Take, state: State, now_us: int) -> int:
     """What is left of the limit, in its own unit, never negative."""
     if isinstance(take, RateTake):
@@ -335,3 +341,4 @@ class Settlement:
     id: str
     takes: list[Take]
     used: list[int | None]
+    tenant: str = ""

@@ -187,7 +187,9 @@ class UpstreamSpec(Strict):
         if url.rstrip("/").endswith("/chat/completions"):
             raise ValueError("base_url ends before /chat/completions")
         if parts.scheme == "http" and parts.hostname not in LOOPBACK:
-            raise ValueError("http:// is for loopback addresses only: prompts and keys would cross the network in clear")
+            raise ValueError(
+                "http:// is for loopback addresses only: prompts and keys would cross the network in clear"
+            )
         return url.rstrip("/")
 
     @model_validator(mode="after")

@@ -1,0 +1,160 @@
+"""`memory://`: the limit store in one process. The reference that every other store is compared with; good for
+one container without Redis, and for tests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from tollgate.domain.limits import (
+    Admission,
+    BudgetTake,
+    Decision,
+    RateTake,
+    Settlement,
+    SlotTake,
+    State,
+    Status,
+    Take,
+    fits,
+    grant,
+    moved,
+)
+
+SWEEP_EVERY = 1024
+"""Admissions between two removals of what has expired: keeps memory bounded at no cost worth measuring."""
+
+
+@dataclass(slots=True)
+class _BudgetState:
+    spent: int
+    end_us: int
+    holds: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Request id -> (amount, expiry in µs)."""
+
+    @property
+    def committed(self) -> int:
+        return self.spent + sum(amount for amount, _ in self.holds.values())
+
+
+class MemoryLimitStore:
+    """Single-threaded by design: every method runs without awaiting, so the event loop makes it atomic."""
+
+    name = "memory"
+
+    def __init__(self, clock: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
+        self._clock = clock
+        self._tats: dict[str, int] = {}
+        self._budgets: dict[str, _BudgetState] = {}
+        self._slots: dict[str, dict[str, int]] = {}
+        self._marks: dict[str, tuple[int, list[int]]] = {}
+        self._policy_version = 0
+        self._tenant_versions: dict[str, int] = {}
+        self._until_sweep = SWEEP_EVERY
+
+    async def admit(self, admission: Admission) -> Decision:
+        now = self._clock()
+        self._sweep(now)
+        newest = self._tenant_versions.get(admission.tenant, 0)
+        answer = Decision(Status.ADMITTED, now, [], (), self._policy_version, newest, self.name)
+        if 0 < admission.policy_version < self._policy_version or 0 < admission.tenant_version < newest:
+            answer.status = Status.STALE
+            return answer
+        mark = self._marks.get(admission.id)
+        if mark is not None and mark[0] > now:
+            answer.states = [State(self._value(t, now), g) for t, g in zip(admission.takes, mark[1], strict=True)]
+            return answer
+        budgets = [t for t in admission.takes if isinstance(t, BudgetTake)]
+        if any(not t.start_us <= now < t.end_us for t in budgets):
+            answer.status = Status.WINDOW
+            return answer
+        for take in budgets:
+            if take.seed is not None:
+                known = self._budgets.setdefault(take.key, _BudgetState(take.seed, take.end_us))
+                known.spent = max(known.spent, take.seed)
+        answer.cold = tuple(
+            i for i, t in enumerate(admission.takes) if isinstance(t, BudgetTake) and t.key not in self._budgets
+        )
+        if answer.cold:
+            answer.status = Status.COLD
+            return answer
+        answer.states = [State(self._value(take, now)) for take in admission.takes]
+        if not all(fits(t, s, now) for t, s in zip(admission.takes, answer.states, strict=True)):
+            answer.status = Status.REFUSED
+            return answer
+        self._take(admission, answer.states, now)
+        return answer
+
+    async def settle(self, settlement: Settlement) -> bool:
+        now = self._clock()
+        expiry, granted = self._marks.pop(settlement.id, (0, []))
+        if expiry <= now:
+            return False
+        for take, amount, used in zip(settlement.takes, granted, settlement.used, strict=True):
+            if isinstance(take, RateTake):
+                if used is not None and take.key in self._tats:
+                    self._tats[take.key] = moved(self._tats[take.key], take.limit.inc_us(used) - amount, now)
+            elif isinstance(take, BudgetTake):
+                budget = self._budgets.get(take.key)
+                if budget is not None and budget.holds.pop(settlement.id, (0, 0))[1] > now:
+                    budget.spent += used or 0
+            else:
+                self._slots.get(take.key, {}).pop(settlement.id, None)
+        return True
+
+    async def raise_floor(self, spent: Mapping[str, int]) -> None:
+        for key, amount in spent.items():
+            if key in self._budgets:
+                self._budgets[key].spent = max(self._budgets[key].spent, amount)
+
+    async def publish(self, *, policy: int = 0, tenants: Mapping[str, int] | None = None) -> None:
+        self._policy_version = max(self._policy_version, policy)
+        for tenant, version in (tenants or {}).items():
+            self._tenant_versions[tenant] = max(self._tenant_versions.get(tenant, 0), version)
+
+    async def ping(self) -> None:
+        """A process always reaches itself."""
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+    def _value(self, take: Take, now: int) -> int:
+        """TAT, committed units or slots in use; what has expired is released first."""
+        if isinstance(take, RateTake):
+            return self._tats.get(take.key, 0)
+        if isinstance(take, SlotTake):
+            holders = self._slots.setdefault(take.key, {})
+            for holder in [h for h, expiry in holders.items() if expiry <= now]:
+                del holders[holder]
+            return len(holders)
+        budget = self._budgets.get(take.key)
+        if budget is None:
+            return 0
+        for holder in [h for h, (_, expiry) in budget.holds.items() if expiry <= now]:
+            del budget.holds[holder]
+        return budget.committed
+
+    def _take(self, admission: Admission, states: list[State], now: int) -> None:
+        expiry = now + admission.expires_us
+        for take, state in zip(admission.takes, states, strict=True):
+            state.granted = grant(take, state, now)
+            if isinstance(take, RateTake):
+                state.value = self._tats[take.key] = max(state.value, now) + state.granted
+            elif isinstance(take, BudgetTake):
+                self._budgets[take.key].holds[admission.id] = (state.granted, expiry)
+                state.value += state.granted
+            else:
+                self._slots[take.key][admission.id] = expiry
+                state.value += 1
+        self._marks[admission.id] = (expiry, [s.granted for s in states])
+
+    def _sweep(self, now: int) -> None:
+        self._until_sweep -= 1
+        if self._until_sweep > 0:
+            return
+        self._until_sweep = SWEEP_EVERY
+        self._marks = {k: v for k, v in self._marks.items() if v[0] > now}
+        self._tats = {k: v for k, v in self._tats.items() if v > now - 3_600_000_000}
+        self._budgets = {k: v for k, v in self._budgets.items() if v.end_us + 3_600_000_000 > now}
+        self._slots = {k: v for k, v in self._slots.items() if v}

@@ -1,0 +1,77 @@
+"""Every limit store, behind one fixture: the contract suite runs against each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Coroutine, Iterator
+from typing import Any, TypeVar
+
+import pytest
+import redis
+
+from tests.servers import redis_server
+from tollgate.adapters.memory_limits import MemoryLimitStore
+from tollgate.adapters.redis_limits import RedisLimitStore
+from tollgate.domain.limits import Admission, Decision, Settlement, Take
+from tollgate.ports import LimitStore
+
+T = TypeVar("T")
+NOON = 1_795_262_400_000_000  # 2026-11-21 12:00:00 UTC, in microseconds
+
+
+class Driver:
+    """A store with a clock that tests set, driven synchronously."""
+
+    def __init__(self, store: LimitStore, runner: asyncio.Runner) -> None:
+        self.store = store
+        self.now = NOON
+        self._runner = runner
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self._runner.run(coroutine)
+
+    def admit(self, *takes: Take, id: str | None = None, expires_us: int = 60_000_000, **versions: int) -> Decision:
+        return self.run(self.store.admit(self.admission(*takes, id=id, expires_us=expires_us, **versions)))
+
+    def admission(
+        self, *takes: Take, id: str | None = None, expires_us: int = 60_000_000, **versions: int
+    ) -> Admission:
+        return Admission(id or uuid.uuid4().hex, list(takes), expires_us, "acme", **versions)
+
+    def settle(self, id: str, takes: list[Take], used: list[int | None]) -> bool:
+        return self.run(self.store.settle(Settlement(id, takes, used, "acme")))
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    with redis_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+STORES = ["memory", "redis"]
+
+
+def make_driver(kind: str, runner: asyncio.Runner, request: pytest.FixtureRequest) -> Driver:
+    driver: Driver
+    if kind == "memory":
+        driver = Driver(MemoryLimitStore(clock=lambda: driver.now), runner)
+    else:
+        url = request.getfixturevalue("redis_url")
+        with redis.Redis.from_url(url) as client:
+            client.flushall()
+        driver = Driver(RedisLimitStore(url, clock=lambda: driver.now, reply_timeout=5), runner)
+    return driver
+
+
+@pytest.fixture(params=STORES)
+def driver(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Iterator[Driver]:
+    made = make_driver(request.param, runner, request)
+    yield made
+    made.run(made.store.aclose())

@@ -1,0 +1,243 @@
+"""What every limit store promises: the same decisions for the same moments."""
+
+from __future__ import annotations
+
+from tests.contract.conftest import NOON, Driver
+from tollgate.domain import keys
+from tollgate.domain.limits import (
+    FOREVER_US,
+    Budget,
+    BudgetTake,
+    Concurrency,
+    Rate,
+    RateTake,
+    Scope,
+    SlotTake,
+    Status,
+    Unit,
+    Window,
+    refusal,
+)
+
+SECOND = 1_000_000
+MINUTE = 60 * SECOND
+USER = keys.member_subject("acme", "u", "alice")
+TENANT = keys.tenant_subject("acme")
+
+
+def requests(amount: int = 10, *, burst: int | None = None, period_us: int = MINUTE, subject: str = USER) -> RateTake:
+    limit = Rate(Scope.USER, Unit.REQUESTS, amount, period_us, burst or amount, "user.requests.minute")
+    return RateTake(subject, f"{subject}:requests.minute", limit, 1, 1)
+
+
+def tokens(cost: int, floor: int | None = None, *, amount: int = 1000, subject: str = USER) -> RateTake:
+    limit = Rate(Scope.USER, Unit.TOKENS, amount, MINUTE, amount, "user.tokens.minute")
+    return RateTake(subject, f"{subject}:tokens.minute", limit, cost, cost if floor is None else floor)
+
+
+def budget(
+    cost: int, *, floor: int | None = None, amount: int = 100, seed: int | None = 0, at: int = NOON
+) -> BudgetTake:
+    limit = Budget(Scope.TENANT, Unit.TOKENS, amount, Window.DAY, "tenant.tokens.day")
+    label, start, end = Window.DAY.bounds(at)
+    least = cost if floor is None else floor
+    return BudgetTake(TENANT, f"{TENANT}:b:tokens.day:{label}", limit, cost, least, label, start, end, seed)
+
+
+def slot(amount: int = 2) -> SlotTake:
+    return SlotTake(TENANT, f"{TENANT}:slots", Concurrency(Scope.TENANT, amount, "tenant.slots"))
+
+
+class TestRates:
+    def test_admits_exactly_the_burst_then_one_per_period(self, driver: Driver) -> None:
+        for amount in (1, 7, 10):
+            take = requests(amount, subject=f"{USER}{amount}")
+            assert [driver.admit(take).status for _ in range(amount + 1)] == [Status.ADMITTED] * amount + [
+                Status.REFUSED
+            ]
+            wait = refusal(driver.admission(take), driver.admit(take)).wait_us
+            assert wait == -(-MINUTE // amount)
+            driver.now += wait - 1
+            assert not driver.admit(take).admitted
+            driver.now += 1
+            assert driver.admit(take).admitted
+            assert not driver.admit(take).admitted
+
+    def test_a_refused_request_leaves_every_bucket_untouched(self, driver: Driver) -> None:
+        roomy, tight = tokens(600), requests(1)
+        assert driver.admit(roomy, tight).admitted
+        for _ in range(5):
+            assert driver.admit(tokens(100), tight).status is Status.REFUSED
+        assert driver.admit(tokens(400)).admitted
+        assert not driver.admit(tokens(1)).admitted
+
+    def test_a_guess_shrinks_to_what_is_left_but_not_below_its_floor(self, driver: Driver) -> None:
+        assert driver.admit(tokens(900)).admitted
+        decision = driver.admit(tokens(500, floor=50))
+        assert decision.admitted
+        assert decision.states[0].granted == tokens(100).inc_us
+        assert not driver.admit(tokens(500, floor=1)).admitted
+
+    def test_settling_gives_back_what_was_not_used(self, driver: Driver) -> None:
+        take = tokens(1000)
+        driver.admit(take, id="a")
+        assert not driver.admit(tokens(1)).admitted
+        assert driver.settle("a", [take], [300])
+        assert driver.admit(tokens(700)).admitted
+        assert not driver.admit(tokens(1)).admitted
+
+    def test_use_beyond_the_hold_becomes_debt(self, driver: Driver) -> None:
+        take = tokens(100)
+        driver.admit(take, id="a")
+        driver.settle("a", [take], [2000])
+        driver.now += MINUTE
+        assert not driver.admit(tokens(1)).admitted
+        driver.now += MINUTE
+        assert driver.admit(tokens(900)).admitted
+
+    def test_debt_counts_from_now_on_even_if_the_bucket_had_refilled(self, driver: Driver) -> None:
+        take = tokens(10)
+        driver.admit(take, id="a", expires_us=10 * MINUTE)
+        driver.now += 5 * MINUTE
+        driver.settle("a", [take], [1010])
+        assert not driver.admit(tokens(1)).admitted
+
+    def test_requests_are_never_given_back(self, driver: Driver) -> None:
+        take = requests(1)
+        driver.admit(take, id="a")
+        assert driver.settle("a", [take], [None])
+        assert not driver.admit(take).admitted
+
+
+class TestIdempotency:
+    def test_a_repeated_admission_takes_once(self, driver: Driver) -> None:
+        takes = [tokens(100), budget(10), slot(5)]
+        first = driver.admit(*takes, id="a")
+        for _ in range(3):
+            again = driver.admit(*takes, id="a")
+            assert (again.status, again.states) == (first.status, first.states)
+        assert driver.admit(tokens(900)).admitted
+
+    def test_a_repeated_settlement_moves_once(self, driver: Driver) -> None:
+        takes = [tokens(1000), budget(100)]
+        driver.admit(*takes, id="a")
+        assert driver.settle("a", takes, [500, 40])
+        assert not driver.settle("a", takes, [500, 40])
+        assert not driver.settle("a", takes, [0, 0])
+        assert driver.admit(tokens(500), budget(60)).admitted
+        assert not driver.admit(budget(1)).admitted
+
+    def test_an_unknown_settlement_moves_nothing(self, driver: Driver) -> None:
+        takes = [tokens(1), budget(1)]
+        assert not driver.settle("never-admitted", takes, [999, 99])
+        assert driver.admit(tokens(1000), budget(100)).admitted
+
+
+class TestBudgets:
+    def test_a_budget_nobody_loaded_is_cold_and_takes_nothing(self, driver: Driver) -> None:
+        decision = driver.admit(tokens(1000), budget(10, seed=None))
+        assert (decision.status, decision.cold) == (Status.COLD, (1,))
+        assert driver.admit(tokens(1000), budget(10, seed=95)).status is Status.REFUSED
+        assert driver.admit(tokens(1000), budget(5, seed=None)).admitted
+
+    def test_a_seed_never_lowers_what_is_spent(self, driver: Driver) -> None:
+        take = budget(50, seed=20)
+        driver.admit(take, id="a")
+        driver.settle("a", [take], [50])
+        assert driver.admit(budget(30, seed=0)).admitted
+        assert not driver.admit(budget(1, seed=0)).admitted
+
+    def test_committed_is_spent_plus_held(self, driver: Driver) -> None:
+        take = budget(60)
+        driver.admit(take, id="a")
+        assert not driver.admit(budget(41)).admitted
+        driver.settle("a", [take], [10])
+        decision = driver.admit(budget(90))
+        assert decision.admitted
+        assert decision.states[0].value == 100
+
+    def test_overspend_is_seen_by_the_next_admission(self, driver: Driver) -> None:
+        take = budget(60)
+        driver.admit(take, id="a")
+        driver.settle("a", [take], [150])
+        decision = driver.admit(budget(1))
+        assert decision.status is Status.REFUSED
+        assert decision.states[0].value == 150
+
+    def test_an_expired_hold_is_released_and_settles_to_nothing(self, driver: Driver) -> None:
+        take = budget(100)
+        driver.admit(take, id="a", expires_us=SECOND)
+        assert not driver.admit(budget(1)).admitted
+        driver.now += SECOND
+        assert driver.admit(budget(100), id="b").admitted
+        assert not driver.settle("a", [take], [100])
+        assert driver.settle("b", [take], [40])
+        assert driver.admit(budget(60)).admitted
+
+    def test_the_wrong_window_is_told_and_takes_nothing(self, driver: Driver) -> None:
+        yesterday = budget(10, at=NOON - 86_400 * SECOND)
+        assert driver.admit(yesterday).status is Status.WINDOW
+        assert driver.admit(budget(100)).admitted
+
+    def test_a_guess_shrinks_in_a_budget(self, driver: Driver) -> None:
+        driver.admit(budget(80))
+        decision = driver.admit(budget(50, floor=5))
+        assert decision.admitted
+        assert decision.states[0].granted == 20
+
+    def test_a_floor_raises_what_is_spent_but_loads_nothing(self, driver: Driver) -> None:
+        take = budget(10)
+        driver.admit(take, id="a")
+        driver.run(driver.store.raise_floor({take.key: 70, "{unknown}:b:tokens.day:2026-11-21": 5}))
+        assert not driver.admit(budget(21)).admitted
+        driver.run(driver.store.raise_floor({take.key: 1}))
+        assert not driver.admit(budget(21)).admitted
+        assert driver.admit(budget(20)).admitted
+
+    def test_credit_for_life_has_no_end(self, driver: Driver) -> None:
+        limit = Budget(Scope.TENANT, Unit.MICROUSD, 10, Window.LIFE, "tenant.microusd.life")
+        take = BudgetTake(TENANT, f"{TENANT}:b:life", limit, 10, 10, "life", 0, FOREVER_US, seed=0)
+        admission = driver.admission(take)
+        assert driver.admit(take).admitted
+        refused = refusal(admission, driver.admit(take))
+        assert (refused.wait_us, refused.never) == (None, False)
+
+
+class TestSlots:
+    def test_slots_are_freed_by_settling_or_by_their_holders_death(self, driver: Driver) -> None:
+        assert driver.admit(slot(), id="a").admitted
+        assert driver.admit(slot(), id="b", expires_us=SECOND).admitted
+        assert driver.admit(slot()).status is Status.REFUSED
+        assert driver.settle("a", [slot()], [0])
+        assert driver.admit(slot(), id="c").admitted
+        assert not driver.admit(slot()).admitted
+        driver.now += SECOND
+        assert driver.admit(slot()).admitted
+        assert not driver.admit(slot()).admitted
+
+
+class TestAllOrNothing:
+    def test_a_refusal_anywhere_takes_nothing_anywhere(self, driver: Driver) -> None:
+        driver.admit(slot(1), id="holder")
+        for _ in range(3):
+            assert not driver.admit(requests(1), tokens(1000), budget(100), slot(1)).admitted
+        driver.settle("holder", [slot(1)], [0])
+        assert driver.admit(requests(1), tokens(1000), budget(100), slot(1)).admitted
+
+
+class TestVersions:
+    def test_an_old_version_takes_nothing(self, driver: Driver) -> None:
+        driver.run(driver.store.publish(policy=5, tenants={"acme": 3}))
+        decision = driver.admit(requests(1), policy_version=4, tenant_version=3)
+        assert (decision.status, decision.policy_version, decision.tenant_version) == (Status.STALE, 5, 3)
+        assert driver.admit(requests(1), policy_version=5, tenant_version=2).status is Status.STALE
+        assert driver.admit(requests(1), policy_version=5, tenant_version=3).admitted
+
+    def test_a_version_never_falls(self, driver: Driver) -> None:
+        driver.run(driver.store.publish(policy=5))
+        driver.run(driver.store.publish(policy=4))
+        assert driver.admit(requests(), policy_version=4).status is Status.STALE
+
+    def test_unversioned_admissions_are_not_compared(self, driver: Driver) -> None:
+        driver.run(driver.store.publish(policy=5, tenants={"acme": 3}))
+        assert driver.admit(requests()).admitted
