@@ -1,0 +1,218 @@
+"""The issuer's signing keys (a JWK set, RFC 7517), fetched over HTTP and kept.
+
+However many unknown key ids come, the set is fetched at most once per 30 s; while the issuer is down the keys that
+are known go on serving. Every key is parsed once, not per token.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import jwt
+
+from tollgate.adapters.telemetry import log
+from tollgate.domain.identity import KeysUnavailable
+
+ALGORITHMS = {"RS256": "RSA", "ES256": "EC"}
+"""The only signature algorithms, with the key type of each: nothing in a token or key set can add one."""
+
+FETCH_PAUSE_S = 30
+"""At least this long from one fetch to the next."""
+MAX_AGE_S = 600
+"""A set older than this is fetched again, so that keys which the issuer withdraws stop serving."""
+TIMEOUT_S = 2
+"""For connecting, and for each read; a whole fetch gets twice that."""
+MAX_BYTES = 256 * 1024
+MIN_RSA_BITS = 2048
+
+
+class FetchFailed(Exception):
+    """The key set could not be had; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """One key of the set, ready for use."""
+
+    kid: str
+    alg: str
+    jwk: jwt.PyJWK
+
+    def verify(self, message: bytes, signature: bytes) -> bool:
+        """Whether `signature` was made over `message` with this key's private half."""
+        return self.jwk.Algorithm.verify(message, self.jwk.key, signature)
+
+
+class Jwks:
+    """The keys of one issuer. Thread safe. `clock` gives epoch seconds: a frozen Lambda's monotonic clock stands
+    still, while keys age."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        http_hosts: frozenset[str] = frozenset(),
+        clock: Callable[[], float] = time.time,
+        fetch: Callable[[str], bytes] | None = None,
+    ) -> None:
+        """Raises `ValueError` for a `url` that keys must not come from (see `check_url`)."""
+        self._url = check_url(url, http_hosts)
+        self._clock = clock
+        self._fetch = fetch or fetch_document
+        self._lock = threading.Lock()
+        self._keys: dict[tuple[str, str], PublicKey] = {}
+        self._fetched_at = 0.0
+        self._tried_at = float("-inf")
+        self._failures = 0
+
+    def find(self, kid: str, alg: str) -> PublicKey | None:
+        """The key with this id for this algorithm; None if the issuer has none.
+
+        May fetch the set, and then blocks for as long as that takes. Raises `KeysUnavailable` if no set was ever had.
+        """
+        key = self._keys.get((kid, alg))
+        if key is None:
+            with self._lock:
+                # whoever waited here while another thread fetched finds what that one brought
+                if (kid, alg) not in self._keys:
+                    self._refresh()
+        elif self._clock() - self._fetched_at >= MAX_AGE_S and self._lock.acquire(blocking=False):
+            # one caller asks again; the others do not wait for it, since the old keys still serve
+            try:
+                self._refresh()
+            finally:
+                self._lock.release()
+        if not self._keys:
+            raise KeysUnavailable(f"no signing keys from {self._url}")
+        return self._keys.get((kid, alg))
+
+    def warm(self) -> bool:
+        """Fetch the set if it was never had; whether it is there now. For a start: it never raises."""
+        with self._lock:
+            if not self._keys:
+                self._refresh()
+        return bool(self._keys)
+
+    def _refresh(self) -> None:
+        """Fetch the set unless that was tried just now. The lock is held."""
+        now = self._clock()
+        # With nothing to serve from, the first retries come sooner: 1, 2, 4 ... 30 s.
+        pause = FETCH_PAUSE_S if self._keys else min(FETCH_PAUSE_S, 2 ** max(0, self._failures - 1))
+        if 0 <= now - self._tried_at < pause:
+            return
+        self._tried_at = now
+        try:
+            self._keys = parse(self._fetch(self._url))
+        except FetchFailed as failure:
+            self._failures += 1
+            serving = len(self._keys)
+            log("WARNING", "signing keys could not be fetched", url=self._url, error=str(failure), serving=serving)
+            return
+        self._failures = 0
+        self._fetched_at = now
+
+
+def parse(body: bytes) -> dict[tuple[str, str], PublicKey]:
+    """The usable keys of a JWK set, by key id and algorithm. Raises `FetchFailed` if there are none.
+
+    Keys of other kinds, and broken ones, are passed over: one bad key must not lock everybody out.
+    """
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise FetchFailed("the key set is not JSON") from error
+    entries = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(entries, list):
+        raise FetchFailed("the key set has no list of keys")
+    found = {(key.kid, key.alg): key for entry in entries if isinstance(entry, dict) and (key := _usable(entry))}
+    if not found:
+        raise FetchFailed("the key set has no usable key")
+    return found
+
+
+def _usable(entry: Mapping[str, Any]) -> PublicKey | None:
+    kid, kty, curve = entry.get("kid"), entry.get("kty"), entry.get("crv")
+    alg = entry.get("alg") or {("RSA", None): "RS256", ("EC", "P-256"): "ES256"}.get((str(kty), curve))
+    operations = entry.get("key_ops", ["verify"])
+    if (
+        not isinstance(kid, str)
+        or not isinstance(alg, str)
+        or ALGORITHMS.get(alg) != kty
+        or (alg == "ES256" and curve != "P-256")
+        or entry.get("use", "sig") != "sig"
+        or not isinstance(operations, list)
+        or "verify" not in operations
+        or "d" in entry  # a private key that is published proves nothing any more
+    ):
+        return None
+    try:
+        jwk = jwt.PyJWK(dict(entry), alg)
+    except (jwt.PyJWTError, ValueError, TypeError):
+        return None
+    if alg == "RS256" and jwk.key.key_size < MIN_RSA_BITS:
+        return None
+    return PublicKey(kid, alg, jwk)
+
+
+def check_url(url: str, http_hosts: frozenset[str] = frozenset()) -> str:
+    """`url` itself, if keys may come from there: https, or http from loopback or one of `http_hosts`.
+
+    Raises `ValueError`: whoever can change the key set on its way here can sign tokens.
+    """
+    parts = urlsplit(url)
+    if not parts.hostname or parts.username is not None or parts.fragment:
+        raise ValueError(f"JWKS URL {url!r}: expected https://host/path")
+    plain = parts.scheme == "http" and (is_loopback(parts.hostname) or parts.hostname in http_hosts)
+    if parts.scheme != "https" and not plain:
+        raise ValueError(f"JWKS URL {url!r}: must be https (http only on loopback)")
+    return url
+
+
+def emulator_hosts(environ: Mapping[str, str]) -> frozenset[str]:
+    """The hosts of an emulated AWS that the environment names; its key set comes over plain http."""
+    urls = (environ.get("AWS_ENDPOINT_URL_COGNITO_IDENTITY_PROVIDER"), environ.get("AWS_ENDPOINT_URL"))
+    named = [urlsplit(url).hostname for url in urls if url]
+    if localstack := environ.get("LOCALSTACK_HOST"):
+        named.append(urlsplit(f"//{localstack}").hostname)
+    return frozenset(name for name in named if name)
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def fetch_document(url: str) -> bytes:
+    """GET a small document: no redirects, no proxies, bounded in time and size. Raises `FetchFailed`."""
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+    deadline = time.monotonic() + 2 * TIMEOUT_S
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    try:
+        connection.request("GET", target, headers={"Accept": "application/json", "Connection": "close"})
+        response = connection.getresponse()
+        if response.status != 200:
+            raise FetchFailed(f"status {response.status}")
+        body = bytearray()
+        while chunk := response.read1(65_536):
+            body += chunk
+            if len(body) > MAX_BYTES:
+                raise FetchFailed(f"more than {MAX_BYTES} bytes")
+            if time.monotonic() > deadline:
+                raise FetchFailed("too slow")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise FetchFailed(f"{type(error).__name__}: {error}"[:200]) from error
+    finally:
+        connection.close()
+    return bytes(body)
