@@ -1,0 +1,49 @@
+"""What one call to a model really used, in tokens, as the provider counted it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+BYTES_PER_TOKEN = 4.0
+"""English text, roughly; used until a model's own ratio has been learned from settled usage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one call. The parts are contained in their totals, whatever the provider's own convention is."""
+
+    input_tokens: int = 0
+    """The whole prompt, including what was read from or written to the provider's cache."""
+    cached_input_tokens: int = 0
+    """The part of the input that the provider read from its cache."""
+    cache_write_tokens: int = 0
+    """The part of the input that the provider wrote to its cache."""
+    output_tokens: int = 0
+    """The whole answer, including reasoning."""
+    reasoning_tokens: int = 0
+    """The part of the output that was reasoning."""
+    estimated: bool = False
+    """Whether some of these numbers are our estimate, because the provider's did not arrive."""
+
+    @property
+    def total_tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+
+def tokens_of(text_bytes: int, bytes_per_token: float = BYTES_PER_TOKEN) -> int:
+    """How many tokens `text_bytes` of text are likely to be, rounded up."""
+    return -int(-text_bytes // bytes_per_token)
+
+
+def estimate(
+    known: Usage | None, prompt_tokens: int, produced_bytes: int, bytes_per_token: float = BYTES_PER_TOKEN
+) -> Usage:
+    """What to bill for a call whose usage never arrived, or arrived in part.
+
+    `known`: what the provider had said before the stream broke (it counts the prompt first). `prompt_tokens`: our own
+    estimate of the prompt. `produced_bytes`: text of the answer that was seen.
+    """
+    produced = tokens_of(produced_bytes, bytes_per_token)
+    if known is None:
+        return Usage(input_tokens=prompt_tokens, output_tokens=produced, estimated=True)
+    return replace(known, output_tokens=max(known.output_tokens, produced), estimated=True)
