@@ -1,0 +1,195 @@
+"""From the proxy's standard output to the metering function, as CloudWatch Logs does it.
+
+A log group's subscription filters lines by its pattern, gathers them for about a second, and invokes the function
+with one gzipped, base64-encoded batch. It delivers at least once: a batch whose invocation fails is tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gzip
+import json
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from typing import Any
+
+from tollgate.local.aws import ACCOUNT
+from tollgate.local.children import say
+
+USAGE_PATTERN = '{ $.event = "usage.*" }'
+"""The subscription's filter pattern, the same as in the template."""
+
+BATCH_S = 1.0
+MAX_BATCH_BYTES = 256 * 1024
+"""Of messages, before compression: well below what a Lambda event may hold."""
+MAX_BATCH_EVENTS = 1_000
+MAX_LINE_BYTES = 256 * 1024
+"""CloudWatch Logs cuts longer events in two; a line beyond it is no usage record."""
+ATTEMPTS = 8
+RETRY_S = 0.2
+MAX_RETRY_S = 5.0
+
+_PATTERN = re.compile(r'\{\s*\$\.([A-Za-z0-9_.]+)\s*=\s*"([^"]*)"\s*\}')
+
+Invoke = Callable[[Mapping[str, Any]], Awaitable[Any]]
+
+
+def json_filter(pattern: str) -> Callable[[str], bool]:
+    """A CloudWatch Logs filter of the form ``{ $.field = "value*" }``: matches JSON lines only."""
+    parsed = _PATTERN.fullmatch(pattern.strip())
+    if parsed is None:
+        raise ValueError(f"this stand-in for CloudWatch Logs does not know the filter pattern {pattern!r}")
+    path, value = parsed[1].split("."), parsed[2].replace("[", "[[]").replace("?", "[?]")
+
+    def matches(line: str) -> bool:
+        if not line.startswith("{"):
+            return False
+        try:
+            found: Any = json.loads(line)
+        except (ValueError, RecursionError):
+            return False
+        for name in path:
+            found = found.get(name) if isinstance(found, dict) else None
+        return isinstance(found, str) and fnmatchcase(found, value)
+
+    return matches
+
+
+class Lines:
+    """Whole lines from pieces of a stream, split at any byte."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[str]:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > MAX_LINE_BYTES:
+            lines.append(self._rest)
+            self._rest = b""
+        return [line.decode("utf-8", "replace").rstrip("\r") for line in lines]
+
+    def end(self) -> list[str]:
+        """What came after the last newline."""
+        rest, self._rest = self._rest, b""
+        return [rest.decode("utf-8", "replace")] if rest else []
+
+
+def subscription_event(log_group: str, events: list[tuple[int, str]]) -> dict[str, Any]:
+    """The event of a subscription's function, from messages and their times in epoch milliseconds."""
+    record = {
+        "messageType": "DATA_MESSAGE",
+        "owner": ACCOUNT,
+        "logGroup": log_group,
+        "logStream": time.strftime("%Y/%m/%d/[$LATEST]local", time.gmtime()),
+        "subscriptionFilters": ["usage"],
+        "logEvents": [
+            # real ids are 56 digits
+            {"id": f"{uuid.uuid4().int:056d}"[-56:], "timestamp": at_ms, "message": message}
+            for at_ms, message in events
+        ],
+    }
+    packed = gzip.compress(json.dumps(record).encode(), compresslevel=1)
+    return {"awslogs": {"data": base64.b64encode(packed).decode()}}
+
+
+class LogPipe:
+    """One log group with one subscription.
+
+    `other` is given every line that the subscription does not want. `dead` is given the event of a batch that failed
+    `ATTEMPTS` times, with the last error, as a function's failure destination would be.
+    """
+
+    def __init__(
+        self,
+        invoke: Invoke,
+        *,
+        log_group: str,
+        pattern: str = USAGE_PATTERN,
+        other: Callable[[str], None] = lambda _: None,
+        dead: Callable[[Mapping[str, Any], Exception], Awaitable[None]] | None = None,
+        batch_s: float = BATCH_S,
+    ) -> None:
+        self._invoke = invoke
+        self._log_group = log_group
+        self._wanted = json_filter(pattern)
+        self._other = other
+        self._dead = dead
+        self._batch_s = batch_s
+        self._lines = Lines()
+        self._waiting: list[tuple[int, str]] = []
+        self._arrived = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._worker = asyncio.create_task(self._work())
+
+    def feed(self, data: bytes) -> None:
+        """A piece of the process's output."""
+        self._take(self._lines.feed(data))
+
+    async def close(self) -> None:
+        """Deliver everything that was fed, however long the last batch has waited."""
+        self._take(self._lines.end())
+        self._closing.set()
+        self._arrived.set()
+        if self._worker is not None:
+            await self._worker
+
+    def _take(self, lines: list[str]) -> None:
+        now_ms = int(time.time() * 1000)
+        for line in lines:
+            if self._wanted(line):
+                self._waiting.append((now_ms, line))
+                self._arrived.set()
+            else:
+                self._other(line)
+
+    async def _work(self) -> None:
+        while True:
+            await self._arrived.wait()
+            if not self._closing.is_set():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), self._batch_s)
+            while batch := self._next_batch():
+                await self._deliver(subscription_event(self._log_group, batch))
+            if self._closing.is_set() and not self._waiting:
+                return
+            if not self._waiting:
+                self._arrived.clear()
+
+    def _next_batch(self) -> list[tuple[int, str]]:
+        size = count = 0
+        for _, message in self._waiting[:MAX_BATCH_EVENTS]:
+            size += len(message)
+            if count and size > MAX_BATCH_BYTES:
+                break
+            count += 1
+        batch, self._waiting = self._waiting[:count], self._waiting[count:]
+        return batch
+
+    async def _deliver(self, event: Mapping[str, Any]) -> None:
+        pause_s = RETRY_S
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                await self._invoke(event)
+            except Exception as error:  # noqa: BLE001 - whatever a function raises is its failure, not ours
+                if attempt == ATTEMPTS:
+                    say(f"metering failed {attempts(attempt)}, a batch of usage goes to the dead letters: {error!r}")
+                    if self._dead is not None:
+                        await self._dead(event, error)
+                    return
+                say(f"metering failed and is tried again: {error!r}")
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, MAX_RETRY_S)
+            else:
+                return
+
+
+def attempts(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
