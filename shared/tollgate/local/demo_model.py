@@ -52,32 +52,11 @@ EMBEDDING_SIZE = 8
 MAX_ANSWER = 1_000_000
 
 
-KNOWN = frozenset(
-    [
-        "frequency_penalty",
-        "input",
-        "instructions",
-        "max_completion_tokens",
-        "max_output_tokens",
-        "max_tokens",
-        "messages",
-        "model",
-        "n",
-        "presence_penalty",
-        "prompt",
-        "seed",
-        "stop",
-        "store",
-        "stream",
-        "stream_options",
-        "system",
-        "temperature",
-        "tool_choice",
-        "tools",
-        "top_p",
-        "user",
-    ]
-)
+KNOWN = frozenset({
+    "frequency_penalty", "input", "instructions", "max_completion_tokens", "max_output_tokens", "max_tokens",
+    "messages", "model", "n", "presence_penalty", "prompt", "seed", "stop", "store", "stream", "stream_options",
+    "system", "temperature", "tool_choice", "tools", "top_p", "user",
+})  # fmt: skip
 """Request fields that are not echoed."""
 
 

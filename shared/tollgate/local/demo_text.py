@@ -16,32 +16,10 @@ IMAGE_TOKENS = 85
 """What an image, a file or a sound costs."""
 
 _TOKEN = re.compile(r"[^\W_]{1,4}|[^\s]")
-_WORDS = tuple(
-    [
-        "the",
-        "gate",
-        "lets",
-        "you",
-        "in",
-        "when",
-        "your",
-        "plan",
-        "has",
-        "room",
-        "and",
-        "asks",
-        "a",
-        "fair",
-        "toll",
-        "for",
-        "each",
-        "word",
-        "that",
-        "goes",
-        "by",
-        "so",
-    ]
-)
+_WORDS = (
+    "the", "gate", "lets", "you", "in", "when", "your", "plan", "has", "room", "and",
+    "asks", "a", "fair", "toll", "for", "each", "word", "that", "goes", "by", "so",
+)  # fmt: skip
 
 
 def count(text: str) -> int:

@@ -1,0 +1,280 @@
+"""A stand-in for API Gateway's REST API with response streaming, in front of the proxy application.
+
+It does to a request what API Gateway and the Lambda Web Adapter do together: match the route, ask the authorizer,
+and hand the request on with two headers that only they may write, `x-amzn-request-context` and
+`x-amzn-lambda-context`; then it passes the answer on as it comes. Like Lambda, the application is not told when a
+client leaves: its answer is read to the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from tollgate.adapters.http import ConnectFailed, Header, HttpClient, Response, TimedOut, Timeouts, UpstreamError
+from tollgate.local.aws import ACCOUNT
+from tollgate.local.gateway_auth import Authorizer, AuthorizerFailed, Denied, NotAuthenticated
+from tollgate.wire import errors
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+ROUTES: dict[tuple[str, str], bool] = {
+    ("POST", "/v1/chat/completions"): True,
+    ("POST", "/v1/completions"): True,
+    ("POST", "/v1/embeddings"): True,
+    ("POST", "/v1/responses"): True,
+    ("POST", "/v1/messages"): True,
+    ("GET", "/v1/models"): True,
+    ("GET", "/v1/usage"): True,
+    ("GET", "/healthz"): False,
+}
+"""The template's routes, and whether the authorizer is asked."""
+
+STAGE = "v0"
+API_ID = "local00000"
+MAX_BODY = 10 * 1024 * 1024
+"""API Gateway's limit for a request's body, in bytes."""
+MAX_HEADERS = 10_240
+"""API Gateway's limit for the request line and all headers together, in bytes."""
+TIMEOUT_S = 900.0
+"""The longest that a streaming integration may take; the function's own limit is the same."""
+START_S = 10.0
+"""How long a request waits for a proxy that is being (re)started, as it would for a cold start."""
+
+NOT_FORWARDED = frozenset(
+    {
+        b"host", b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
+        b"expect", b"content-length",
+        # written by API Gateway and the adapter only
+        b"x-amzn-request-context", b"x-amzn-lambda-context", b"x-amzn-trace-id",
+    }
+)  # fmt: skip
+NOT_RETURNED = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"date", b"server"})
+
+
+class Truncated(Exception):
+    """The answer broke off after it had begun: all that is left to do is to close the connection."""
+
+
+@dataclass(frozen=True)
+class Integration:
+    """Where the proxy is, and how long to wait for it."""
+
+    url: str
+    serving: asyncio.Event
+    """Set while the proxy's process serves."""
+    region: str
+    function: str = "tollgate-proxy"
+    timeout_s: float = TIMEOUT_S
+
+    @property
+    def arn(self) -> str:
+        return f"arn:aws:lambda:{self.region}:{ACCOUNT}:function:{self.function}"
+
+
+class ApiGateway:
+    """The ASGI application."""
+
+    def __init__(self, authorizer: Authorizer, integration: Integration, http: HttpClient) -> None:
+        self._authorizer = authorizer
+        self._integration = integration
+        self._http = http
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        request_id = str(uuid.uuid4())
+        try:
+            await self._handle(scope, receive, send, request_id)
+        except errors.ApiError as error:
+            await _refuse(send, error, request_id)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        method, path = scope["method"], scope["path"]
+        authorized = ROUTES.get((method, path))
+        if authorized is None:
+            # API Gateway says 403, Missing Authentication Token, of routes that do not exist; the template's gateway
+            # response makes that a 404
+            raise errors.not_found(method, path)
+        headers: list[Header] = scope["headers"]
+        if sum(len(name) + len(value) + 4 for name, value in headers) + len(scope["raw_path"]) > MAX_HEADERS:
+            raise errors.headers_too_large()
+        context = self._request_context(scope, request_id)
+        if authorized:
+            context["authorizer"] = await self._authorize(scope, context)
+        body = await _body(receive, headers)
+        response = await self._forward(scope, body, context)
+        await _pass_on(response, send, request_id)
+
+    def _request_context(self, scope: Scope, request_id: str) -> dict[str, Any]:
+        """The event's `requestContext`, as far as it does not come from the authorizer."""
+        now = time.time()
+        client = scope.get("client") or ("127.0.0.1", 0)
+        return {
+            "accountId": ACCOUNT,
+            "apiId": API_ID,
+            "resourceId": "local",
+            "resourcePath": scope["path"],
+            "httpMethod": scope["method"],
+            "path": f"/{STAGE}{scope['path']}",
+            "protocol": f"HTTP/{scope['http_version']}",
+            "stage": STAGE,
+            "requestId": request_id,
+            "extendedRequestId": request_id[:16],
+            "requestTime": time.strftime("%d/%b/%Y:%H:%M:%S +0000", time.gmtime(now)),
+            "requestTimeEpoch": int(now * 1000),
+            "domainName": "127.0.0.1",
+            "identity": {
+                "sourceIp": client[0],
+                "userAgent": dict(scope["headers"]).get(b"user-agent", b"").decode("latin-1"),
+            },
+        }
+
+    async def _authorize(self, scope: Scope, context: Mapping[str, Any]) -> Mapping[str, Any]:
+        values = _values(scope["headers"], b"authorization")
+        if not values or not values[0].strip():
+            raise errors.invalid_api_key("Give your API key or token as Authorization: Bearer ...")
+        event = authorizer_event(scope, context, self._integration.region)
+        try:
+            return await self._authorizer.check(",".join(values), event)
+        except NotAuthenticated:
+            raise errors.invalid_api_key() from None
+        except Denied:
+            raise errors.forbidden("You may not use this route.") from None
+        except AuthorizerFailed:
+            raise errors.internal_error() from None
+
+    async def _forward(self, scope: Scope, body: bytes, context: Mapping[str, Any]) -> Response:
+        """The head of the proxy's answer. Raises `ApiError` for what API Gateway answers itself."""
+        integration = self._integration
+        timeout_s = integration.timeout_s
+        query = scope["query_string"]
+        url = integration.url + scope["path"] + (f"?{query.decode('latin-1')}" if query else "")
+        headers = [(name, value) for name, value in scope["headers"] if name not in NOT_FORWARDED]
+        headers += [
+            (b"x-amzn-request-context", _json(context)),
+            (b"x-amzn-lambda-context", _json(self._lambda_context(timeout_s))),
+        ]
+        timeouts = Timeouts(connect=2.0, first_byte=timeout_s, idle=timeout_s, total=timeout_s)
+        until = asyncio.get_running_loop().time() + START_S
+        while True:
+            try:
+                async with asyncio.timeout_at(until):
+                    await integration.serving.wait()
+                return await self._http.request(scope["method"], url, headers, body, timeouts)
+            except ConnectFailed:
+                # it died and its end was not noticed yet: nothing was sent, so the next one can have it
+                if asyncio.get_running_loop().time() > until:
+                    raise errors.upstream_error("The gateway is not running.") from None
+                await asyncio.sleep(0.05)
+            except TimedOut:
+                raise errors.upstream_timeout("The request took too long.") from None
+            except TimeoutError:
+                raise errors.upstream_error("The gateway did not start.") from None
+            except (UpstreamError, ValueError):
+                raise errors.upstream_error("The gateway ended while it processed your request.") from None
+
+    def _lambda_context(self, timeout_s: float) -> dict[str, Any]:
+        """What the adapter tells of the invocation; `deadline` is in epoch milliseconds."""
+        integration = self._integration
+        return {
+            "request_id": str(uuid.uuid4()),
+            "deadline": int((time.time() + timeout_s) * 1000),
+            "invoked_function_arn": integration.arn,
+            "xray_trace_id": None,
+            "client_context": None,
+            "identity": None,
+            "env_config": {
+                "function_name": integration.function,
+                "memory": 1024,
+                "version": "$LATEST",
+                "log_stream": "local",
+                "log_group": f"/aws/lambda/{integration.function}",
+            },
+        }
+
+
+def authorizer_event(scope: Scope, context: Mapping[str, Any], region: str) -> dict[str, Any]:
+    """The event of a REQUEST authorizer."""
+    many: dict[str, list[str]] = {}
+    for name, value in scope["headers"]:
+        many.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
+    method, path = scope["method"], scope["path"]
+    return {
+        "type": "REQUEST",
+        "methodArn": f"arn:aws:execute-api:{region}:{ACCOUNT}:{API_ID}/{STAGE}/{method}{path}",
+        "resource": path,
+        "path": path,
+        "httpMethod": method,
+        "headers": {name: values[-1] for name, values in many.items()},
+        "multiValueHeaders": many,
+        "queryStringParameters": {},
+        "multiValueQueryStringParameters": {},
+        "pathParameters": {},
+        "stageVariables": {},
+        "requestContext": dict(context),
+    }
+
+
+def _values(headers: Iterable[Header], name: bytes) -> list[str]:
+    return [value.decode("latin-1") for found, value in headers if found == name]
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    """One header's worth of JSON; UTF-8, as the adapter writes it."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+async def _body(receive: Receive, headers: Iterable[Header]) -> bytes:
+    """The whole body: API Gateway streams answers, not requests."""
+    declared = _values(headers, b"content-length")
+    if declared and declared[0].isdigit() and int(declared[0]) > MAX_BODY:
+        raise errors.request_too_large(MAX_BODY)
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise errors.invalid_request("The request's body is incomplete.")
+        part = message.get("body", b"")
+        size += len(part)
+        if size > MAX_BODY:
+            raise errors.request_too_large(MAX_BODY)
+        parts.append(part)
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+async def _pass_on(response: Response, send: Send, request_id: str) -> None:
+    """The answer, as it comes. A client that has left is no reason to stop: `send` then does nothing."""
+    headers = [(name, value) for name, value in response.headers if name not in NOT_RETURNED]
+    headers.append((b"x-amzn-requestid", request_id.encode()))
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    try:
+        async for chunk in response:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    except UpstreamError as error:
+        raise Truncated(str(error)) from error
+    finally:
+        await response.aclose()
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _refuse(send: Send, error: errors.ApiError, request_id: str) -> None:
+    body = error.body()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-request-id", request_id.encode()),
+        (b"x-amzn-requestid", request_id.encode()),
+        *((name.encode(), value.encode()) for name, value in error.headers.items()),
+    ]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
