@@ -1,0 +1,145 @@
+"""What the template creates on AWS, created in the AWS that the local stack talks to. Idempotent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+USER_POOL = "tollgate"
+CLIENT = "tollgate-people"
+RESOURCE_SERVER = "tollgate"
+SCOPE = "invoke"
+PROXY_LOG_GROUP = "/aws/lambda/tollgate-proxy"
+DEAD_LETTERS = "tollgate-dead-letters"
+
+ACTIVE_WITHIN_S = 30.0
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Names and ids of what was created."""
+
+    policy_table: str
+    tenants_table: str
+    limits_table: str
+    ledger_table: str
+    user_pool_id: str
+    client_id: str
+    dead_letter_url: str
+
+    def environ(self) -> dict[str, str]:
+        """The variables by which every part of Tollgate finds these."""
+        return {
+            "TOLLGATE_POLICY_TABLE": self.policy_table,
+            "TOLLGATE_TENANTS_TABLE": self.tenants_table,
+            "TOLLGATE_LIMITS_TABLE": self.limits_table,
+            "TOLLGATE_LEDGER_TABLE": self.ledger_table,
+            "TOLLGATE_USER_POOL_ID": self.user_pool_id,
+            "TOLLGATE_CLIENT_IDS": self.client_id,
+            "TOLLGATE_DEAD_LETTER_QUEUE_URL": self.dead_letter_url,
+        }
+
+
+def provision(environ: Mapping[str, str]) -> Resources:
+    """Create whatever is missing. The endpoint, region and credentials are boto3's usual variables."""
+    import boto3
+
+    session = boto3.session.Session()
+    dynamodb = session.client("dynamodb")
+    names = {
+        part: environ.get(f"TOLLGATE_{part.upper()}_TABLE") or f"tollgate-{part}"
+        for part in ("policy", "tenants", "limits", "ledger")
+    }
+    _table(dynamodb, names["policy"], {"id": "HASH"}, stream=True)
+    _table(dynamodb, names["tenants"], {"tenant": "HASH"}, stream=True)
+    _table(dynamodb, names["limits"], {"pk": "HASH"}, ttl=True)
+    _table(dynamodb, names["ledger"], {"pk": "HASH", "sk": "RANGE"}, ttl=True)
+    pool_id, client_id = _user_pool(session.client("cognito-idp"))
+    _log_group(session.client("logs"), PROXY_LOG_GROUP)
+    queue = session.client("sqs").create_queue(QueueName=DEAD_LETTERS)
+    return Resources(
+        policy_table=names["policy"],
+        tenants_table=names["tenants"],
+        limits_table=names["limits"],
+        ledger_table=names["ledger"],
+        user_pool_id=pool_id,
+        client_id=client_id,
+        dead_letter_url=queue["QueueUrl"],
+    )
+
+
+def put_secret(name: str, value: str) -> None:
+    """Create the secret, or change its value."""
+    import boto3
+
+    client = boto3.client("secretsmanager")
+    try:
+        client.create_secret(Name=name, SecretString=value)
+    except client.exceptions.ResourceExistsException:
+        client.put_secret_value(SecretId=name, SecretString=value)
+
+
+def _table(dynamodb: Any, name: str, keys: Mapping[str, str], *, stream: bool = False, ttl: bool = False) -> None:
+    options: dict[str, Any] = {}
+    if stream:
+        options["StreamSpecification"] = {"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"}
+    try:
+        dynamodb.create_table(
+            TableName=name,
+            KeySchema=[{"AttributeName": key, "KeyType": kind} for key, kind in keys.items()],
+            AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"} for key in keys],
+            BillingMode="PAY_PER_REQUEST",
+            **options,
+        )
+    except dynamodb.exceptions.ResourceInUseException:
+        return
+    until = time.monotonic() + ACTIVE_WITHIN_S
+    while dynamodb.describe_table(TableName=name)["Table"]["TableStatus"] != "ACTIVE":
+        if time.monotonic() > until:
+            raise TimeoutError(f"the table {name} did not become active within {ACTIVE_WITHIN_S:g} s")
+        time.sleep(0.1)
+    if ttl:
+        dynamodb.update_time_to_live(TableName=name, TimeToLiveSpecification={"Enabled": True, "AttributeName": "ttl"})
+
+
+def _user_pool(cognito: Any) -> tuple[str, str]:
+    """The ids of the pool and of the client that people's tokens are for."""
+    pools = cognito.list_user_pools(MaxResults=60)["UserPools"]
+    pool_id = next((pool["Id"] for pool in pools if pool["Name"] == USER_POOL), None)
+    if pool_id is None:
+        # no app client may write these: they say whose tenant a user belongs to
+        attributes = [
+            {"Name": name, "AttributeDataType": "String", "Mutable": True, "DeveloperOnlyAttribute": False}
+            for name in ("tenant", "team")
+        ]
+        pool_id = cognito.create_user_pool(PoolName=USER_POOL, Schema=attributes)["UserPool"]["Id"]
+        cognito.create_resource_server(
+            UserPoolId=pool_id,
+            Identifier=RESOURCE_SERVER,
+            Name=RESOURCE_SERVER,
+            Scopes=[{"ScopeName": SCOPE, "ScopeDescription": "Call models through the gateway"}],
+        )
+    clients = cognito.list_user_pool_clients(UserPoolId=pool_id, MaxResults=60)["UserPoolClients"]
+    client_id = next((client["ClientId"] for client in clients if client["ClientName"] == CLIENT), None)
+    if client_id is None:
+        client = cognito.create_user_pool_client(
+            UserPoolId=pool_id,
+            ClientName=CLIENT,
+            AllowedOAuthFlows=["code"],
+            AllowedOAuthScopes=["openid", f"{RESOURCE_SERVER}/{SCOPE}"],
+            AllowedOAuthFlowsUserPoolClient=True,
+            CallbackURLs=["http://localhost:8400/callback"],
+            WriteAttributes=["email"],
+        )
+        client_id = client["UserPoolClient"]["ClientId"]
+    return pool_id, client_id
+
+
+def _log_group(logs: Any, name: str) -> None:
+    try:
+        logs.create_log_group(logGroupName=name)
+    except logs.exceptions.ResourceAlreadyExistsException:
+        return
+    logs.put_retention_policy(logGroupName=name, retentionInDays=7)
