@@ -18,6 +18,7 @@ from typing import Any
 
 from tollgate.adapters.http import ConnectFailed, Header, HttpClient, Response, TimedOut, Timeouts, UpstreamError
 from tollgate.local.aws import ACCOUNT
+from tollgate.local.children import say
 from tollgate.local.gateway_auth import Authorizer, AuthorizerFailed, Denied, NotAuthenticated
 from tollgate.wire import errors
 
@@ -25,19 +26,30 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-ROUTES: dict[tuple[str, str], bool] = {
-    ("POST", "/v1/chat/completions"): True,
-    ("POST", "/v1/completions"): True,
-    ("POST", "/v1/embeddings"): True,
-    ("POST", "/v1/responses"): True,
-    ("POST", "/v1/messages"): True,
-    ("GET", "/v1/models"): True,
-    ("GET", "/v1/usage"): True,
-    ("GET", "/healthz"): False,
+ROUTES: dict[str, dict[str, bool]] = {
+    "/v1/chat/completions": {"POST": True},
+    "/v1/completions": {"POST": True},
+    "/v1/embeddings": {"POST": True},
+    "/v1/responses": {"POST": True},
+    "/v1/messages": {"POST": True},
+    "/v1/models": {"GET": True},
+    "/v1/usage": {"GET": True},
+    "/healthz": {"GET": False},
 }
-"""The template's routes, and whether the authorizer is asked."""
+"""The template's routes: path, method, and whether the authorizer is asked. Its catch-all takes every other path but
+the root; a path that has a route never falls to it, whatever the method."""
 
-STAGE = "v0"
+# The template's gateway responses, by API Gateway's names for them
+UNAUTHORIZED = errors.invalid_api_key("Incorrect API key or token provided.")
+ACCESS_DENIED = errors.forbidden("You are not allowed to call this route.")
+MISSING_AUTHENTICATION_TOKEN = errors.ApiError(404, "Unknown request URL.", code="unknown_url")
+REQUEST_TOO_LARGE = errors.ApiError(413, "The request body is too large.", code="request_too_large")
+AUTHORIZER_FAILURE = errors.unavailable("The gateway cannot verify credentials right now.")
+INTEGRATION_FAILURE = errors.unavailable("The gateway is overloaded or starting.")
+INTEGRATION_TIMEOUT = errors.upstream_timeout("The model provider did not answer in time.")
+DEFAULT_5XX = errors.ApiError(502, "The gateway had an error while processing your request.", type="server_error")
+
+STAGE = "live"
 API_ID = "local00000"
 MAX_BODY = 10 * 1024 * 1024
 """API Gateway's limit for a request's body, in bytes."""
@@ -57,6 +69,14 @@ NOT_FORWARDED = frozenset(
     }
 )  # fmt: skip
 NOT_RETURNED = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"date", b"server"})
+
+
+class Refused(Exception):
+    """API Gateway answers by itself."""
+
+    def __init__(self, answer: errors.ApiError) -> None:
+        super().__init__(answer.message)
+        self.answer = answer
 
 
 class Truncated(Exception):
@@ -93,19 +113,17 @@ class ApiGateway:
         request_id = str(uuid.uuid4())
         try:
             await self._handle(scope, receive, send, request_id)
-        except errors.ApiError as error:
-            await _refuse(send, error, request_id)
+        except Refused as refusal:
+            await _refuse(send, refusal.answer, request_id)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         method, path = scope["method"], scope["path"]
-        authorized = ROUTES.get((method, path))
+        authorized = ROUTES[path].get(method) if path in ROUTES else True if path != "/" else None
         if authorized is None:
-            # API Gateway says 403, Missing Authentication Token, of routes that do not exist; the template's gateway
-            # response makes that a 404
-            raise errors.not_found(method, path)
+            raise Refused(MISSING_AUTHENTICATION_TOKEN)
         headers: list[Header] = scope["headers"]
         if sum(len(name) + len(value) + 4 for name, value in headers) + len(scope["raw_path"]) > MAX_HEADERS:
-            raise errors.headers_too_large()
+            raise Refused(errors.headers_too_large())
         context = self._request_context(scope, request_id)
         if authorized:
             context["authorizer"] = await self._authorize(scope, context)
@@ -140,19 +158,20 @@ class ApiGateway:
     async def _authorize(self, scope: Scope, context: Mapping[str, Any]) -> Mapping[str, Any]:
         values = _values(scope["headers"], b"authorization")
         if not values or not values[0].strip():
-            raise errors.invalid_api_key("Give your API key or token as Authorization: Bearer ...")
+            raise Refused(UNAUTHORIZED)
         event = authorizer_event(scope, context, self._integration.region)
         try:
             return await self._authorizer.check(",".join(values), event)
         except NotAuthenticated:
-            raise errors.invalid_api_key() from None
+            raise Refused(UNAUTHORIZED) from None
         except Denied:
-            raise errors.forbidden("You may not use this route.") from None
-        except AuthorizerFailed:
-            raise errors.internal_error() from None
+            raise Refused(ACCESS_DENIED) from None
+        except AuthorizerFailed as error:
+            say(f"the authorizer failed: {error}")
+            raise Refused(AUTHORIZER_FAILURE) from None
 
     async def _forward(self, scope: Scope, body: bytes, context: Mapping[str, Any]) -> Response:
-        """The head of the proxy's answer. Raises `ApiError` for what API Gateway answers itself."""
+        """The head of the proxy's answer. Raises `Refused` if there is none."""
         integration = self._integration
         timeout_s = integration.timeout_s
         query = scope["query_string"]
@@ -172,14 +191,14 @@ class ApiGateway:
             except ConnectFailed:
                 # it died and its end was not noticed yet: nothing was sent, so the next one can have it
                 if asyncio.get_running_loop().time() > until:
-                    raise errors.upstream_error("The gateway is not running.") from None
+                    raise Refused(INTEGRATION_FAILURE) from None
                 await asyncio.sleep(0.05)
             except TimedOut:
-                raise errors.upstream_timeout("The request took too long.") from None
+                raise Refused(INTEGRATION_TIMEOUT) from None
             except TimeoutError:
-                raise errors.upstream_error("The gateway did not start.") from None
+                raise Refused(INTEGRATION_FAILURE) from None
             except (UpstreamError, ValueError):
-                raise errors.upstream_error("The gateway ended while it processed your request.") from None
+                raise Refused(DEFAULT_5XX) from None
 
     def _lambda_context(self, timeout_s: float) -> dict[str, Any]:
         """What the adapter tells of the invocation; `deadline` is in epoch milliseconds."""
@@ -236,17 +255,17 @@ async def _body(receive: Receive, headers: Iterable[Header]) -> bytes:
     """The whole body: API Gateway streams answers, not requests."""
     declared = _values(headers, b"content-length")
     if declared and declared[0].isdigit() and int(declared[0]) > MAX_BODY:
-        raise errors.request_too_large(MAX_BODY)
+        raise Refused(REQUEST_TOO_LARGE)
     parts: list[bytes] = []
     size = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise errors.invalid_request("The request's body is incomplete.")
+            raise Refused(errors.invalid_request("The request's body is incomplete."))
         part = message.get("body", b"")
         size += len(part)
         if size > MAX_BODY:
-            raise errors.request_too_large(MAX_BODY)
+            raise Refused(REQUEST_TOO_LARGE)
         parts.append(part)
         if not message.get("more_body"):
             return b"".join(parts)

@@ -21,7 +21,7 @@ from typing import Any
 from tollgate.local.aws import ACCOUNT
 from tollgate.local.children import say
 
-USAGE_PATTERN = '{ $.event = "usage.*" }'
+USAGE_PATTERN = '{ ($.event = "usage.open") || ($.event = "usage.close") }'
 """The subscription's filter pattern, the same as in the template."""
 
 BATCH_S = 1.0
@@ -34,30 +34,37 @@ ATTEMPTS = 8
 RETRY_S = 0.2
 MAX_RETRY_S = 5.0
 
-_PATTERN = re.compile(r'\{\s*\$\.([A-Za-z0-9_.]+)\s*=\s*"([^"]*)"\s*\}')
+_TERM = re.compile(r'\(?\s*\$\.([A-Za-z0-9_.]+)\s*=\s*"([^"]*)"\s*\)?')
 
 Invoke = Callable[[Mapping[str, Any]], Awaitable[Any]]
 
 
 def json_filter(pattern: str) -> Callable[[str], bool]:
-    """A CloudWatch Logs filter of the form ``{ $.field = "value*" }``: matches JSON lines only."""
-    parsed = _PATTERN.fullmatch(pattern.strip())
-    if parsed is None:
-        raise ValueError(f"this stand-in for CloudWatch Logs does not know the filter pattern {pattern!r}")
-    path, value = parsed[1].split("."), parsed[2].replace("[", "[[]").replace("?", "[?]")
+    """A CloudWatch Logs filter like ``{ ($.event = "a*") || ($.event = "b") }``: it matches JSON lines only."""
+    terms: list[tuple[list[str], str]] = []
+    for text in pattern.strip().removeprefix("{").removesuffix("}").split("||"):
+        parsed = _TERM.fullmatch(text.strip())
+        if parsed is None or not pattern.strip().startswith("{"):
+            raise ValueError(f"this stand-in for CloudWatch Logs does not know the filter pattern {pattern!r}")
+        # the only wildcard there is the asterisk
+        terms.append((parsed[1].split("."), parsed[2].replace("[", "[[]").replace("?", "[?]")))
 
     def matches(line: str) -> bool:
         if not line.startswith("{"):
             return False
         try:
-            found: Any = json.loads(line)
+            record: Any = json.loads(line)
         except (ValueError, RecursionError):
             return False
-        for name in path:
-            found = found.get(name) if isinstance(found, dict) else None
-        return isinstance(found, str) and fnmatchcase(found, value)
+        return any(_matches(record, path, value) for path, value in terms)
 
     return matches
+
+
+def _matches(found: Any, path: list[str], value: str) -> bool:
+    for name in path:
+        found = found.get(name) if isinstance(found, dict) else None
+    return isinstance(found, str) and fnmatchcase(found, value)
 
 
 class Lines:
