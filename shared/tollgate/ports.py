@@ -5,7 +5,7 @@ Each port is as small as its callers allow. A failure is raised as the error nam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from tollgate.domain.identity import Identity
@@ -39,7 +39,7 @@ class LimitStore(Protocol):
         ...
 
     async def publish(self, *, policy: int = 0, tenants: Mapping[str, int] | None = None) -> None:
-        """Announce newer versions of the policy and of tenants' records (never lowers one). Raises `StoreUnavailable`."""
+        """Announce newer versions of the policy and of tenants' records; none falls. Raises `StoreUnavailable`."""
         ...
 
     async def ping(self) -> None:
@@ -49,15 +49,19 @@ class LimitStore(Protocol):
     async def aclose(self) -> None: ...
 
 
-class Ledger(Protocol):
+class Spending(Protocol):
+    """What the ledger knows to be spent; all that admission needs of it."""
+
+    async def spent(self, takes: Sequence[BudgetTake]) -> list[int]:
+        """In each take's window, in the budget's unit; parallel to `takes`. Raises `StoreUnavailable`."""
+        ...
+
+
+class Ledger(Spending, Protocol):
     """The durable account of what was used."""
 
     async def enter(self, entries: Sequence[UsageClose]) -> EntryReport:
         """Enter each usage id exactly once, with its counters, whatever is repeated."""
-        ...
-
-    async def spent(self, takes: Sequence[BudgetTake]) -> list[int]:
-        """What the ledger knows to be spent in each take's window, in the budget's unit; parallel to `takes`."""
         ...
 
     async def report(
@@ -110,9 +114,30 @@ class UsageLog(Protocol):
     def write(self, record: Mapping[str, Any]) -> None: ...
 
 
+class Response(Protocol):
+    """An upstream's answer whose head is here; iterating gives the body's bytes as they arrive."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+
+    def header(self, name: bytes) -> bytes | None: ...
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def read(self, limit: int) -> bytes: ...
+
+    async def aclose(self) -> None: ...
+
+
+class SecretUnavailable(Exception):
+    """A provider key cannot be read."""
+
+
 class Secrets(Protocol):
     """Provider keys by name."""
 
-    async def get(self, name: str) -> str: ...
+    async def get(self, name: str) -> str:
+        """Raises `SecretUnavailable`."""
+        ...
 
     def invalidate(self, name: str) -> None: ...

@@ -116,7 +116,7 @@ class RedisConnection(asyncio.Protocol):
             return future
         if not self._out:
             self._loop.call_soon(self._flush)
-        self._out.append(hiredis.pack_command(command))
+        self._out.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub says one-element tuple
         deadline = self._loop.time() + self._timeout
         self._pending.append((deadline, future))
         if self._timer is None:

@@ -342,3 +342,5 @@ class Settlement:
     takes: list[Take]
     used: list[int | None]
     tenant: str = ""
+    store: str = ""
+    """Which store admitted it (`Decision.store`)."""

@@ -7,12 +7,13 @@ the moment it is used.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from tollgate.domain.limits import PERIOD_US, Scope, Unit, Window
 
@@ -147,11 +148,27 @@ class Timeouts(Strict):
     total: Seconds = 300
 
 
-def _only_global(limits: tuple[LimitSpec, ...]) -> tuple[LimitSpec, ...]:
-    for limit in limits:
-        if limit.scope is not Scope.GLOBAL:
-            raise ValueError(f"a limit here is shared by everyone: scope must be global, not {limit.scope}")
-    return limits
+def _shared(limit: LimitSpec) -> LimitSpec:
+    if limit.scope is not Scope.GLOBAL:
+        raise ValueError(f"a limit here is shared by everyone: scope must be global, not {limit.scope}")
+    return limit
+
+
+def _personal(limit: LimitSpec) -> LimitSpec:
+    if limit.scope in (Scope.IP, Scope.GLOBAL):
+        raise ValueError(f"a plan's limit has the scope user, key, team or tenant, not {limit.scope}")
+    return limit
+
+
+def _common(limit: LimitSpec) -> LimitSpec:
+    if limit.scope not in (Scope.IP, Scope.GLOBAL):
+        raise ValueError(f"a global limit has the scope ip or global, not {limit.scope}")
+    return limit
+
+
+SharedLimit = Annotated[LimitSpec, AfterValidator(_shared)]
+PersonalLimit = Annotated[LimitSpec, AfterValidator(_personal)]
+CommonLimit = Annotated[LimitSpec, AfterValidator(_common)]
 
 
 class UpstreamSpec(Strict):
@@ -166,9 +183,7 @@ class UpstreamSpec(Strict):
     secret: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
     region: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{2,32}$")] | None = None
     timeouts: Timeouts = Timeouts()
-    limits: tuple[LimitSpec, ...] = ()
-
-    _shared = field_validator("limits")(_only_global)
+    limits: tuple[SharedLimit, ...] = ()
 
     @field_validator("base_url")
     @classmethod
@@ -187,9 +202,7 @@ class UpstreamSpec(Strict):
         if url.rstrip("/").endswith("/chat/completions"):
             raise ValueError("base_url ends before /chat/completions")
         if parts.scheme == "http" and parts.hostname not in LOOPBACK:
-            raise ValueError(
-                "http:// is for loopback addresses only: prompts and keys would cross the network in clear"
-            )
+            raise ValueError("http:// is for loopback addresses only: elsewhere prompts and keys travel in clear")
         return url.rstrip("/")
 
     @model_validator(mode="after")
@@ -236,42 +249,24 @@ class ModelSpec(Strict):
 
     route: Annotated[tuple[RouteSpec, ...], Field(min_length=1, max_length=16)]
     price: PriceSpec | None = None
-    limits: tuple[LimitSpec, ...] = ()
-
-    _shared = field_validator("limits")(_only_global)
+    limits: tuple[SharedLimit, ...] = ()
 
 
 class PlanSpec(Strict):
     """What a tenant has bought."""
 
     models: tuple[Name, ...]
-    limits: tuple[LimitSpec, ...] = ()
+    limits: tuple[PersonalLimit, ...] = ()
     budgets: tuple[BudgetSpec, ...] = ()
     when_stores_fail: Literal["open", "closed"] = "closed"
     """When neither store answers: let through a bounded local share, or refuse with 503. Plans with a money budget
     are always closed."""
 
-    @field_validator("limits")
-    @classmethod
-    def _personal(cls, limits: tuple[LimitSpec, ...]) -> tuple[LimitSpec, ...]:
-        for limit in limits:
-            if limit.scope in (Scope.IP, Scope.GLOBAL):
-                raise ValueError(f"a plan's limit has the scope user, key, team or tenant, not {limit.scope}")
-        return limits
-
 
 class GlobalSpec(Strict):
     """Limits for everyone: per address (scope ip), and for all together (scope global)."""
 
-    limits: tuple[LimitSpec, ...] = ()
-
-    @field_validator("limits")
-    @classmethod
-    def _common(cls, limits: tuple[LimitSpec, ...]) -> tuple[LimitSpec, ...]:
-        for limit in limits:
-            if limit.scope not in (Scope.IP, Scope.GLOBAL):
-                raise ValueError(f"a global limit has the scope ip or global, not {limit.scope}")
-        return limits
+    limits: tuple[CommonLimit, ...] = ()
 
 
 class TenantSpec(Strict):
@@ -326,7 +321,11 @@ class Policy(Strict):
                         if model_spec is not None and model_spec.price is None:
                             reason = f"counts dollars, but model {model_name!r} has no price"
                             found.append((("plans", name, "budgets", i, "usd"), reason))
-            for kind, specs in (("limits", plan.limits), ("budgets", plan.budgets)):
+            groups: tuple[tuple[str, Sequence[LimitSpec | BudgetSpec]], ...] = (
+                ("limits", plan.limits),
+                ("budgets", plan.budgets),
+            )
+            for kind, specs in groups:
                 seen: set[str] = set()
                 for i, spec in enumerate(specs):
                     if spec.id in seen:

@@ -48,6 +48,27 @@ class UsageOpen:
     def as_dict(self) -> dict[str, Any]:
         return {"event": "usage.open", "v": SCHEMA, **asdict(self)}
 
+    @classmethod
+    def parse(cls, record: Mapping[str, Any]) -> UsageOpen:
+        """Read a record that came through the log pipe. Raises `BadRecord`."""
+        _expect(record, "usage.open")
+        values: dict[str, Any] = {}
+        for name in _TEXTS:
+            values[name] = _text(record, name, required=name in ("id", "tenant", "model"))
+        for name in ("ts_us", "input_tokens", "output_tokens", "cost_microusd", "expires_us"):
+            values[name] = _count(record, name)
+        return cls(**values)
+
+    def close(self) -> UsageClose:
+        """What is billed if nobody ever says how the call ended: the whole estimate, flagged as one."""
+        return UsageClose(
+            id=self.id, ts_us=self.ts_us, tenant=self.tenant, user=self.user, team=self.team, key=self.key,
+            plan=self.plan, model=self.model, upstream=self.upstream, upstream_model=self.upstream_model,
+            route=self.route, outcome="timed_out", status=0, input_tokens=self.input_tokens, cached_input_tokens=0,
+            cache_write_tokens=0, output_tokens=self.output_tokens, reasoning_tokens=0, estimated=True,
+            cost_microusd=self.cost_microusd, latency_ms=0, first_byte_ms=0, use_case=self.use_case,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class UsageClose:
@@ -55,7 +76,8 @@ class UsageClose:
 
     `ts_us` is the admission's time on the store's clock: it decides the UTC day that is charged, the same one that
     the hold was taken from. `settle` lists what was held, as ``[kind, key, used]`` with kind ``r``, ``b`` or ``c``,
-    so that the settlement can be replayed; `used` is None where nothing is to be moved.
+    so that the settlement can be replayed; `used` is None where nothing is to be moved. `budget_models` names, for
+    every such budget that counts some models only, its key and those models (the key has only their digest).
     """
 
     id: str
@@ -82,6 +104,7 @@ class UsageClose:
     first_byte_ms: int
     use_case: str = ""
     settle: tuple[tuple[str, str, int | None], ...] = ()
+    budget_models: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in self.__slots__}
@@ -94,10 +117,7 @@ class UsageClose:
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> UsageClose:
         """Read a record that came through the log pipe. Unknown fields are ignored (a newer proxy may add some)."""
-        if record.get("event") != "usage.close":
-            raise BadRecord(f"event: expected usage.close, found {record.get('event')!r:.80}")
-        if record.get("v") != SCHEMA:
-            raise BadRecord(f"v: this version reads schema {SCHEMA}, found {record.get('v')!r:.80}")
+        _expect(record, "usage.close")
         values: dict[str, Any] = {}
         for name in _TEXTS:
             values[name] = _text(record, name, required=name in ("id", "tenant", "model"))
@@ -107,7 +127,13 @@ class UsageClose:
             raise BadRecord(f"outcome: found {record.get('outcome')!r:.80}")
         if not isinstance(record.get("estimated"), bool):
             raise BadRecord("estimated: expected true or false")
-        return cls(outcome=record["outcome"], estimated=record["estimated"], settle=_settle(record), **values)
+        return cls(
+            outcome=record["outcome"],
+            estimated=record["estimated"],
+            settle=_settle(record),
+            budget_models=_budget_models(record),
+            **values,
+        )
 
 
 _TEXTS = ("id", "tenant", "user", "team", "key", "plan", "model", "upstream", "upstream_model", "route", "use_case")
@@ -115,6 +141,13 @@ _COUNTS = (
     "ts_us", "status", "input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens",
     "reasoning_tokens", "cost_microusd", "latency_ms", "first_byte_ms",
 )  # fmt: skip
+
+
+def _expect(record: Mapping[str, Any], event: str) -> None:
+    if record.get("event") != event:
+        raise BadRecord(f"event: expected {event}, found {record.get('event')!r:.80}")
+    if record.get("v") != SCHEMA:
+        raise BadRecord(f"v: this version reads schema {SCHEMA}, found {record.get('v')!r:.80}")
 
 
 def _text(record: Mapping[str, Any], name: str, *, required: bool) -> str:
@@ -143,4 +176,18 @@ def _settle(record: Mapping[str, Any]) -> tuple[tuple[str, str, int | None], ...
                 found.append((kind, key, used))
             case _:
                 raise BadRecord(f"settle: found {entry!r:.80}")
+    return tuple(found)
+
+
+def _budget_models(record: Mapping[str, Any]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    entries = record.get("budget_models", [])
+    if not isinstance(entries, list) or len(entries) > 256:
+        raise BadRecord("budget_models: expected a list of at most 256 entries")
+    found: list[tuple[str, tuple[str, ...]]] = []
+    for entry in entries:
+        match entry:
+            case [str(key), [*models]] if len(models) <= 256 and all(isinstance(model, str) for model in models):
+                found.append((key, tuple(models)))
+            case _:
+                raise BadRecord(f"budget_models: found {entry!r:.80}")
     return tuple(found)

@@ -1,0 +1,299 @@
+"""The only place that wires ports to adapters. Reads the environment once; imports what the choice needs, no more."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from tollgate.adapters.http import HttpClient
+from tollgate.adapters.memory_limits import MemoryLimitStore
+from tollgate.domain.limits import BudgetTake
+from tollgate.domain.policy import UpstreamSpec
+from tollgate.ports import Ledger, LimitStore, PolicySource, Secrets, SecretUnavailable, Spending
+from tollgate.services.account import Account
+from tollgate.services.admit import Admitter
+from tollgate.services.application import Application
+from tollgate.services.directory import Directory
+from tollgate.services.exchange import Exchange, Header
+from tollgate.services.forward import Forwarder
+from tollgate.services.gateway import Gateway, Identify
+from tollgate.services.identify import BearerTokens, from_request_context, lambda_deadline
+
+if TYPE_CHECKING:
+    from tollgate.adapters.aws import AwsClient
+    from tollgate.adapters.failover import FailureMode
+
+Deadline = Callable[[Exchange], int | None]
+
+
+class BadSetting(Exception):
+    """An environment variable cannot be used; the message names it. A start stops here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the environment says about this process (everything else is policy)."""
+
+    store_url: str
+    policy_file: str
+    policy_table: str
+    tenants_table: str
+    limits_table: str
+    ledger_table: str
+    region: str
+    failure_mode: str
+    environ: Mapping[str, str]
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Raises `BadSetting`."""
+        env = os.environ if environ is None else environ
+        mode = env.get("REDIS_FAILURE_MODE", "")
+        if mode not in ("", "fallback", "open", "closed"):
+            raise BadSetting(f"REDIS_FAILURE_MODE: expected fallback, open or closed, found {mode!r}")
+        store_url = env.get("TOLLGATE_STORE_URL") or env.get("REDIS_URL") or ""
+        if not store_url:
+            store_url = (
+                f"dynamodb://{env['TOLLGATE_LIMITS_TABLE']}" if env.get("TOLLGATE_LIMITS_TABLE") else "memory://"
+            )
+        scheme = store_url.partition("://")[0]
+        if scheme not in ("memory", "redis", "rediss", "dynamodb"):
+            raise BadSetting(
+                f"TOLLGATE_STORE_URL: expected memory://, redis://, rediss:// or dynamodb://table, found {scheme!r}"
+            )
+        return cls(
+            store_url,
+            env.get("TOLLGATE_POLICY", ""),
+            env.get("TOLLGATE_POLICY_TABLE", ""),
+            env.get("TOLLGATE_TENANTS_TABLE", ""),
+            env.get("TOLLGATE_LIMITS_TABLE", ""),
+            env.get("TOLLGATE_LEDGER_TABLE", ""),
+            env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1",
+            mode,
+            env,
+        )
+
+
+def clock_us() -> int:
+    """This machine's clock, in microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+class StdoutUsageLog:
+    """Usage records on stdout, one line each: whoever runs the process subscribes to them."""
+
+    def __init__(self) -> None:
+        import orjson
+
+        self._dumps = orjson.dumps
+        self._fd = sys.stdout.fileno()
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        line = self._dumps(record) + b"\n"
+        while line:  # a full pipe may take part of it
+            line = line[os.write(self._fd, line) :]
+
+
+class NoLedger:
+    """Where no ledger table is configured: nothing is known to be spent before this process started."""
+
+    async def spent(self, takes: Sequence[BudgetTake]) -> list[int]:
+        return [0] * len(takes)
+
+
+class NoSecrets:
+    """Where there is no AWS: upstreams without a secret (loopback) work, the others say what is missing."""
+
+    async def get(self, name: str) -> str:
+        raise SecretUnavailable(f"no provider key {name!r}")
+
+    def invalidate(self, name: str) -> None:
+        """Nothing is kept."""
+
+
+class Adapters:
+    """One process's adapters, made when they are first asked for, closed together."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.http = HttpClient()
+        self.local = MemoryLimitStore()
+        self._stores: list[LimitStore] = []
+
+    def aws(self, service: str) -> AwsClient:
+        from tollgate.adapters.aws import AwsClient
+
+        return AwsClient.for_service(service, self.http, self.settings.environ)
+
+    def policy_source(self) -> PolicySource:
+        """The tables where they are named, else the policy file."""
+        settings = self.settings
+        if settings.policy_table and settings.tenants_table:
+            from tollgate.adapters.policy_tables import PolicyTables
+
+            return PolicyTables(self.aws("dynamodb"), settings.policy_table, settings.tenants_table, settings.environ)
+        from tollgate.adapters.policy_file import FilePolicySource
+
+        return FilePolicySource(settings.policy_file or "policy.yaml", settings.environ)
+
+    def limit_store(self, mode: Callable[[], FailureMode]) -> LimitStore:
+        """The store that TOLLGATE_STORE_URL names; Redis with DynamoDB behind it where a limits table is named."""
+        settings = self.settings
+        scheme, _, rest = settings.store_url.partition("://")
+        if scheme == "memory":
+            return self.local
+        if scheme == "dynamodb":
+            return self._dynamodb(rest)
+        from tollgate.adapters.failover import FailoverLimitStore
+        from tollgate.adapters.redis_limits import RedisLimitStore
+
+        try:
+            redis = RedisLimitStore(settings.store_url)
+        except ValueError as error:
+            raise BadSetting(f"TOLLGATE_STORE_URL: {error}") from error
+        fallback = self._dynamodb(settings.limits_table) if settings.limits_table else None
+        return FailoverLimitStore(redis, fallback, self.local, mode)
+
+    def _dynamodb(self, table: str) -> LimitStore:
+        from tollgate.adapters.dynamodb_limits import DynamoLimitStore
+
+        return DynamoLimitStore(self.aws("dynamodb"), table)
+
+    def spending(self) -> Spending:
+        return self.ledger() if self.settings.ledger_table else NoLedger()
+
+    def ledger(self) -> Ledger:
+        from tollgate.adapters.dynamodb_ledger import DynamoLedger
+
+        return DynamoLedger(self.aws("dynamodb"), self.settings.ledger_table)
+
+    def secrets(self) -> Secrets:
+        from tollgate.adapters.aws import Secrets as SecretsManager
+
+        return SecretsManager(self.aws("secretsmanager"))
+
+    def sign(self, upstream: UpstreamSpec, url: str, headers: Sequence[Header], body: bytes) -> list[Header]:
+        """Headers with the signature of this process's own role, for Bedrock."""
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        for store in self._stores:
+            await store.aclose()
+        await self.http.aclose()
+
+
+async def gateway(settings: Settings, identify: Identify, deadline: Deadline, *, max_in_flight: int = 0) -> Gateway:
+    """The gateway with everything that it needs. Belongs to the running event loop."""
+    adapters = Adapters(settings)
+    mode = FailureModeSetting(settings.failure_mode)
+    store = adapters.limit_store(mode)
+    spending = adapters.spending()
+
+    def deciding() -> str:
+        return getattr(store, "deciding", store.name)
+
+    directory = Directory(adapters.policy_source(), clock_us, versioned=lambda: deciding() in ("redis", "memory"))
+    mode.follow(directory)
+    admitter = Admitter(store, spending, directory, adapters.local, clock_us)
+
+    def status() -> dict[str, object]:
+        return {"status": "ok", "store": deciding(), "policy": directory.revision}
+
+    return Gateway(
+        identify=identify,
+        account=Account(directory, spending, clock_us),
+        admitter=admitter,
+        forwarder=Forwarder(adapters.http, adapters.secrets(), adapters.sign),
+        usage_log=StdoutUsageLog(),
+        clock=clock_us,
+        deadline=deadline,
+        status=status,
+        close=adapters.aclose,
+        max_in_flight=max_in_flight,
+    )
+
+
+class FailureModeSetting:
+    """What decides while Redis does not: the environment, else the policy, else ``fallback``."""
+
+    def __init__(self, from_environment: str) -> None:
+        self._fixed = from_environment
+        self._directory: Directory | None = None
+
+    def follow(self, directory: Directory) -> None:
+        self._directory = directory
+
+    def __call__(self) -> FailureMode:
+        if self._fixed:
+            return cast("FailureMode", self._fixed)
+        policy = self._directory.known_policy if self._directory is not None else None
+        return (policy.redis_failure_mode if policy is not None else None) or "fallback"
+
+
+# -- the two ways to run the proxy -----------------------------------------------------------------------------------
+
+
+def lambda_application() -> Application:
+    """For `functions.proxy.app`: callers are known from API Gateway's request context."""
+    if not os.environ.get("AWS_LAMBDA_FUNCTION_NAME"):
+        raise BadSetting(
+            "functions.proxy.app believes the x-amzn-request-context header, which only API Gateway may set: "
+            "it runs on Lambda alone. Use `tollgate serve` elsewhere."
+        )
+    settings = Settings.read()
+    return Application(lambda: gateway(settings, from_request_context, lambda_deadline))
+
+
+def serve_application() -> Application:
+    """For `tollgate serve`: the authorizer's code runs in this process."""
+    settings = Settings.read()
+    cap = _whole(settings.environ, "TOLLGATE_MAX_IN_FLIGHT", 1000)
+    identify = BearerTokens.from_env(settings.environ)
+    return Application(lambda: gateway(settings, identify, lambda exchange: None, max_in_flight=cap))
+
+
+def _whole(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name, "")
+    if not text:
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise BadSetting(f"{name}: expected a whole number, found {text!r}")
+    return int(text)
+
+
+def serve(host: str = "127.0.0.1", port: int = 8080, workers: int = 1) -> int:
+    """Run the gateway in this process (or in `workers` of them) until SIGTERM; streams in flight are drained.
+
+    Raises `BadSetting` before anything is started.
+    """
+    import uvicorn
+
+    serve_application()  # a bad setting stops here, with its name, rather than in a worker
+    uvicorn.run(
+        "tollgate.bootstrap:serve_application",
+        factory=True,
+        host=host,
+        port=port,
+        workers=workers,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=300,
+    )
+    return 0
+
+
+# -- the functions ---------------------------------------------------------------------------------------------------
+
+
+def deciding_everywhere(settings: Settings, adapters: Adapters) -> LimitStore:
+    """The store as metering and publishing see it: both Redis and DynamoDB are told."""
+    return adapters.limit_store(lambda: "fallback")

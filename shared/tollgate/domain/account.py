@@ -1,0 +1,178 @@
+"""What a usage record moves in the account: counters per subject and window, and rows of the usage report.
+
+Counters have the subjects and window labels of budgets, so that a budget which is added in mid-window counts what
+its window has already used. They count in total and per model, because a budget may be for some models only.
+Moves are sums, so batches merge and an estimate is replaced by adding the difference. Pure: no clock, no IO.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from tollgate.domain import keys
+from tollgate.domain.limits import BudgetTake, Unit, Window
+from tollgate.domain.records import UsageClose
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """What one subject has used in one window. Its figures are named by `figure`."""
+
+    subject: str
+    label: str
+    """The window's label: ``2026-11-21``, ``2026-11`` or ``life``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the usage report; rows partition the usage. `day` is a UTC day (``2026-11-21``)."""
+
+    tenant: str
+    day: str
+    user: str
+    model: str
+    provider: str
+
+
+Moves = dict[Counter | Row, dict[str, int]]
+"""By how much each figure of each counter and row moves."""
+
+
+def figure(unit: Unit, model: str = "") -> str:
+    """The name of a counter's figure: ``tokens`` in total, ``tokens:small`` for one model."""
+    return f"{unit}:{model}" if model else str(unit)
+
+
+def figures(unit: Unit, models: Iterable[str] | None) -> list[str]:
+    """The figures whose sum a budget counts; of all models where it names none."""
+    return [figure(unit)] if models is None else [figure(unit, model) for model in sorted(models)]
+
+
+def subjects(entry: UsageClose) -> list[str]:
+    """Everyone whose budgets this usage counts against; the names that `terms` gives their budgets."""
+    members = [keys.member_subject(entry.tenant, kind, name) for kind, name in _members(entry) if name]
+    return [keys.tenant_subject(entry.tenant), *members]
+
+
+def moves(entry: UsageClose) -> Moves:
+    """What entering `entry` adds. A call that never left the gateway used nothing, and moves nothing."""
+    if entry.outcome == "not_sent":
+        return {}
+    amounts = {Unit.REQUESTS: 1, Unit.TOKENS: entry.total_tokens, Unit.MICROUSD: entry.cost_microusd}
+    found: Moves = {}
+    for subject in subjects(entry):
+        for window in Window:
+            label = window.bounds(entry.ts_us)[0]
+            found[Counter(subject, label)] = {
+                figure(unit, model): amount for unit, amount in amounts.items() for model in ("", entry.model) if amount
+            }
+    row = Row(entry.tenant, Window.DAY.bounds(entry.ts_us)[0], entry.user, entry.model, entry.upstream)
+    found[row] = {
+        "requests": 1,
+        "input_tokens": entry.input_tokens,
+        "output_tokens": entry.output_tokens,
+        "cost_microusd": entry.cost_microusd,
+    }
+    return found
+
+
+def add(total: Moves, more: Moves, sign: int = 1) -> None:
+    """Add `more` (or take it off, with a `sign` of -1) to `total`, in place. What cancels out is left out."""
+    for place, amounts in more.items():
+        sums = total.setdefault(place, {})
+        for name, amount in amounts.items():
+            sums[name] = sums.get(name, 0) + sign * amount
+            if not sums[name]:
+                del sums[name]
+        if not sums:
+            del total[place]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Which figures of a counter, added up, a budget has spent."""
+
+    counter: Counter
+    names: tuple[str, ...]
+
+
+def question(take: BudgetTake) -> Question:
+    return Question(Counter(take.subject, take.label), tuple(figures(take.limit.unit, take.limit.models)))
+
+
+def questions(entries: Iterable[UsageClose]) -> dict[str, Question]:
+    """For each budget key that the entries were counted against, what to ask the ledger. Keys that cannot be read
+    (of another version, or of a budget whose models are not told) are left out: they get no floor."""
+    found: dict[str, Question] = {}
+    for entry in entries:
+        models = dict(entry.budget_models)
+        for kind, key, _ in entry.settle:
+            parsed = _BUDGET_KEY.fullmatch(key) if kind == "b" else None
+            if parsed is None or key in found:
+                continue
+            unit, window, digest = Unit(parsed["unit"]), parsed["window"], parsed["models"]
+            some = sorted(models[key]) if digest and key in models else None
+            if digest and (some is None or keys.digest(f"{unit}.{window}.{'+'.join(some)}") != digest):
+                continue
+            found[key] = Question(Counter(parsed["subject"], parsed["label"]), tuple(figures(unit, some)))
+    return found
+
+
+@dataclass(slots=True)
+class EntryReport:
+    """What `Ledger.enter` did. `floors`: budget key -> what the ledger knows to be spent, in the budget's unit."""
+
+    entered: int
+    repeated: int
+    replaced: int
+    """Estimates that a real record has replaced; they count as entered, too."""
+    floors: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """One line of the usage report. Input includes cached tokens, output includes reasoning."""
+
+    row: Row
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    cost_microusd: int
+
+    @classmethod
+    def of(cls, row: Row, sums: Mapping[str, int]) -> UsageRow:
+        names = ("requests", "input_tokens", "output_tokens", "cost_microusd")
+        return cls(row, *(sums.get(name, 0) for name in names))
+
+    def as_dict(self) -> dict[str, str | int]:
+        return {
+            "tenant": self.row.tenant,
+            "user": self.row.user,
+            "model": self.row.model,
+            "provider": self.row.provider,
+            "day": self.row.day,
+            "requests": self.requests,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "total_tokens": self.input_tokens + self.output_tokens,
+            "cost_microusd": self.cost_microusd,
+        }
+
+
+def sorted_rows(rows: Iterable[UsageRow]) -> list[UsageRow]:
+    """By tenant, day, user, model and provider, without rows whose usage was all taken back."""
+    used = [r for r in rows if r.requests or r.input_tokens or r.output_tokens or r.cost_microusd]
+    return sorted(used, key=lambda r: (r.row.tenant, r.row.day, r.row.user, r.row.model, r.row.provider))
+
+
+_BUDGET_KEY = re.compile(
+    r"(?P<subject>\{[^{}]*\}[\w-]*):b:(?P<unit>requests|tokens|microusd)\.(?P<window>day|month|life)"
+    r"(?:\.(?P<models>[\w-]{22}))?:(?P<label>life|\d{4}-\d{2}(?:-\d{2})?)",
+    re.ASCII,
+)
+
+
+def _members(entry: UsageClose) -> tuple[tuple[str, str], ...]:
+    return ("u", entry.user), ("k", entry.key), ("t", entry.team)

@@ -1,0 +1,206 @@
+"""Admission: may this caller make this call now, and what does it take from whom?
+
+The story, in order: the caller's terms; the local cache (no IO); one call to the store. The store may answer that
+something must be looked up first (a newer policy, a budget it has not loaded, the right day): then it has taken
+nothing, and is asked again with what was missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tollgate.domain.bucket_cache import BucketCache
+from tollgate.domain.identity import Identity
+from tollgate.domain.limits import Admission, BudgetTake, Decision, Settlement, Status
+from tollgate.domain.policy import Policy, RouteSpec, TenantRecord
+from tollgate.domain.terms import Bound, Cost, Terms, takes, used
+from tollgate.ports import LimitStore, PolicyUnavailable, Spending, StoreUnavailable
+from tollgate.services.directory import Directory
+from tollgate.wire import errors
+from tollgate.wire.headers import refusal_error
+
+MAX_ROUNDS = 5
+"""Admission, and at most a reload of the policy, of a budget and of the day; then once more."""
+RETRY_AFTER_US = 2_000_000
+"""What a caller is told to wait when no store answers: longer than the breaker needs to notice."""
+
+
+@dataclass(slots=True)
+class Request:
+    """What one call asks for, as far as admission cares. `output_tokens` is the answer's maximum, or None."""
+
+    id: str
+    model: str
+    input_tokens: int
+    output_tokens: int | None
+    expires_us: int
+    """How long what it takes is held, from now, if nobody settles it."""
+
+
+@dataclass(slots=True)
+class Grant:
+    """An admitted call: what was taken, and from whom."""
+
+    request: Request
+    policy: Policy
+    record: TenantRecord
+    terms: Terms
+    routes: Sequence[RouteSpec]
+    admission: Admission
+    decision: Decision
+    cost: Cost
+
+    def settlement(self, tokens: int, microusd: int, *, sent: bool) -> Settlement:
+        taken = self.admission.takes
+        amounts = used(taken, tokens, microusd, sent=sent)
+        return Settlement(self.admission.id, taken, amounts, self.admission.tenant, self.decision.store)
+
+
+class Admitter:
+    """Decides admissions. `local` is the store that decides for `open` plans when no other answers."""
+
+    def __init__(
+        self,
+        store: LimitStore,
+        ledger: Spending,
+        directory: Directory,
+        local: LimitStore,
+        clock: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._directory = directory
+        self._local = local
+        self._clock = clock
+        self._cache = BucketCache()
+
+    async def admit(self, who: Identity, ip: str, request: Request, guess: int) -> Grant:
+        """Take what the call needs, or raise `ApiError`: 400, 402, 403, 404, 429 or 503.
+
+        `guess`: tokens of the answer to expect where the caller gives no maximum.
+        """
+        seeds: dict[str, int] = {}
+        for _ in range(MAX_ROUNDS):
+            grant = await self._plan(who, ip, request, guess)
+            for take in grant.admission.takes:
+                if isinstance(take, BudgetTake):
+                    take.seed = seeds.get(take.key)
+            known = self._cache.refuses(grant.admission, self._clock())
+            if known is not None:
+                raise refusal_error(*known)
+            decision = await self._decide(grant, seeds)
+            self._cache.learn(grant.admission, decision, self._clock())
+            if decision.status is Status.ADMITTED:
+                grant.decision = decision
+                return grant
+            if decision.status is Status.REFUSED:
+                raise refusal_error(grant.admission, decision)
+            if decision.status is Status.STALE:
+                await self._directory.refresh(who.tenant, decision.policy_version, decision.tenant_version)
+            elif decision.status is Status.COLD:
+                await self._load(grant.admission, decision, seeds)
+        raise errors.unavailable("The limits are changing too fast to be read. Try again.", RETRY_AFTER_US)
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Replace what was held by what was used. A store that does not answer is not the caller's problem: the hold
+        expires by itself, and metering brings what was used."""
+        store = self._local if settlement.store == self._local.name else self._store
+        try:
+            await store.settle(settlement)
+        except StoreUnavailable:
+            return
+
+    async def admit_upstream(self, grant: Grant, upstream: str, attempt: int) -> Grant | None:
+        """Take from the limits of a further upstream, when the first could not be reached; None if it has no room.
+
+        The result holds those takes only, and is settled like the grant itself.
+        """
+        bounds = self._directory.upstream_bounds(grant.policy, upstream)
+        taken = takes(bounds, grant.cost, self._cache.now_us(self._clock()))
+        admission = Admission(f"{grant.admission.id}.{attempt}", taken, grant.request.expires_us, grant.record.tenant)
+        try:
+            decision = await self._store.admit(admission)
+        except StoreUnavailable:
+            return None
+        if not decision.admitted:
+            return None
+        return Grant(
+            grant.request, grant.policy, grant.record, grant.terms, grant.routes, admission, decision, grant.cost
+        )
+
+    # -- internals
+
+    async def _plan(self, who: Identity, ip: str, request: Request, guess: int) -> Grant:
+        """Everything that can be said without the store: the terms, the cost, the takes. Raises `ApiError`."""
+        try:
+            policy = await self._directory.policy()
+            record = await self._directory.record(who)
+        except PolicyUnavailable as error:
+            raise errors.unavailable(str(error), RETRY_AFTER_US, "policy_unavailable") from error
+        check_standing(policy, record)
+        assert record is not None
+        if request.model not in policy.models:
+            raise errors.model_not_found(request.model)
+        if request.model not in policy.plans[record.plan].models:
+            raise errors.model_not_allowed(request.model)
+        terms = self._directory.terms(policy, record, who, request.model)
+        cost = expected_cost(terms, request, guess)
+        first = terms.model.route[0].upstream
+        bounds: list[Bound] = [
+            *self._directory.ip_bounds(policy, ip),
+            *terms.bounds,
+            *self._directory.upstream_bounds(policy, first),
+        ]
+        taken = takes(bounds, cost, self._cache.now_us(self._clock()))
+        admission = Admission(request.id, taken, request.expires_us, who.tenant, record.version, policy.revision)
+        undecided = Decision(Status.REFUSED, 0, [])
+        return Grant(request, policy, record, terms, terms.model.route, admission, undecided, cost)
+
+    async def _decide(self, grant: Grant, seeds: dict[str, int]) -> Decision:
+        """One call to the store; where none answers, what the plan says."""
+        try:
+            return await self._store.admit(grant.admission)
+        except StoreUnavailable as error:
+            if grant.terms.plan.when_stores_fail == "closed" or grant.terms.counts_money:
+                message = "The gateway cannot check your limits at the moment. Try again shortly."
+                raise errors.unavailable(message, RETRY_AFTER_US, "limits_unavailable") from error
+            for take in grant.admission.takes:
+                if isinstance(take, BudgetTake):
+                    take.seed = seeds.setdefault(take.key, 0)
+            decision = await self._local.admit(grant.admission)
+            decision.local = True
+            return decision
+
+    async def _load(self, admission: Admission, decision: Decision, seeds: dict[str, int]) -> None:
+        """Ask the ledger what the cold budgets have spent."""
+        cold: list[BudgetTake] = []
+        for i in decision.cold:
+            take = admission.takes[i]
+            if isinstance(take, BudgetTake):
+                cold.append(take)
+        try:
+            spent = await self._ledger.spent(cold)
+        except StoreUnavailable as error:
+            message = "The gateway cannot read your budgets at the moment. Try again shortly."
+            raise errors.unavailable(message, RETRY_AFTER_US, "limits_unavailable") from error
+        seeds.update((take.key, amount) for take, amount in zip(cold, spent, strict=True))
+
+
+def check_standing(policy: Policy, record: TenantRecord | None) -> None:
+    """403 unless the caller's tenant is known, active and on a plan that exists."""
+    if record is None or record.plan not in policy.plans:
+        raise errors.forbidden("No plan is assigned to this account.", "no_plan")
+    if record.state != "active":
+        raise errors.tenant_suspended()
+
+
+def expected_cost(terms: Terms, request: Request, guess: int) -> Cost:
+    """What to hold: the prompt's estimate and the answer's maximum, or a guess that may shrink to nothing."""
+    prompt = request.input_tokens
+    most = prompt + (guess if request.output_tokens is None else request.output_tokens)
+    least = prompt if request.output_tokens is None else most
+    price = terms.price
+    if price is None:
+        return Cost(most, least, 0, 0)
+    return Cost(most, least, price.estimate(prompt, most - prompt), price.estimate(prompt, least - prompt))

@@ -1,0 +1,151 @@
+"""The running policy and the tenants' records, as this container knows them.
+
+Nothing here polls while Redis decides: every admission carries the versions that it was made from, and the store
+answers STALE when it knows newer ones; only then are they read again. Records that cannot be versioned (a tenant
+without one), and everything while another store decides, are read again after a few seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from tollgate.domain.identity import Identity
+from tollgate.domain.policy import Policy, TenantRecord
+from tollgate.domain.terms import Bound, Terms, compile_terms, ip_bounds, upstream_bounds
+from tollgate.ports import PolicySource, PolicyUnavailable
+
+MAX_RECORDS = 10_000
+MAX_TERMS = 20_000
+RECHECK_US = 5_000_000
+"""How long an unversioned answer is believed: with the store's own second, well within the promised 10 s."""
+TERMS_LIFE_US = 10_000_000
+"""How long compiled terms with dated overrides are used: a boost ends within this of its date."""
+
+
+@dataclass(slots=True)
+class _Known:
+    record: TenantRecord | None
+    read_us: int
+
+
+class Directory:
+    """Reads through a `PolicySource`, once for many waiting requests."""
+
+    def __init__(self, source: PolicySource, clock: Callable[[], int], versioned: Callable[[], bool]) -> None:
+        """`versioned`: whether the store that decides now compares versions (else records age)."""
+        self._source = source
+        self._clock = clock
+        self._versioned = versioned
+        self._policy: Policy | None = None
+        self._policy_read_us = 0
+        self._records: OrderedDict[str, _Known] = OrderedDict()
+        self._terms: OrderedDict[tuple[str, ...], tuple[int, Terms]] = OrderedDict()
+        self._upstreams: dict[str, tuple[Bound, ...]] = {}
+        self._reading: dict[str, asyncio.Future[None]] = {}
+
+    async def policy(self) -> Policy:
+        """The policy in force. Raises `PolicyUnavailable` only where none was ever read."""
+        if self._policy is None or (not self._versioned() and self._aged(self._policy_read_us)):
+            await self._once("", self._read_policy)
+        assert self._policy is not None
+        return self._policy
+
+    @property
+    def known_policy(self) -> Policy | None:
+        """The policy in force, if one was read; no IO."""
+        return self._policy
+
+    @property
+    def revision(self) -> int | None:
+        return self._policy.revision if self._policy is not None else None
+
+    async def record(self, who: Identity) -> TenantRecord | None:
+        """The tenant's record; without one, the plan that the caller's token names (None if it names none).
+
+        Raises `PolicyUnavailable` where it cannot be read and was never read before.
+        """
+        known = self._records.get(who.tenant)
+        if known is None or ((known.record is None or not self._versioned()) and self._aged(known.read_us)):
+            await self._once(who.tenant, lambda: self._read_record(who.tenant))
+            known = self._records[who.tenant]
+        if known.record is not None:
+            return known.record
+        policy = await self.policy()
+        if who.plan not in policy.plans:
+            return None
+        return TenantRecord.model_construct(
+            tenant=who.tenant, plan=who.plan, state="active", version=0, limits=(), budgets=()
+        )
+
+    async def refresh(self, tenant: str, policy_version: int, tenant_version: int) -> None:
+        """Read again what the store knows newer versions of."""
+        if self._policy is not None and self._policy.revision < policy_version:
+            await self._once("", self._read_policy)
+        known = self._records.get(tenant)
+        if known is None or known.record is None or known.record.version < tenant_version:
+            await self._once(tenant, lambda: self._read_record(tenant))
+
+    def terms(self, policy: Policy, record: TenantRecord, who: Identity, model: str) -> Terms:
+        """What this caller may do with this model, compiled once and kept while nothing changes."""
+        now = self._clock()
+        name = (who.tenant, who.user, who.team, who.key, model, str(record.version), record.plan, str(policy.revision))
+        found = self._terms.get(name)
+        if found is not None and now < found[0]:
+            return found[1]
+        terms = compile_terms(policy, record, who, model, now)
+        dated = any(o.until for o in record.limits) or any(o.until for o in record.budgets)
+        self._terms[name] = (now + TERMS_LIFE_US if dated else 2**63, terms)
+        if len(self._terms) > MAX_TERMS:
+            self._terms.popitem(last=False)
+        return terms
+
+    def upstream_bounds(self, policy: Policy, upstream: str) -> tuple[Bound, ...]:
+        found = self._upstreams.get(upstream)
+        if found is None:
+            found = self._upstreams[upstream] = upstream_bounds(policy, upstream)
+        return found
+
+    @staticmethod
+    def ip_bounds(policy: Policy, ip: str) -> tuple[Bound, ...]:
+        return ip_bounds(policy, ip)
+
+    def _aged(self, read_us: int) -> bool:
+        return not 0 <= self._clock() - read_us < RECHECK_US
+
+    async def _once(self, what: str, read: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """One read at a time for each thing; whoever comes meanwhile waits for it."""
+        waiting = self._reading.get(what)
+        if waiting is None:
+            waiting = self._reading[what] = asyncio.ensure_future(read())
+            waiting.add_done_callback(lambda _: self._reading.pop(what, None))
+        await asyncio.shield(waiting)
+
+    async def _read_policy(self) -> None:
+        try:
+            policy = await self._source.policy()
+        except PolicyUnavailable:
+            if self._policy is None:
+                raise
+            policy = self._policy  # the last good one stays in force
+        if policy is not self._policy:
+            self._terms.clear()
+            self._upstreams.clear()
+        self._policy = policy
+        self._policy_read_us = self._clock()
+
+    async def _read_record(self, tenant: str) -> None:
+        known = self._records.get(tenant)
+        try:
+            record = await self._source.tenant(tenant)
+        except PolicyUnavailable:
+            if known is None:
+                raise
+            record = known.record
+        self._records.pop(tenant, None)
+        self._records[tenant] = _Known(record, self._clock())
+        if len(self._records) > MAX_RECORDS:
+            self._records.popitem(last=False)

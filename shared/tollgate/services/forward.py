@@ -1,0 +1,102 @@
+"""Forwarding: one admitted call to the model's upstream, and to the next one where the first cannot serve it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tollgate.adapters.http_message import TimedOut, Timeouts, UpstreamError
+from tollgate.domain.policy import UpstreamSpec
+from tollgate.ports import Response, Secrets, SecretUnavailable
+from tollgate.wire import errors
+
+Header = tuple[bytes, bytes]
+NEXT_ROUTE = frozenset({408, 429, 500, 502, 503, 504, 529})
+"""Answers that say nothing about the request, only about the upstream: another one may serve it. (529: Anthropic's
+"overloaded".)"""
+ERROR_BODY_LIMIT = 64 * 1024
+"""Bytes of an upstream's error that are read; the rest is not worth a caller's time."""
+
+
+class Http(Protocol):
+    """What forwarding needs of an HTTP client."""
+
+    async def request(
+        self, method: str, url: str, headers: Iterable[Header], body: bytes, timeouts: Timeouts
+    ) -> Response: ...
+
+
+Sign = Callable[[UpstreamSpec, str, Sequence[Header], bytes], list[Header]]
+"""Adds the signature of the function's own role (Bedrock)."""
+
+
+@dataclass(slots=True)
+class UpstreamCall:
+    """What is sent: the path below the upstream's base URL, headers that passed the allow-list, and the body."""
+
+    path: str
+    headers: list[Header]
+    body: bytes
+
+
+class Forwarder:
+    """Calls upstreams of the policy, and nothing else."""
+
+    def __init__(self, http: Http, secrets: Secrets, sign: Sign) -> None:
+        self._http = http
+        self._secrets = secrets
+        self._sign = sign
+
+    async def send(self, upstream: UpstreamSpec, call: UpstreamCall, seconds: float) -> Response:
+        """The upstream's answer as soon as its head is there. `seconds` bounds the whole call, below the policy's own
+        total. Raises `UpstreamError`, `SecretUnavailable`."""
+        headers = list(call.headers)
+        url = upstream.url + call.path
+        if upstream.api == "bedrock":
+            headers = self._sign(upstream, url, headers, call.body)
+        elif upstream.secret is not None:
+            secret = await self._secrets.get(upstream.secret)
+            if upstream.api == "anthropic":
+                headers.append((b"x-api-key", secret.encode()))
+            else:
+                headers.append((b"authorization", b"Bearer " + secret.encode()))
+        limits = upstream.timeouts
+        timeouts = Timeouts(limits.connect, limits.first_byte, limits.idle, min(limits.total, seconds))
+        response = await self._http.request("POST", url, headers, call.body, timeouts)
+        if response.status in (401, 403) and upstream.secret is not None:
+            self._secrets.invalidate(upstream.secret)  # rotated meanwhile: the next call reads it again
+        return response
+
+
+def failure(error: Exception) -> errors.ApiError:
+    """What the caller is told when no upstream gave an answer."""
+    if isinstance(error, SecretUnavailable):
+        return errors.upstream_error("The gateway has no valid key for this model's provider.")
+    if isinstance(error, TimedOut):
+        return errors.upstream_timeout()
+    if isinstance(error, UpstreamError) and error.sent:
+        return errors.upstream_closed()
+    return errors.upstream_error("The model provider cannot be reached.")
+
+
+async def refused(response: Response) -> tuple[errors.ApiError | None, bytes]:
+    """What an answer other than 2xx means to the caller: an error of ours, or None with a body to pass on as it is.
+
+    Only what the caller can mend is passed on (400, 404 of a file, 413, 422 ...). The provider's 401, 403 and 404 are
+    about our key and our route, its 429 about our account: none of the caller's business, or fault.
+    """
+    status = response.status
+    if status in (400, 409, 413, 415, 422):
+        return None, await response.read(ERROR_BODY_LIMIT)
+    await response.aclose()
+    if status in (429, 529):
+        wait = response.header(b"retry-after") or b""
+        seconds = int(wait) if wait.isdigit() and len(wait) < 6 else 1
+        message = "The model provider is over its own limit at the moment. Try again later."
+        return errors.unavailable(message, seconds * 1_000_000, "upstream_rate_limited"), b""
+    if status in (408, 504):
+        return errors.upstream_timeout(), b""
+    if status in (401, 403):
+        return errors.upstream_error("The model provider refused the gateway's own key."), b""
+    return errors.upstream_error(f"The model provider answered with status {status}."), b""

@@ -1,0 +1,428 @@
+"""The request's whole way: who calls, what they ask, whether they may, the model's answer, and what it cost.
+
+    identify -> read the body -> admit -> usage.open -> forward -> relay -> settle -> usage.close
+
+Once the answer has begun nothing is raised any more: a broken stream ends with an error event, and whatever happens
+the hold is settled and the usage recorded before the last message, because Lambda freezes the process after it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import orjson
+
+from tollgate.adapters import telemetry
+from tollgate.adapters.http_message import TimedOut, UpstreamError
+from tollgate.domain.identity import Identity, KeysUnavailable, TooManyFailures, Unauthorized
+from tollgate.domain.limits import BudgetTake, RateTake, Take
+from tollgate.domain.records import Outcome, UsageClose, UsageOpen
+from tollgate.domain.usage import Usage, estimate
+from tollgate.ports import Response, SecretUnavailable, UsageLog
+from tollgate.services.account import Account
+from tollgate.services.admit import Admitter, Grant, Request
+from tollgate.services.estimates import AnswerLengths
+from tollgate.services.exchange import Disconnected, Exchange, Header
+from tollgate.services.forward import NEXT_ROUTE, Forwarder, UpstreamCall, failure, refused
+from tollgate.wire import errors
+from tollgate.wire.body import Body
+from tollgate.wire.errors import ApiError
+from tollgate.wire.headers import rate_limit_headers, request_headers, response_headers, use_case
+from tollgate.wire.routes import ROUTES, Call, Route
+from tollgate.wire.usage import UsageReader, reader_for
+
+MAX_BODY = 4 * 1024 * 1024
+"""Bytes of a request: Lambda's 6 MB payload limit, less what escaping may add."""
+MAX_ANSWER = 64 * 1024 * 1024
+"""Bytes of an answer that is not streamed (a batch of embeddings is the largest)."""
+LEAVE_US = 5_000_000
+"""How long before the function's deadline the upstream is stopped, to settle and record."""
+DEFAULT_HOLD_US = 15 * 60 * 1_000_000
+"""How long what a request took is held if nobody settles it."""
+HOLD_MARGIN_US = 30_000_000
+"""A hold outlives its upstream's total timeout by this, so that a slow settlement still finds it."""
+
+Identify = Callable[[Exchange], Awaitable[tuple[Identity, str]]]
+"""Who calls, and from which address."""
+
+
+@dataclass(slots=True)
+class Job:
+    """One admitted call on its way."""
+
+    exchange: Exchange
+    who: Identity
+    route: Route
+    call: Call
+    body: Body
+    grant: Grant
+    label: str
+    started_us: int
+    upstream: str = ""
+    upstream_model: str = ""
+    first_byte_us: int = 0
+    also: Grant | None = None
+    """What was taken from a further upstream's limits, after the first could not serve."""
+    reader: UsageReader | None = None
+    closed: bool = False
+    """Whether it is settled and recorded; exactly once, on every way out."""
+
+
+class Gateway:
+    """Serves every route. One per process, for any number of requests at once."""
+
+    def __init__(
+        self,
+        *,
+        identify: Identify,
+        account: Account,
+        admitter: Admitter,
+        forwarder: Forwarder,
+        usage_log: UsageLog,
+        clock: Callable[[], int],
+        deadline: Callable[[Exchange], int | None],
+        status: Callable[[], dict[str, object]],
+        close: Callable[[], Awaitable[None]],
+        max_in_flight: int = 0,
+        max_body: int = MAX_BODY,
+    ) -> None:
+        """`deadline`: when this process will be stopped, in µs, or None. `status`: what /healthz tells. `max_in_flight`:
+        requests at once before 503; 0: as many as come."""
+        self._identify = identify
+        self._account = account
+        self._admitter = admitter
+        self._forwarder = forwarder
+        self._log = usage_log
+        self._clock = clock
+        self._deadline = deadline
+        self._status = status
+        self._close_adapters = close
+        self._max_in_flight = max_in_flight
+        self._max_body = max_body
+        self._in_flight = 0
+        self._lengths = AnswerLengths()
+
+    async def aclose(self) -> None:
+        """Close what the gateway was made with."""
+        await self._close_adapters()
+
+    async def serve(self, exchange: Exchange) -> None:
+        """Answer one request, whatever happens."""
+        request_id = "req_" + os.urandom(16).hex()
+        route = ROUTES.get(exchange.path)
+        self._in_flight += 1
+        try:
+            if 0 < self._max_in_flight < self._in_flight and exchange.path != "/healthz":
+                raise errors.unavailable("The gateway is serving as many requests as it can. Try again shortly.")
+            if route is not None and exchange.method == "POST":
+                await self._model_call(exchange, route, request_id)
+            else:
+                await self._other(exchange, request_id)
+        except ApiError as error:
+            await _answer_error(exchange, error, route, request_id)
+        except Disconnected:
+            return  # before anything was taken, and nobody is there to be told
+        except Exception as error:  # noqa: BLE001 - the last resort: no caller may see a broken connection
+            telemetry.log(
+                "ERROR", "request failed", request_id=request_id, error=type(error).__name__, where=_where(error)
+            )
+            await _answer_error(exchange, errors.internal_error(), route, request_id)
+        finally:
+            self._in_flight -= 1
+
+    # -- the main path
+
+    async def _model_call(self, exchange: Exchange, route: Route, request_id: str) -> None:
+        started = self._clock()
+        who, ip = await self._known(exchange)
+        label = use_case(exchange.headers.get(b"x-tollgate-use-case"))
+        body = Body(await exchange.body(self._max_body))
+        call = route.read(body)
+        deadline = self._deadline(exchange)
+        expires = DEFAULT_HOLD_US if deadline is None else max(deadline - started, 0) + HOLD_MARGIN_US
+        wanted = Request(request_id, call.model, call.prompt_estimate(), call.max_output, expires)
+        guess = call.answers * self._lengths.guess(who.tenant, call.model)
+        grant = await self._admitter.admit(who, ip, wanted, guess)
+        job = Job(exchange, who, route, call, body, grant, label, started)
+        self._log.write(self._opening(job).as_dict())
+        try:
+            await self._forward(job, deadline)
+        finally:
+            if not job.closed:  # cancelled (the process is stopping), or a mistake of ours
+                usage = None
+                if job.reader is not None:
+                    usage = estimate(job.reader.finish(), wanted.input_tokens, job.reader.produced_bytes)
+                await self._close(job, "upstream_closed", 0, usage, sent=True)
+
+    async def _known(self, exchange: Exchange) -> tuple[Identity, str]:
+        """Who calls; 401 for everyone else, 429 for a flood of forgeries. `exp` is checked again at every use."""
+        try:
+            who, ip = await self._identify(exchange)
+        except TooManyFailures as error:
+            raise errors.rate_limit_exceeded(
+                "Too many invalid tokens from this address.", error.retry_after_s * 1_000_000, "Local-IP"
+            ) from error
+        except Unauthorized as error:
+            raise errors.invalid_api_key() from error
+        except KeysUnavailable as error:
+            raise errors.unavailable("The gateway cannot verify tokens at the moment.") from error
+        if who.expired(self._clock() / 1_000_000):
+            raise errors.invalid_api_key("The token has expired.")
+        return who, ip
+
+    async def _forward(self, job: Job, deadline_us: int | None) -> None:
+        """Send the call to the model's first route, or to the next where that one cannot serve; relay the answer.
+
+        A call that an upstream may have worked on is not sent again: it would be paid for twice.
+        """
+        policy, routes = job.grant.policy, job.grant.routes
+        headers = request_headers(job.exchange.headers, job.route.api)
+        problem: ApiError = errors.upstream_error()
+        outcome: Outcome = "not_sent"
+        for attempt, candidate in enumerate(routes):
+            if attempt:
+                job.also = await self._admitter.admit_upstream(job.grant, candidate.upstream, attempt)
+                if job.also is None:
+                    continue
+            job.upstream, job.upstream_model = candidate.upstream, candidate.model
+            call = UpstreamCall(job.route.upstream_path, headers, _body(job, candidate.model))
+            seconds = DEFAULT_HOLD_US / 1e6 if deadline_us is None else (deadline_us - LEAVE_US - self._clock()) / 1e6
+            try:
+                response = await self._forwarder.send(policy.upstreams[candidate.upstream], call, max(seconds, 0.1))
+            except (UpstreamError, SecretUnavailable) as error:
+                problem = failure(error)
+                if isinstance(error, UpstreamError) and error.sent:
+                    outcome = "timed_out" if isinstance(error, TimedOut) else "upstream_closed"
+                    break
+                continue
+            if response.status < 300:
+                await self._relay(job, response)
+                return
+            if response.status not in NEXT_ROUTE or attempt + 1 == len(routes):
+                await self._relay_refusal(job, response)
+                return
+            await response.aclose()
+            await self._give_back(job)
+        await self._close(job, outcome, problem.status, None, sent=outcome != "not_sent")
+        raise problem
+
+    async def _relay(self, job: Job, response: Response) -> None:
+        """Pass the model's answer on, and read its usage on the way."""
+        job.first_byte_us = self._clock() - job.started_us
+        streams = (response.header(b"content-type") or b"").startswith(b"text/event-stream")
+        reader = job.reader = reader_for(job.call, event_stream=streams, loads=orjson.loads)
+        headers = [*response_headers(response.headers), *self._own_headers(job)]
+        if streams:
+            await self._relay_stream(job, response, reader, headers)
+        else:
+            await self._relay_whole(job, response, reader, headers)
+
+    async def _relay_stream(self, job: Job, response: Response, reader: UsageReader, headers: list[Header]) -> None:
+        exchange = job.exchange
+        await exchange.start(response.status, headers)
+        outcome: Outcome = "ok"
+        try:
+            async for chunk in response:
+                if passed := reader.feed(chunk):
+                    await exchange.send(passed)
+            if rest := reader.rest():
+                await exchange.send(rest)
+        except UpstreamError as error:
+            outcome = "timed_out" if isinstance(error, TimedOut) else "upstream_closed"
+            gap = b"\n\n" if reader.mid_event else b""
+            await exchange.send(gap + failure(error).event(job.route.api, job.grant.request.id))
+        usage = reader.finish()
+        if usage is None or outcome != "ok":
+            usage = estimate(usage, job.grant.request.input_tokens, reader.produced_bytes)
+        await self._close(job, outcome, response.status, usage, sent=True)
+        await exchange.finish()
+
+    async def _relay_whole(self, job: Job, response: Response, reader: UsageReader, headers: list[Header]) -> None:
+        exchange = job.exchange
+        try:
+            answer = await response.read(MAX_ANSWER)
+        except UpstreamError as error:
+            problem = failure(error)
+            outcome: Outcome = "timed_out" if isinstance(error, TimedOut) else "upstream_closed"
+            await self._close(job, outcome, problem.status, None, sent=True)
+            raise problem from error
+        reader.feed(answer)
+        usage = reader.finish()
+        if not reader.saw_done:
+            await self._close(job, "upstream_error", 502, None, sent=True)
+            raise errors.upstream_error("The model provider's answer is not JSON.")
+        if usage is None:
+            usage = estimate(None, job.grant.request.input_tokens, reader.produced_bytes)
+        headers.append((b"content-length", str(len(answer)).encode()))
+        await exchange.start(response.status, headers)
+        await exchange.send(answer)
+        await self._close(job, "ok", response.status, usage, sent=True)
+        await exchange.finish()
+
+    async def _relay_refusal(self, job: Job, response: Response) -> None:
+        """The upstream refused: what the caller can mend is passed on as it is, the rest is told in our words."""
+        try:
+            problem, passed = await refused(response)
+        except UpstreamError as error:
+            problem, passed = failure(error), b""
+        status = response.status if problem is None else problem.status
+        await self._close(job, "upstream_error", status, Usage(), sent=problem is None)
+        if problem is not None:
+            raise problem
+        headers = [*response_headers(response.headers), *self._own_headers(job)]
+        await job.exchange.start(status, [*headers, (b"content-length", str(len(passed)).encode())])
+        await job.exchange.send(passed)
+        await job.exchange.finish()
+
+    # -- what it cost
+
+    def _opening(self, job: Job) -> UsageOpen:
+        grant, request = job.grant, job.grant.request
+        return UsageOpen(
+            id=request.id,
+            ts_us=grant.decision.now_us,
+            tenant=job.who.tenant,
+            user=job.who.user,
+            team=job.who.team,
+            key=job.who.key,
+            plan=grant.record.plan,
+            model=request.model,
+            upstream=grant.routes[0].upstream,
+            upstream_model=grant.routes[0].model,
+            route=job.route.path,
+            input_tokens=request.input_tokens,
+            output_tokens=grant.cost.tokens - request.input_tokens,
+            cost_microusd=grant.cost.microusd,
+            expires_us=grant.decision.now_us + request.expires_us,
+            use_case=job.label,
+        )
+
+    async def _close(self, job: Job, outcome: Outcome, status: int, usage: Usage | None, *, sent: bool) -> None:
+        """Settle what was held and record what was used. `usage` None: nothing of an answer was seen, nothing is
+        charged; `sent`: whether it counts as a request."""
+        job.closed = True
+        grant = job.grant
+        known = usage or Usage(estimated=usage is None)
+        price = grant.terms.price
+        cost = price.cost(known) if price is not None else 0
+        if outcome == "ok" and job.call.max_output is None:
+            per_answer = -(-known.output_tokens // job.call.answers)
+            self._lengths.learn(job.who.tenant, grant.request.model, per_answer)
+        settlement = grant.settlement(known.total_tokens, cost, sent=sent)
+        await self._admitter.settle(settlement)
+        if job.also is not None:
+            await self._admitter.settle(job.also.settlement(known.total_tokens, cost, sent=sent))
+        record = UsageClose(
+            id=grant.request.id,
+            ts_us=grant.decision.now_us,
+            tenant=job.who.tenant,
+            user=job.who.user,
+            team=job.who.team,
+            key=job.who.key,
+            plan=grant.record.plan,
+            model=grant.request.model,
+            upstream=job.upstream,
+            upstream_model=job.upstream_model,
+            route=job.route.path,
+            outcome=outcome,
+            status=status,
+            input_tokens=known.input_tokens,
+            cached_input_tokens=known.cached_input_tokens,
+            cache_write_tokens=known.cache_write_tokens,
+            output_tokens=known.output_tokens,
+            reasoning_tokens=known.reasoning_tokens,
+            estimated=known.estimated,
+            cost_microusd=cost,
+            latency_ms=max(0, self._clock() - job.started_us) // 1000,
+            first_byte_ms=max(0, job.first_byte_us) // 1000,
+            use_case=job.label,
+            settle=tuple(
+                (_kind(take), take.key, amount) for take, amount in zip(settlement.takes, settlement.used, strict=True)
+            ),
+        )
+        self._log.write(record.as_dict())
+
+    async def _give_back(self, job: Job) -> None:
+        """Return what a further upstream's limits gave, before the next one is asked."""
+        if job.also is not None:
+            await self._admitter.settle(job.also.settlement(0, 0, sent=False))
+            job.also = None
+
+    def _own_headers(self, job: Job) -> list[Header]:
+        own = rate_limit_headers(job.grant.admission, job.grant.decision)
+        own.append((b"x-request-id", job.grant.request.id.encode()))
+        return own
+
+    # -- everything else
+
+    async def _other(self, exchange: Exchange, request_id: str) -> None:
+        """GET /healthz, /v1/models, /v1/models/{model}, /v1/usage; 404 or 405 for what is none of them."""
+        path, method = exchange.path, exchange.method
+        known = path in ("/healthz", "/v1/models", "/v1/usage") or path.startswith("/v1/models/")
+        if not known and path not in ROUTES:
+            raise errors.not_found(method, path)
+        if method != "GET" or path in ROUTES:
+            raise errors.method_not_allowed(method, path, "POST" if path in ROUTES else "GET")
+        if path == "/healthz":
+            await _answer(exchange, 200, self._status(), request_id)
+            return
+        who, _ = await self._known(exchange)
+        if path == "/v1/usage":
+            await _answer(exchange, 200, await self._account.usage(who), request_id)
+            return
+        names = await self._account.models(who)
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": "tollgate"} for name in names]
+        if path == "/v1/models":
+            await _answer(exchange, 200, {"object": "list", "data": models}, request_id)
+            return
+        wanted = path.removeprefix("/v1/models/")
+        for model in models:
+            if model["id"] == wanted:
+                await _answer(exchange, 200, model, request_id)
+                return
+        raise errors.model_not_found(wanted)
+
+
+async def _answer(exchange: Exchange, status: int, payload: object, request_id: str) -> None:
+    await _respond(exchange, status, orjson.dumps(payload), {"x-request-id": request_id})
+
+
+async def _answer_error(exchange: Exchange, error: ApiError, route: Route | None, request_id: str) -> None:
+    """Tell the caller, unless an answer has begun already: then the stream just ends."""
+    if exchange.started:
+        if exchange.streams:
+            await exchange.send(error.event(route.api if route is not None else "openai", request_id))
+        await exchange.finish()
+        return
+    body = error.body(route.api if route is not None else "openai", request_id)
+    await _respond(exchange, error.status, body, {**error.headers, "x-request-id": request_id})
+
+
+async def _respond(exchange: Exchange, status: int, body: bytes, headers: dict[str, str]) -> None:
+    lines = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    lines += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await exchange.start(status, lines)
+    await exchange.send(body)
+    await exchange.finish()
+
+
+def _body(job: Job, upstream_model: str) -> bytes:
+    """The body as the upstream gets it: the caller's bytes, with the model's name and what the route asks for."""
+    changes = job.call.changes
+    if upstream_model != job.call.model:
+        changes = {**changes, "model": orjson.dumps(upstream_model).decode()}
+    return job.body.splice(changes)
+
+
+def _kind(take: Take) -> str:
+    return "r" if isinstance(take, RateTake) else "b" if isinstance(take, BudgetTake) else "c"
+
+
+def _where(error: BaseException) -> str:
+    """File and line of a mistake: a traceback's text could hold a prompt."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}" if trace is not None else ""
