@@ -1,0 +1,77 @@
+"""The ledger in one process: for `serve` without AWS, and the reference that DynamoDB's ledger is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tollgate.domain.account import (
+    EntryReport,
+    Moves,
+    Question,
+    Row,
+    UsageRow,
+    add,
+    moves,
+    question,
+    questions,
+    sorted_rows,
+)
+from tollgate.domain.limits import BudgetTake
+from tollgate.domain.records import UsageClose, UsageOpen
+
+
+class MemoryLedger:
+    """Lives as long as its process, and so does what it knows."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, tuple[UsageClose, bool]] = {}
+        self._sums: Moves = {}
+        self._opens: dict[str, UsageOpen] = {}
+
+    async def enter(self, entries: Sequence[UsageClose], *, provisional: bool = False) -> EntryReport:
+        report = EntryReport(0, 0, 0, {})
+        for entry in entries:
+            known = self._entries.get(entry.id)
+            if known is not None and (provisional or not known[1]):
+                report.repeated += 1
+                continue
+            if known is not None:
+                add(self._sums, moves(known[0]), -1)
+                report.replaced += 1
+            add(self._sums, moves(entry))
+            self._entries[entry.id] = (entry, provisional)
+            report.entered += 1
+        report.floors = {key: self._answer(asked) for key, asked in questions(entries).items()}
+        return report
+
+    async def spent(self, takes: Sequence[BudgetTake]) -> list[int]:
+        return [self._answer(question(take)) for take in takes]
+
+    async def report(
+        self, *, tenant: str | None = None, user: str | None = None, since: str | None = None, until: str | None = None
+    ) -> list[UsageRow]:
+        return sorted_rows(
+            UsageRow.of(row, sums)
+            for row, sums in self._sums.items()
+            if isinstance(row, Row)
+            and (tenant is None or row.tenant == tenant)
+            and (user is None or row.user == user)
+            and (since is None or row.day >= since)
+            and (until is None or row.day <= until)
+        )
+
+    async def opened(self, opens: Sequence[UsageOpen]) -> None:
+        for open_ in opens:
+            self._opens[open_.id] = open_
+
+    async def overdue(self, before_us: int, limit: int) -> list[UsageOpen]:
+        due = sorted((o for o in self._opens.values() if o.expires_us < before_us), key=lambda o: o.expires_us)
+        return due[:limit]
+
+    async def forget(self, opens: Sequence[UsageOpen]) -> None:
+        for open_ in opens:
+            self._opens.pop(open_.id, None)
+
+    def _answer(self, asked: Question) -> int:
+        sums = self._sums.get(asked.counter, {})
+        return sum(sums.get(name, 0) for name in asked.names)
