@@ -1,0 +1,75 @@
+"""The same sequence, replayed with the same moments, gives the same decisions on every store."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.contract.conftest import STORES, Driver, make_driver
+from tests.contract.test_limit_store import budget, requests, slot, tokens
+from tollgate.adapters.memory_limits import MemoryLimitStore
+from tollgate.domain.limits import Status, Take
+
+PALETTE: dict[str, Any] = {
+    "requests": lambda cost, floor: requests(3, subject="{a}u"),
+    "tokens": lambda cost, floor: tokens(cost * 10, floor * 10),
+    "budget": lambda cost, floor: budget(cost, floor=floor, seed=0),
+    "cold": lambda cost, floor: budget(cost, floor=floor, seed=None),
+    "slot": lambda cost, floor: slot(2),
+}
+takes = st.tuples(st.sampled_from(sorted(PALETTE)), st.integers(0, 60), st.integers(0, 60)).map(
+    lambda t: (t[0], max(t[1], t[2]), min(t[1], t[2]))
+)
+steps = st.one_of(
+    st.tuples(st.just("admit"), st.integers(0, 6), st.lists(takes, min_size=1, max_size=4, unique_by=lambda t: t[0])),
+    st.tuples(st.just("settle"), st.integers(0, 6), st.integers(0, 90)),
+    st.tuples(st.just("wait"), st.integers(0, 30_000_000), st.none()),
+    st.tuples(st.just("floor"), st.integers(0, 120), st.none()),
+)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in STORES if kind != "memory"])
+def test_same_sequence_same_decisions(kind: str, runner: asyncio.Runner, request: pytest.FixtureRequest) -> None:
+    made: list[Driver] = []
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(st.lists(steps, max_size=30))
+    def replay(sequence: list[tuple[str, int, Any]]) -> None:
+        driver = make_driver(kind, runner, request)
+        made.append(driver)
+        reference: Driver
+        reference = Driver(MemoryLimitStore(clock=lambda: reference.now), runner)
+        both = (driver, reference)
+        admitted: dict[str, list[Take]] = {}
+        for step, (what, number, detail) in enumerate(sequence):
+            if what == "wait":
+                for one in both:
+                    one.now += number
+            elif what == "floor":
+                for one in both:
+                    one.run(one.store.raise_floor({budget(1).key: number}))
+            elif what == "settle":
+                name = f"id{number}"
+                taken = admitted.get(name, [])
+                used = [None if t.key.endswith("requests.minute") else detail for t in taken]
+                assert driver.settle(name, taken, used) == reference.settle(name, taken, used)
+            else:
+                name = f"id{number}" if f"id{number}" not in admitted else f"id{number}.{step}"
+                asked = [PALETTE[k](cost, floor) for k, cost, floor in detail]
+                asked = [t for i, t in enumerate(asked) if t.key not in {u.key for u in asked[:i]}]
+                mine = driver.admit(*asked, id=name, expires_us=20_000_000)
+                theirs = reference.admit(*asked, id=name, expires_us=20_000_000)
+                assert (mine.status, mine.cold, mine.now_us) == (theirs.status, theirs.cold, theirs.now_us)
+                assert mine.states == theirs.states
+                if mine.status is Status.ADMITTED:
+                    admitted[name] = asked
+
+    try:
+        replay()
+    finally:
+        for driver in made:
+            runner.run(driver.store.aclose())
