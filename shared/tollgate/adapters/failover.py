@@ -147,7 +147,7 @@ class FailoverLimitStore:
                 if not self._breaker.probed(answered=True):
                     continue
                 outage = self._breaker.outage_seconds()
-                await self._primary.reopen(int(outage * 1_000_000) + 1_000_000)
+                await self._primary.reopen(int(outage * 1_000_000))
                 await self._settle_waiting()
             except StoreUnavailable:
                 self._breaker.probed(answered=False)
