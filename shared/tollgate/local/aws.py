@@ -44,6 +44,23 @@ class Serialised:
             return self._app(environ, start_response)
 
 
+def forget_old_iterators(limit: int = 1000) -> None:
+    """moto keeps every shard iterator that it ever gave out, and each look at a stream makes one: in a stack that
+    runs for days that is all of memory."""
+    from moto.dynamodbstreams.models import DynamoDBStreamsBackend
+
+    backend: Any = DynamoDBStreamsBackend
+    original = backend.get_records
+
+    def get_records(self: Any, iterator_arn: str, number: int) -> Any:
+        answer = original(self, iterator_arn, number)
+        while len(self.shard_iterators) > limit:
+            del self.shard_iterators[next(iter(self.shard_iterators))]
+        return answer
+
+    backend.get_records = get_records
+
+
 def application() -> WsgiApp:
     """moto's server as a WSGI application, serialised where that matters."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -51,10 +68,11 @@ def application() -> WsgiApp:
     return Serialised(DomainDispatcherApplication(create_backend_app))
 
 
-def aws_child(port: int, env: Mapping[str, str]) -> Child:
-    """The process that serves AWS's APIs, not started yet."""
+def aws_child(port: int, env: Mapping[str, str], on_death: Callable[[], None]) -> Child:
+    """The process that serves AWS's APIs, not started yet. It keeps everything in memory: if it dies, the tables and
+    the ledger are gone."""
     command = [sys.executable, "-m", "tollgate.local.aws", "--port", str(port)]
-    return Child("aws", command, env, ready=lambda: listening(port))
+    return Child("aws", command, env, ready=lambda: listening(port), on_death=on_death)
 
 
 def serve(port: int) -> None:
@@ -68,6 +86,7 @@ def serve(port: int) -> None:
     # imported before listening, so that whoever waits for the port does not wait again at the first call
     for backend in BACKENDS:
         importlib.import_module(f"moto.{backend}.urls")
+    forget_old_iterators()
     make_server("127.0.0.1", port, application(), threaded=True, request_handler=MotoRequestHandler).serve_forever()
 
 

@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import sys
+import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -58,7 +59,8 @@ class Child:
     """One process, in a session of its own, so that a Ctrl-C reaches only the stack, which then ends it in order.
 
     With `on_output` its standard output is handed over, in pieces as they come; otherwise it is dropped. `ready` is
-    asked, after each start, to return once the process serves; it is set aside when the process dies.
+    asked, after each start, to return once the process serves. A process that dies is restarted, unless there is
+    `on_death`, which is then called instead: for what cannot come back as it was.
     """
 
     def __init__(
@@ -69,17 +71,20 @@ class Child:
         *,
         ready: Callable[[], Awaitable[None]],
         on_output: Callable[[bytes], None] | None = None,
+        on_death: Callable[[], None] | None = None,
     ) -> None:
         self.name = name
         self._command = [sys.executable, "-I", "-S", LAUNCHER, str(os.getpid()), *command]
         self._env = dict(env)
         self._ready = ready
         self._on_output = on_output
+        self._on_death = on_death
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[None] | None = None
         self._stopping = False
         self.serving = asyncio.Event()
+        _children.add(self)
 
     @property
     def pid(self) -> int:
@@ -87,7 +92,7 @@ class Child:
         return self._process.pid if self._process else 0
 
     async def start(self) -> None:
-        """Returns when it serves. From then on a process that dies is restarted. Raises `NotStarted`."""
+        """Returns when it serves; from then on it is watched. Raises `NotStarted`."""
         process = await self._spawn()
         await self._until_ready(process)
         self._supervisor = asyncio.create_task(self._supervise(process))
@@ -132,6 +137,7 @@ class Child:
         assert self._on_output is not None
         while data := await process.stdout.read(65_536):
             self._on_output(data)
+        self._on_output(b"\n")  # half a line of a process that was killed must not join its successor's first
 
     async def _until_ready(self, process: asyncio.subprocess.Process) -> None:
         """Wait for `ready`, but no longer than the process lives."""
@@ -157,6 +163,10 @@ class Child:
             self.serving.clear()
             if self._stopping:
                 return
+            if self._on_death is not None:
+                say(f"{self.name} {_how(code)}")
+                self._on_death()
+                return
             if loop.time() - started > LASTED_S:
                 pause_s = RESTART_PAUSE_S
             say(f"{self.name} {_how(code)}: restarting it")
@@ -171,6 +181,17 @@ class Child:
                     process.kill()
             else:
                 say(f"{self.name} is back (process {process.pid})")
+
+
+_children: weakref.WeakSet[Child] = weakref.WeakSet()
+
+
+def kill_all() -> None:
+    """Leave no process, at once and in no order."""
+    for child in list(_children):
+        if child.pid:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)
 
 
 def _how(code: int | None) -> str:

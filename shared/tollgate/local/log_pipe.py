@@ -31,6 +31,8 @@ MAX_BATCH_EVENTS = 1_000
 MAX_LINE_BYTES = 256 * 1024
 """CloudWatch Logs cuts longer events in two; a line beyond it is no usage record."""
 ATTEMPTS = 8
+LAST_ATTEMPTS = 3
+"""How often while the stack is stopping: whoever pressed Ctrl-C is waiting."""
 RETRY_S = 0.2
 MAX_RETRY_S = 5.0
 
@@ -182,12 +184,14 @@ class LogPipe:
 
     async def _deliver(self, event: Mapping[str, Any]) -> None:
         pause_s = RETRY_S
-        for attempt in range(1, ATTEMPTS + 1):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 await self._invoke(event)
             except Exception as error:  # noqa: BLE001 - whatever a function raises is its failure, not ours
-                if attempt == ATTEMPTS:
-                    say(f"metering failed {attempts(attempt)}, a batch of usage goes to the dead letters: {error!r}")
+                if attempt >= (LAST_ATTEMPTS if self._closing.is_set() else ATTEMPTS):
+                    say(f"metering failed {attempt} times, a batch of usage goes to the dead letters: {error!r}")
                     if self._dead is not None:
                         await self._dead(event, error)
                     return
@@ -196,7 +200,3 @@ class LogPipe:
                 pause_s = min(pause_s * 2, MAX_RETRY_S)
             else:
                 return
-
-
-def attempts(number: int) -> str:
-    return "once" if number == 1 else f"{number} times"

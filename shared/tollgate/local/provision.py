@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 USER_POOL = "tollgate"
@@ -14,6 +15,7 @@ SCOPE = "invoke"
 PROXY_LOG_GROUP = "/aws/lambda/tollgate-proxy"
 DEAD_LETTERS = "tollgate-dead-letters"
 
+SERVICES = ("dynamodb", "cognito-idp", "logs", "sqs")
 ACTIVE_WITHIN_S = 30.0
 
 
@@ -43,11 +45,8 @@ class Resources:
 
 
 def provision(environ: Mapping[str, str]) -> Resources:
-    """Create whatever is missing. The endpoint, region and credentials are boto3's usual variables."""
-    import boto3
-
-    session = boto3.session.Session()
-    dynamodb = session.client("dynamodb")
+    """Create whatever is missing. The endpoint, region and credentials are those of this process's environment."""
+    dynamodb = _client("dynamodb")
     names = {
         part: environ.get(f"TOLLGATE_{part.upper()}_TABLE") or f"tollgate-{part}"
         for part in ("policy", "tenants", "limits", "ledger")
@@ -56,9 +55,9 @@ def provision(environ: Mapping[str, str]) -> Resources:
     _table(dynamodb, names["tenants"], {"tenant": "HASH"}, stream=True)
     _table(dynamodb, names["limits"], {"pk": "HASH"}, ttl=True)
     _table(dynamodb, names["ledger"], {"pk": "HASH", "sk": "RANGE"}, ttl=True)
-    pool_id, client_id = _user_pool(session.client("cognito-idp"))
-    _log_group(session.client("logs"), PROXY_LOG_GROUP)
-    queue = session.client("sqs").create_queue(QueueName=DEAD_LETTERS)
+    pool_id, client_id = _user_pool(_client("cognito-idp"))
+    _log_group(_client("logs"), PROXY_LOG_GROUP)
+    queue = _client("sqs").create_queue(QueueName=DEAD_LETTERS)
     return Resources(
         policy_table=names["policy"],
         tenants_table=names["tenants"],
@@ -70,11 +69,27 @@ def provision(environ: Mapping[str, str]) -> Resources:
     )
 
 
-def put_secret(name: str, value: str) -> None:
-    """Create the secret, or change its value."""
+def warm() -> None:
+    """Import boto3 and make its clients, which takes most of a second and needs no server yet."""
+    for service in SERVICES:
+        _client(service)
+
+
+@cache
+def _client(service: str) -> Any:
     import boto3
 
-    client = boto3.client("secretsmanager")
+    return boto3.client(service)
+
+
+def dead_letter(queue_url: str, message: str) -> None:
+    """Keep what a function could not process."""
+    _client("sqs").send_message(QueueUrl=queue_url, MessageBody=message)
+
+
+def put_secret(name: str, value: str) -> None:
+    """Create the secret, or change its value."""
+    client = _client("secretsmanager")
     try:
         client.create_secret(Name=name, SecretString=value)
     except client.exceptions.ResourceExistsException:
