@@ -211,6 +211,8 @@ def fetch_document(url: str) -> bytes:
                 raise FetchFailed(f"more than {MAX_BYTES} bytes")
             if time.monotonic() > deadline:
                 raise FetchFailed("too slow")
+        if response.length:  # read1, unlike read, takes an early end for the end
+            raise FetchFailed(f"{response.length} bytes short")
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise FetchFailed(f"{type(error).__name__}: {error}"[:200]) from error
     finally:

@@ -1,0 +1,222 @@
+"""The authorizer against a user pool of moto's server: its tokens, its keys over HTTP, and API Gateway's events."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from functions.authorizer import handler as authorizer
+from tests.functional.cognito import Pool, user_pool
+from tests.tokens import key_set
+from tollgate.adapters.jwks import FetchFailed, Jwks, fetch_document
+from tollgate.domain.identity import Identity, KeysUnavailable
+
+ARN = "arn:aws:execute-api:us-east-1:123456789012:abcdef1234"
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    with user_pool() as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def login(pool: Pool) -> dict[str, str]:
+    return pool.login("ann", "acme")
+
+
+@pytest.fixture(autouse=True)
+def environment(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name, value in pool.env.items():
+        monkeypatch.setenv(name, value)
+    authorizer.verifier.cache_clear()
+    yield
+    authorizer.verifier.cache_clear()
+
+
+def request(authorization: str | list[str] | None, **changes: Any) -> dict[str, Any]:
+    """A REQUEST authorizer's event, as a REST API sends it."""
+    values = [authorization] if isinstance(authorization, str) else authorization or []
+    headers = {"Host": "abcdef1234.execute-api.us-east-1.amazonaws.com", "Accept": "*/*"}
+    many = {name: [value] for name, value in headers.items()}
+    if values:
+        headers["authorization"] = values[-1]
+        many["authorization"] = values
+    return {
+        "type": "REQUEST",
+        "methodArn": f"{ARN}/prod/POST/v1/chat/completions",
+        "resource": "/{proxy+}",
+        "path": "/v1/chat/completions",
+        "httpMethod": "POST",
+        "headers": headers,
+        "multiValueHeaders": many,
+        "queryStringParameters": {},
+        "pathParameters": {"proxy": "v1/chat/completions"},
+        "stageVariables": {},
+        "requestContext": {
+            "accountId": "123456789012",
+            "apiId": "abcdef1234",
+            "stage": "prod",
+            "requestId": "c6af9ac6-7b61-11e6-9a41-93e8deadbeef",
+            "identity": {"sourceIp": "192.0.2.7", "userAgent": "OpenAI/Python 3.52.0"},
+            "httpMethod": "POST",
+        },
+        **changes,
+    }
+
+
+def denied(event: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The log line of a refusal; its exception is the one that API Gateway answers with 401."""
+    capsys.readouterr()
+    with pytest.raises(Exception, match=r"^Unauthorized$") as caught:
+        authorizer.handler(event, None)
+    assert type(caught.value) is Exception
+    output = capsys.readouterr().out
+    assert output.count("\n") == 1
+    return json.loads(output)  # type: ignore[no-any-return]
+
+
+def test_a_tenants_token_opens_the_whole_stage(pool: Pool, login: dict[str, str]) -> None:
+    token = pool.issue(login["AccessToken"], tenant="acme", plan="pro", scope="models/invoke")
+    answer = authorizer.handler(request(f"Bearer {token}"), None)
+    assert answer["policyDocument"]["Statement"] == [
+        {"Action": "execute-api:Invoke", "Effect": "Allow", "Resource": f"{ARN}/prod/*/*"}
+    ]
+    identity = Identity.from_context(answer["context"])
+    assert (identity.tenant, identity.plan, identity.scopes) == ("acme", "pro", {"models/invoke"})
+    assert identity.user
+    assert identity.expires_at > 0
+    assert all(isinstance(value, str) for value in answer["context"].values())
+    assert token not in json.dumps(answer)
+    assert identity.user not in answer["principalId"]
+
+
+def test_a_token_without_a_tenant_is_nobodys(login: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert denied(request(f"Bearer {login['AccessToken']}"), capsys)["reason"] == "tenant is missing"
+
+
+def test_an_id_token_is_not_an_access_token(
+    pool: Pool, login: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert denied(request(f"Bearer {login['IdToken']}"), capsys)["reason"] == "not an access token"
+
+
+def test_a_denial_is_one_line_with_a_metric_and_no_token(
+    pool: Pool, login: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    token = pool.issue(login["AccessToken"], tenant="acme", exp=1)
+    line = denied(request(f"Bearer {token}"), capsys)
+    assert line["level"] == "WARNING"
+    assert line["message"] == "unauthorized"
+    assert (line["reason"], line["ip"]) == ("expired", "192.0.2.7")
+    assert line["_aws"]["CloudWatchMetrics"] == [
+        {"Namespace": "Tollgate", "Dimensions": [["service"]], "Metrics": [{"Name": "Unauthorized", "Unit": "Count"}]}
+    ]
+    assert line["Unauthorized"] == 1
+    assert {"location", "timestamp", "service", "request"} <= set(line)
+    assert token.split(".")[1] not in json.dumps(line)
+
+
+@pytest.mark.parametrize("authorization", [None, "", "Bearer", "Basic eDp5", "Bearer x.y.z"])
+def test_bad_headers_are_401(authorization: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    denied(request(authorization), capsys)
+
+
+def test_two_authorization_headers_are_refused(
+    pool: Pool, login: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = f"Bearer {pool.issue(login['AccessToken'], tenant='acme')}"
+    assert denied(request([good, good]), capsys)["reason"] == "2 Authorization headers"
+    event = request(None, headers={"AUTHORIZATION": good}, multiValueHeaders=None)
+    assert authorizer.handler(event, None)["context"]["tenant"] == "acme"
+
+
+@pytest.mark.parametrize(
+    ("arn", "resource"),
+    [
+        ("arn:aws:execute-api:us-east-1:1:api/prod/GET/", "arn:aws:execute-api:us-east-1:1:api/prod/*/*"),
+        ("arn:aws-cn:execute-api:cn-north-1:1:a/s/GET/x", "arn:aws-cn:execute-api:cn-north-1:1:a/s/*/*"),
+        ("arn:aws:execute-api:eu-west-1:1:a/s/GET/x:y/execute-api:z", "arn:aws:execute-api:eu-west-1:1:a/s/*/*"),
+    ],
+)
+def test_the_callers_path_does_not_shape_the_policy(arn: str, resource: str) -> None:
+    policy = authorizer.allow(Identity("t", "u", expires_at=1), arn)["policyDocument"]
+    assert policy["Statement"][0]["Resource"] == resource
+
+
+def test_principals_do_not_collide() -> None:
+    arn = f"{ARN}/prod/GET/x"
+    one = authorizer.allow(Identity("ab", "c"), arn)["principalId"]
+    other = authorizer.allow(Identity("a", "bc"), arn)["principalId"]
+    assert one != other
+
+
+def test_an_unreachable_issuer_is_our_fault_not_the_callers(
+    pool: Pool, login: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TOLLGATE_JWKS_URL", "http://127.0.0.1:1/keys")
+    authorizer.verifier.cache_clear()
+    with pytest.raises(KeysUnavailable):
+        authorizer.handler(request(f"Bearer {pool.issue(login['AccessToken'], tenant='acme')}"), None)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["message"] for line in lines] == ["signing keys could not be fetched", "no signing keys"]
+    denied(request("Bearer x.y.z"), capsys)
+
+
+def test_moto_serves_the_pools_keys(pool: Pool) -> None:
+    assert Jwks(f"{pool.endpoint}/{pool.id}/.well-known/jwks.json").find("dummy", "RS256") is not None
+
+
+# -- fetching keys over HTTP ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def answering(status: int, body: bytes, **headers: str) -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            try:
+                self.wfile.write(body)
+            except ConnectionError:
+                self.close_connection = True
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/keys?v=1"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_key_set_is_fetched() -> None:
+    with answering(200, key_set()) as url:
+        assert fetch_document(url) == key_set()
+        assert Jwks(url).warm()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "headers", "reason"),
+    [
+        (500, b"", {}, "status 500"),
+        (302, b"", {"Location": "https://evil.example/keys"}, "status 302"),
+        (200, b" " * 300_000, {}, "more than"),
+        (200, b"half", {"Content-Length": "100"}, "96 bytes short"),
+        (200, b"zz\r\n", {"Transfer-Encoding": "chunked"}, "Incomplete"),
+    ],
+)
+def test_a_bad_answer_is_no_key_set(status: int, body: bytes, headers: dict[str, str], reason: str) -> None:
+    with answering(status, body, **headers) as url, pytest.raises(FetchFailed, match=reason):
+        fetch_document(url)

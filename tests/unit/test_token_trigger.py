@@ -1,0 +1,124 @@
+"""The pre-token-generation trigger, on events as Cognito sends them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from functions.token_trigger import handler as trigger
+from functions.token_trigger.handler import NoToken, claims_for
+
+TABLE: dict[str, dict[str, str]] = {
+    "acme": {"tenant": "acme", "plan": "pro", "state": "active"},
+    "globex": {"tenant": "globex", "plan": "free"},
+    "initech": {"tenant": "initech", "plan": "enterprise", "state": "suspended"},
+    "odd": {"tenant": "odd", "plan": "pro", "state": "archived"},
+    "client#machine-1": {"tenant": "client#machine-1", "tenant_id": "acme", "team": "batch"},
+    "client#orphan": {"tenant": "client#orphan"},
+    "client#lost": {"tenant": "client#lost", "tenant_id": "gone"},
+    "client#stopped": {"tenant": "client#stopped", "tenant_id": "initech"},
+    "client#confused": {"tenant": "client#confused", "tenant_id": "client#machine-1"},
+}
+
+
+def people(tenant: str | None = "acme", **changes: Any) -> dict[str, Any]:
+    attributes = {
+        "sub": "0c1d2e3f-0000-4000-8000-000000000001",
+        "email": "ann@acme.example",
+        "email_verified": "true",
+        "cognito:user_status": "CONFIRMED",
+    }
+    return {
+        "version": "2",
+        "triggerSource": "TokenGeneration_HostedAuth",
+        "region": "us-east-1",
+        "userPoolId": "us-east-1_EXAMPLE",
+        "userName": "ann",
+        "callerContext": {"awsSdkVersion": "aws-sdk-unknown-unknown", "clientId": "1example23456789"},
+        "request": {
+            "userAttributes": {**attributes, **({"custom:tenant": tenant} if tenant is not None else {})},
+            "groupConfiguration": {"groupsToOverride": ["g"], "iamRolesToOverride": [], "preferredRole": None},
+            "scopes": ["openid", "email"],
+        },
+        "response": {"claimsAndScopeOverrideDetails": None},
+        **changes,
+    }
+
+
+def machine(client: str) -> dict[str, Any]:
+    return {
+        "version": "3",
+        "triggerSource": "TokenGeneration_ClientCredentials",
+        "region": "us-east-1",
+        "userPoolId": "us-east-1_EXAMPLE",
+        "userName": "ClientCredentials",
+        "callerContext": {"awsSdkVersion": "aws-sdk-unknown-unknown", "clientId": client},
+        "request": {
+            "userAttributes": {},
+            "groupConfiguration": None,
+            "scopes": ["models/invoke"],
+            "clientMetadata": {"tenant": "globex"},
+        },
+        "response": {"claimsAndScopeOverrideDetails": None},
+    }
+
+
+def test_people_get_their_tenant_and_its_plan() -> None:
+    assert claims_for(people(), TABLE.get) == {"tenant": "acme", "plan": "pro"}
+    refreshed = people("globex", version="3", triggerSource="TokenGeneration_RefreshTokens")
+    refreshed["request"]["userAttributes"]["custom:team"] = "red"
+    assert claims_for(refreshed, TABLE.get) == {"tenant": "globex", "plan": "free", "team": "red"}
+
+
+def test_a_machine_belongs_to_its_clients_tenant_whatever_it_says() -> None:
+    assert claims_for(machine("machine-1"), TABLE.get) == {"tenant": "acme", "plan": "pro", "team": "batch"}
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        (people(None), "no tenant is named"),
+        (people(""), "no tenant is named"),
+        (people("nobody"), "there is no such tenant"),
+        (people("initech"), "the tenant is suspended"),
+        (people("odd"), "the tenant is suspended"),
+        (people("client#machine-1"), "no tenant is named"),
+        (people(version="1"), "event version '1'"),
+        (people(request={"userAttributes": None}), "no tenant is named"),
+        (machine("unknown"), "the app client belongs to no tenant"),
+        (machine("orphan"), "no tenant is named"),
+        (machine("lost"), "there is no such tenant"),
+        (machine("stopped"), "the tenant is suspended"),
+        (machine("confused"), "no tenant is named"),
+    ],
+)
+def test_others_get_no_token(event: Mapping[str, Any], reason: str) -> None:
+    with pytest.raises(NoToken) as caught:
+        claims_for(event, TABLE.get)
+    assert caught.value.reason.startswith(reason)
+    assert str(caught.value) == "no access", "Cognito shows the message to whoever asked"
+
+
+def test_the_handler_answers_in_cognitos_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trigger, "_lookup", TABLE.get)
+    event = people()
+    answer = trigger.handler(json.loads(json.dumps(event)), None)
+    details = answer["response"]["claimsAndScopeOverrideDetails"]
+    assert details["accessTokenGeneration"]["claimsToAddOrOverride"] == {"tenant": "acme", "plan": "pro"}
+    assert {key: value for key, value in answer.items() if key != "response"} == {
+        key: value for key, value in event.items() if key != "response"
+    }
+
+
+def test_a_refusal_is_logged_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trigger, "_lookup", TABLE.get)
+    with pytest.raises(NoToken):
+        trigger.handler(people("initech"), None)
+    line = json.loads(capsys.readouterr().out)
+    assert (line["message"], line["reason"]) == ("no token", "the tenant is suspended")
+    assert "ann" not in json.dumps(line)
