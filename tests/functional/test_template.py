@@ -1,0 +1,378 @@
+"""template.yaml, after the SAM translator: what CloudFormation would deploy."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.functional.cloudformation import TEMPLATE, deployed, references, resources, source, statements, translated
+from tollgate.local import api_gateway, provision
+from tollgate.wire import errors
+
+ROOT = TEMPLATE.parent
+FUNCTIONS = ("AuthorizerFunction", "MeteringFunction", "ProxyFunction", "PublisherFunction", "TokenTriggerFunction")
+STORES: dict[str, dict[str, str]] = {
+    "dynamodb": {},
+    "redis": {"StoreUrl": "rediss://cache.example:6379"},
+    "redis in a VPC": {"StoreUrl": "redis://10.0.0.1:6379", "VpcId": "vpc-1", "SubnetIds": "subnet-1,subnet-2"},
+    "elasticache-public": {},
+    "elasticache-vpc": {},
+    "elasticache-vpc in a VPC": {"VpcId": "vpc-1", "SubnetIds": "subnet-1,subnet-2"},
+}
+BILLED_BY_THE_HOUR = ("AWS::EC2::NatGateway", "AWS::ElastiCache::ServerlessCache", "AWS::WAFv2::WebACL")
+
+
+def with_store(store: str) -> dict[str, Any]:
+    return deployed(StoreType=store.split(" ")[0], **STORES[store])
+
+
+def api() -> dict[str, Any]:
+    body: dict[str, Any] = resources("AWS::ApiGateway::RestApi")["GatewayApi"]["Body"]
+    return body
+
+
+def operations() -> dict[tuple[str, str], dict[str, Any]]:
+    return {(path, method): it for path, methods in api()["paths"].items() for method, it in methods.items()}
+
+
+# -- the front door ------------------------------------------------------------------------------------------------
+
+
+def test_every_route_streams_for_as_long_as_api_gateway_allows() -> None:
+    assert operations()
+    for route, operation in operations().items():
+        integration = operation["x-amazon-apigateway-integration"]
+        assert integration["type"] == "aws_proxy", route
+        assert integration["responseTransferMode"] == "STREAM", route
+        assert integration["uri"]["Fn::Sub"].endswith("${ProxyFunction.Arn}/response-streaming-invocations"), route
+        assert integration["timeoutInMillis"] == 900_000, route
+
+
+def test_routes_are_those_of_the_local_stand_in() -> None:
+    local = {
+        (path, method.lower()): asks for path, methods in api_gateway.ROUTES.items() for method, asks in methods.items()
+    }
+    template = {
+        route: operation["security"] == [{"TokenAuthorizer": []}]
+        for route, operation in operations().items()
+        if route[0] != "/{path+}"
+    }
+    assert template == local
+
+
+def test_unknown_paths_go_to_the_proxy_of_authorised_callers() -> None:
+    operation = api()["paths"]["/{path+}"]["x-amazon-apigateway-any-method"]
+    assert operation["security"] == [{"TokenAuthorizer": []}]
+
+
+def test_the_authorizer_sees_the_request_and_is_cached_by_the_authorization_header_alone() -> None:
+    (scheme,) = api()["components"]["securitySchemes"].values()
+    authorizer = scheme["x-amazon-apigateway-authorizer"]
+    assert authorizer["type"] == "request"
+    assert authorizer["identitySource"] == "method.request.header.Authorization"
+    assert authorizer["authorizerResultTtlInSeconds"] == 60
+    assert source()["Parameters"]["AuthorizerCacheSeconds"]["MaxValue"] == 60
+
+
+def test_the_endpoint_is_regional_and_throttled() -> None:
+    assert resources("AWS::ApiGateway::RestApi")["GatewayApi"]["EndpointConfiguration"] == {"Types": ["REGIONAL"]}
+    (stage,) = resources("AWS::ApiGateway::Stage").values()
+    everything, health = stage["MethodSettings"]
+    assert everything["ThrottlingRateLimit"] == {"Ref": "StageRateLimit"}
+    assert everything["ThrottlingBurstLimit"] == {"Ref": "StageBurstLimit"}
+    assert health["ResourcePath"] == "/~1healthz"
+    assert health["ThrottlingRateLimit"] < 10
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("UNAUTHORIZED", api_gateway.UNAUTHORIZED),
+        ("ACCESS_DENIED", api_gateway.ACCESS_DENIED),
+        ("MISSING_AUTHENTICATION_TOKEN", api_gateway.MISSING_AUTHENTICATION_TOKEN),
+        ("RESOURCE_NOT_FOUND", api_gateway.MISSING_AUTHENTICATION_TOKEN),
+        ("INVALID_SIGNATURE", api_gateway.MISSING_AUTHENTICATION_TOKEN),
+        ("REQUEST_TOO_LARGE", api_gateway.REQUEST_TOO_LARGE),
+        ("THROTTLED", errors.rate_limit_exceeded("", 1_000_000, "Global")),
+        ("WAF_FILTERED", errors.rate_limit_exceeded("", 60_000_000, "IP")),
+        ("AUTHORIZER_FAILURE", api_gateway.AUTHORIZER_FAILURE),
+        ("AUTHORIZER_CONFIGURATION_ERROR", api_gateway.AUTHORIZER_FAILURE),
+        ("INTEGRATION_FAILURE", api_gateway.INTEGRATION_FAILURE),
+        ("INTEGRATION_TIMEOUT", api_gateway.INTEGRATION_TIMEOUT),
+    ],
+)
+def test_gateway_responses_are_the_errors_that_the_proxy_and_the_stand_in_give(
+    name: str, error: errors.ApiError
+) -> None:
+    response = api()["x-amazon-apigateway-gateway-responses"][name]
+    assert response["statusCode"] == str(error.status)
+    shown = json.loads(response["responseTemplates"]["application/json"])
+    expected: dict[str, Any] = error.payload()  # type: ignore[assignment]
+    if not error.message:
+        assert shown["error"].pop("message")
+        expected["error"].pop("message")
+    assert shown == expected
+    headers = response["responseParameters"]
+    assert headers.pop("gatewayresponse.header.x-request-id") == "context.requestId"
+    assert headers == {f"gatewayresponse.header.{key}": f"'{value}'" for key, value in error.headers.items()}
+
+
+@pytest.mark.parametrize("name", ["DEFAULT_4XX", "DEFAULT_5XX"])
+def test_every_other_refusal_has_the_same_shape_and_keeps_its_status(name: str) -> None:
+    response = api()["x-amazon-apigateway-gateway-responses"][name]
+    assert "statusCode" not in response
+    # messageString is the message as a JSON string, quotes included
+    body = response["responseTemplates"]["application/json"].replace("$context.error.messageString", '"no"')
+    assert json.loads(body)["error"].keys() == {"message", "type", "param", "code"}
+
+
+def test_the_web_acl_is_there_when_asked_for_and_guards_the_stage() -> None:
+    assert "WebAcl" not in deployed()
+    with_waf = deployed(WafRequestsPerFiveMinutes=2000)
+    (rule,) = with_waf["WebAcl"]["Properties"]["Rules"]
+    assert rule["Action"] == {"Block": {}}
+    assert rule["Statement"]["RateBasedStatement"]["AggregateKeyType"] == "IP"
+    assert set(references(with_waf["WebAclAssociation"])) >= {"WebAcl", "GatewayApi", "GatewayApiStage"}
+
+
+# -- functions -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_run_where_their_bundles_are_made_for(name: str) -> None:
+    function = resources("AWS::Lambda::Function")[name]
+    assert function["Runtime"] == "python3.13"
+    assert function["Architectures"] == ["arm64"]
+    assert source()["Resources"][name]["Metadata"]["BuildMethod"] == "makefile"
+    handler = function["Handler"]
+    if name == "ProxyFunction":
+        script = ROOT / "functions/proxy" / handler
+        assert script.stat().st_mode & 0o111
+    else:
+        module, _, attribute = handler.rpartition(".")
+        path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+        assert f"def {attribute}(" in path.read_text()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_log_to_a_group_of_their_own_that_forgets(name: str) -> None:
+    function = resources("AWS::Lambda::Function")[name]
+    group = function["LoggingConfig"]["LogGroup"]["Ref"]
+    assert group == name.replace("Function", "LogGroup")
+    assert resources("AWS::Logs::LogGroup")[group]["RetentionInDays"] == {"Ref": "LogRetentionDays"}
+    # Lambda rewrites the JSON lines of a process that is not its own runtime, unless the format is Text
+    assert function["LoggingConfig"]["LogFormat"] == ("Text" if name == "ProxyFunction" else "JSON")
+
+
+def test_the_proxy_is_behind_the_web_adapter() -> None:
+    proxy = resources("AWS::Lambda::Function")["ProxyFunction"]
+    variables = proxy["Environment"]["Variables"]
+    assert variables["AWS_LAMBDA_EXEC_WRAPPER"] == "/opt/bootstrap"
+    assert variables["AWS_LWA_INVOKE_MODE"] == "response_stream"
+    assert variables["AWS_LWA_READINESS_CHECK_PATH"] == "/healthz"
+    (layer,) = proxy["Layers"]
+    assert layer["Fn::Sub"].endswith(":753240598075:layer:LambdaAdapterLayerArm64:${WebAdapterLayerVersion}")
+    assert proxy["Timeout"] * 1000 == 900_000
+
+
+def test_usage_records_reach_metering_and_what_fails_is_kept() -> None:
+    (subscription,) = resources("AWS::Logs::SubscriptionFilter").values()
+    assert subscription["LogGroupName"] == {"Ref": "ProxyLogGroup"}
+    assert subscription["DestinationArn"] == {"Fn::GetAtt": ["MeteringFunction", "Arn"]}
+    assert subscription["FilterPattern"] == '{ ($.event = "usage.open") || ($.event = "usage.close") }'
+    (invocation,) = resources("AWS::Lambda::EventInvokeConfig").values()
+    kept = {"Fn::GetAtt": ["MeteringDeadLetters", "Arn"]}
+    assert invocation["DestinationConfig"]["OnFailure"]["Destination"] == kept
+    variables = resources("AWS::Lambda::Function")["MeteringFunction"]["Environment"]["Variables"]
+    assert variables["TOLLGATE_DEAD_LETTER_QUEUE_URL"] == {"Ref": "MeteringDeadLetters"}
+    assert translated()["Resources"]["MeteringDeadLetters"]["DeletionPolicy"] == "Retain"
+
+
+def test_edits_of_both_tables_reach_the_publisher_but_its_own_do_not() -> None:
+    mappings = resources("AWS::Lambda::EventSourceMapping")
+    streams = {name: it["EventSourceArn"]["Fn::GetAtt"][0] for name, it in mappings.items()}
+    assert sorted(streams.values()) == ["PolicyTable", "TenantsTable"]
+    for mapping in mappings.values():
+        assert mapping["StartingPosition"] == "TRIM_HORIZON"
+        assert mapping["BisectBatchOnFunctionError"] is True
+        assert mapping["MaximumRetryAttempts"] > 0
+        assert mapping["DestinationConfig"]["OnFailure"]["Destination"] == {
+            "Fn::GetAtt": ["PublisherDeadLetters", "Arn"]
+        }
+    (policy,) = (it for it in mappings.values() if it["EventSourceArn"]["Fn::GetAtt"][0] == "PolicyTable")
+    (pattern,) = policy["FilterCriteria"]["Filters"]
+    assert json.loads(pattern["Pattern"]) == {"dynamodb": {"Keys": {"id": {"S": [{"anything-but": ["snapshot"]}]}}}}
+
+
+# -- permissions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_roles_name_actions_and_resources(name: str) -> None:
+    function = resources("AWS::Lambda::Function")[name]
+    role = resources("AWS::IAM::Role")[function["Role"]["Fn::GetAtt"][0]]
+    for statement in statements(role):
+        assert statement["Effect"] == "Allow"
+        actions = statement["Action"]
+        for action in [actions] if isinstance(actions, str) else actions:
+            assert "*" not in action
+        assert json.dumps(statement["Resource"]) not in ('"*"', '["*"]')
+
+
+def test_only_functions_in_a_vpc_may_make_network_interfaces() -> None:
+    for store in STORES:
+        stack = with_store(store)
+        for name in FUNCTIONS:
+            role = stack[name.replace("Function", "Role")]["Properties"]
+            in_vpc = "VpcConfig" in stack[name]["Properties"]
+            assert ("ManagedPolicyArns" in role) == in_vpc
+            assert in_vpc == (
+                ("VPC" in store or store == "elasticache-vpc")
+                and name not in ("AuthorizerFunction", "TokenTriggerFunction")
+            )
+
+
+def test_only_the_proxy_reads_provider_keys_and_only_under_the_prefix() -> None:
+    readers = {
+        name: statement["Resource"]["Fn::Sub"]
+        for name, role in resources("AWS::IAM::Role").items()
+        for statement in statements(role)
+        if "secretsmanager" in str(statement["Action"])
+    }
+    assert readers.keys() == {"ProxyRole"}
+    assert readers["ProxyRole"].endswith(":secret:${SecretPrefix}/*")
+
+
+# -- tables and identity -------------------------------------------------------------------------------------------
+
+
+def test_tables_are_on_demand_recoverable_encrypted_and_outlive_the_stack() -> None:
+    tables = resources("AWS::DynamoDB::Table")
+    assert tables.keys() == {"PolicyTable", "TenantsTable", "LimitsTable", "LedgerTable"}
+    for name, table in tables.items():
+        assert table["BillingMode"] == "PAY_PER_REQUEST"
+        assert table["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
+        assert table["SSESpecification"] == {"SSEEnabled": True}
+        assert translated()["Resources"][name]["DeletionPolicy"] == "Retain"
+        assert translated()["Resources"][name]["UpdateReplacePolicy"] == "Retain"
+        with_stream = name in ("PolicyTable", "TenantsTable")
+        assert ("StreamSpecification" in table) == with_stream
+        assert ("TimeToLiveSpecification" in table) == (not with_stream)
+
+
+def test_tables_have_the_keys_that_the_local_stack_creates() -> None:
+    made: dict[str, dict[str, str]] = {}
+
+    class Recorder:
+        exceptions = None
+
+        def create_table(self, TableName: str, KeySchema: list[dict[str, str]], **_: object) -> None:
+            made[TableName] = {key["AttributeName"]: key["KeyType"] for key in KeySchema}
+
+        def describe_table(self, TableName: str) -> dict[str, dict[str, str]]:
+            return {"Table": {"TableStatus": "ACTIVE"}}
+
+        def update_time_to_live(self, **_: object) -> None:
+            pass
+
+    for name, table in resources("AWS::DynamoDB::Table").items():
+        keys = {key["AttributeName"]: key["KeyType"] for key in table["KeySchema"]}
+        provision._table(Recorder(), name, keys)
+        assert made[name] == keys
+
+
+def test_access_tokens_carry_the_tenant_and_no_user_can_change_theirs() -> None:
+    pool = resources("AWS::Cognito::UserPool")["UserPool"]
+    assert pool["UserPoolTier"] != "LITE"
+    assert pool["LambdaConfig"]["PreTokenGenerationConfig"]["LambdaVersion"] == "V3_0"
+    assert pool["AdminCreateUserConfig"] == {"AllowAdminCreateUserOnly": True}
+    for client in resources("AWS::Cognito::UserPoolClient").values():
+        if client["AllowedOAuthFlows"] == ["client_credentials"]:
+            assert client["GenerateSecret"] is True
+            continue
+        assert client["AllowedOAuthFlows"] == ["code"]
+        assert client["GenerateSecret"] is False
+        assert not any(name.startswith("custom:") for name in client["WriteAttributes"])
+        # its tokens would let the user write attributes through Cognito's own API
+        assert "aws.cognito.signin.user.admin" not in client["AllowedOAuthScopes"]
+
+
+def test_the_authorizer_takes_tokens_of_both_clients_only() -> None:
+    variables = resources("AWS::Lambda::Function")["AuthorizerFunction"]["Environment"]["Variables"]
+    assert variables["TOLLGATE_CLIENT_IDS"] == {"Fn::Sub": "${MachineClient},${PublicClient}"}
+    issuer = variables["TOLLGATE_ISSUER"]["Fn::Sub"]
+    assert variables["TOLLGATE_JWKS_URL"]["Fn::Sub"] == f"{issuer}/.well-known/jwks.json"
+
+
+# -- stores --------------------------------------------------------------------------------------------------------
+
+
+def test_by_default_nothing_costs_money_while_nobody_calls() -> None:
+    kinds = {resource["Type"] for resource in deployed().values()}
+    assert kinds.isdisjoint(BILLED_BY_THE_HOUR)
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_whatever_exists_names_only_what_exists(store: str) -> None:
+    stack = with_store(store)
+    known = stack.keys() | source()["Parameters"].keys()
+    for name, resource in stack.items():
+        unknown = {it for it in references(resource) if it not in known and not it.startswith("AWS::")}
+        assert not unknown, name
+
+
+@pytest.mark.parametrize(
+    ("store", "url"),
+    [
+        ("dynamodb", {"Fn::Sub": "dynamodb://${LimitsTable}"}),
+        ("redis", "rediss://cache.example:6379"),
+        (
+            "elasticache-public",
+            {
+                "Fn::Sub": "rediss://default.iam-user@${Cache.Endpoint.Address}:${Cache.Endpoint.Port}?cluster=yes&iam=${Cache}"
+            },
+        ),
+        ("elasticache-vpc", {"Fn::Sub": "rediss://${Cache.Endpoint.Address}:${Cache.Endpoint.Port}?cluster=yes"}),
+    ],
+)
+def test_all_functions_that_use_the_store_get_the_same_url(store: str, url: object) -> None:
+    stack = with_store(store)
+    for name in ("ProxyFunction", "MeteringFunction", "PublisherFunction"):
+        variables = stack[name]["Properties"]["Environment"]["Variables"]
+        assert variables["TOLLGATE_STORE_URL"] == url
+        assert variables["TOLLGATE_LIMITS_TABLE"] == {"Ref": "LimitsTable"}  # the fallback
+
+
+def test_a_public_cache_has_no_vpc_and_lets_roles_in_by_iam() -> None:
+    stack = with_store("elasticache-public")
+    assert "Vpc" not in stack
+    cache = stack["Cache"]["Properties"]
+    assert cache["ConnectionType"] == "public"
+    assert "SubnetIds" not in cache
+    assert "SecurityGroupIds" not in cache
+    for name in ("ProxyRole", "MeteringRole", "PublisherRole"):
+        allowed = [
+            it["Action"]
+            for policy in stack[name]["Properties"]["Policies"]
+            for it in policy["PolicyDocument"]["Statement"]
+        ]
+        assert "elasticache:Connect" in allowed
+
+
+def test_a_cache_in_a_vpc_brings_the_way_out_that_providers_need_unless_there_is_one() -> None:
+    made = with_store("elasticache-vpc")
+    assert {"Vpc", "NatGateway", "DynamoDbEndpoint"} <= made.keys()
+    assert made["Cache"]["Properties"]["SubnetIds"] == [{"Ref": "PrivateSubnetA"}, {"Ref": "PrivateSubnetB"}]
+    given = with_store("elasticache-vpc in a VPC")
+    assert {"Vpc", "NatGateway"}.isdisjoint(given)
+    assert given["CacheSecurityGroup"]["Properties"]["VpcId"] == "vpc-1"
+
+
+def test_outputs_lead_to_the_first_call() -> None:
+    outputs = source()["Outputs"]
+    assert [name for name in outputs if name.startswith("Step")] == [
+        "Step1Environment", "Step2ProviderKey", "Step3Policy", "Step4Tenant", "Step5Token", "Step6FirstCall",
+    ]  # fmt: skip
+    assert {"ApiUrl", "UserPoolId", "MachineClientId", "PublicClientId", "TokenUrl"} <= outputs.keys()
