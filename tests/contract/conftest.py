@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import pytest
 import redis
+import uvloop
 
 from tests.servers import redis_server
 from tollgate.adapters.memory_limits import MemoryLimitStore
@@ -51,7 +52,7 @@ def redis_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def runner() -> Iterator[asyncio.Runner]:
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # the loop that the proxy runs on
         yield runner
 
 

@@ -80,7 +80,7 @@ class RedisLimitStore:
             keep = admission.expires_us if rate.limit.refundable else 0
             args += (rate.inc_us, rate.floor_us, rate.limit.burst_us, keep)
         for _, budget in budgets:
-            names += (budget.key, budget.key + ":h")
+            names.append(budget.key)
             args += (budget.cost, budget.floor, budget.limit.amount, budget.start_us, budget.end_us)
             args.append("" if budget.seed is None else budget.seed)
         for _, slot in slots:
@@ -99,7 +99,7 @@ class RedisLimitStore:
             used = settlement.used[i]
             args.append("" if used is None else rate.limit.inc_us(used))
         for i, budget in budgets:
-            names += (budget.key, budget.key + ":h")
+            names.append(budget.key)
             args.append(settlement.used[i] or 0)
         names += [slot.key for _, slot in slots]
         return bool(await self._run(self._settle, names, args, idempotent=True))
