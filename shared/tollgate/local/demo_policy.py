@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import tollgate
-from tollgate.domain.policy import LOOPBACK, Policy, UpstreamSpec
+from tollgate.domain.policy import LOOPBACK, Policy, TenantSpec, UpstreamSpec
 from tollgate.local.children import NotStarted
 
 TENANTS = {"acme": "pro", "globex": "free", "initech": "enterprise"}
@@ -46,8 +46,8 @@ def upstream_url(given: str) -> str:
 
 
 def redirect(policy: Policy, url: str, *, all_openai: bool) -> Policy:
-    """The policy with every upstream at `url`: the demo model, which speaks Anthropic's API too, or one server that is
-    OpenAI-compatible (`all_openai`). Raises `NotStarted` if the policy cannot have such an upstream."""
+    """The policy with the demo tenants, and every upstream at `url`: the demo model, which speaks Anthropic's API too,
+    or a server that is OpenAI-compatible (`all_openai`). Raises `NotStarted` if it cannot be an upstream."""
     loopback = urlsplit(url).hostname in LOOPBACK
     secret = None if loopback and KEY_VARIABLE not in os.environ else SECRET
     upstreams = {}
@@ -63,12 +63,8 @@ def redirect(policy: Policy, url: str, *, all_openai: bool) -> Policy:
         except ValueError as error:
             reason = str(error).splitlines()[-2].strip() if "\n" in str(error) else str(error)
             raise NotStarted(f"--upstream {url}: {reason}") from None
-    return policy.model_copy(update={"upstreams": upstreams})
-
-
-def tenants(policy: Policy) -> dict[str, str]:
-    """The demo tenants that this policy has plans for."""
-    return {tenant: plan for tenant, plan in TENANTS.items() if plan in policy.plans}
+    demo = {name: TenantSpec(plan=plan) for name, plan in TENANTS.items() if plan in policy.plans}
+    return policy.model_copy(update={"upstreams": upstreams, "tenants": demo | policy.tenants})
 
 
 def upstream_key(policy: Policy, environ: Mapping[str, str]) -> str | None:

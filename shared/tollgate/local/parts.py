@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tollgate.adapters.http import HttpClient, Timeouts, UpstreamError
-from tollgate.local import demo_policy, discovery
+from tollgate.local import demo_policy, discovery, provision
 from tollgate.local.aws import aws_child
 from tollgate.local.children import START_S, Child, NotStarted, free_port, say
 from tollgate.local.demo_model import model_child
@@ -20,7 +20,6 @@ from tollgate.local.functions import Function, show_line
 from tollgate.local.redis_server import redis_child
 
 if TYPE_CHECKING:
-    from tollgate.adapters.policy_tables import PolicyTables
     from tollgate.domain.policy import Policy
     from tollgate.local.provision import Resources
     from tollgate.local.stack import Options, Ready
@@ -30,6 +29,7 @@ USER = "demo"
 TOKEN_S = 12 * 3600
 DRAIN_S = 20
 """How long requests in flight may go on after SIGTERM."""
+PUBLISHED_WITHIN_S = 15.0
 PROXY_STOP_S = 10.0
 STOP_S = 3.0
 """How long another process may take to end before it is killed, in seconds."""
@@ -77,9 +77,10 @@ async def start(options: Options, exits: AsyncExitStack, gave_up: Callable[[], N
     http = HttpClient()
     exits.push_async_callback(http.aclose)
     functions = {name: _function(name, environ, exits) for name in ("authorizer", "metering", "publisher")}
-    tables = _policy_tables(http, environ)
+    if key := demo_policy.upstream_key(policy, environ):
+        await asyncio.to_thread(provision.put_secret, demo_policy.SECRET, key)
     await _all(
-        _publish(tables, policy, http, environ, functions["publisher"], exits),
+        _publish(policy, http, environ, functions["publisher"], exits),
         *(function.load() for function in functions.values()),
     )
 
@@ -97,6 +98,7 @@ async def start(options: Options, exits: AsyncExitStack, gave_up: Callable[[], N
         url=url,
         redis_url=environ["TOLLGATE_STORE_URL"],
         aws_endpoint_url=environ["AWS_ENDPOINT_URL"],
+        model_url=upstream,
         pids={child.name: child.pid for child in children},
         token=token,
         model=model_name,
@@ -174,8 +176,6 @@ async def _load_policy(options: Options, upstream: str) -> Policy:
 
 async def _provision(aws: Child | None, environ: Mapping[str, str], exits: AsyncExitStack) -> Resources:
     """Tables, user pool and the rest. Importing boto3 takes a while: while AWS starts, this does."""
-    from tollgate.local import provision
-
     await _all(
         *([_start(aws, exits)] if aws is not None else []),
         asyncio.to_thread(provision.warm),
@@ -195,23 +195,38 @@ def _function(name: str, environ: Mapping[str, str], exits: AsyncExitStack) -> F
     return function
 
 
-def _policy_tables(http: HttpClient, environ: Mapping[str, str]) -> PolicyTables:
-
-    raise NotImplementedError
-
-
 async def _publish(
-    tables: PolicyTables,
-    policy: Policy,
-    http: HttpClient,
-    environ: Mapping[str, str],
-    publisher: Function,
-    exits: AsyncExitStack,
+    policy: Policy, http: HttpClient, environ: Mapping[str, str], publisher: Function, exits: AsyncExitStack
 ) -> None:
-    """Write policy and demo tenants to the tables, and follow the tables' streams, as on AWS; returns when the policy
-    has come out at the other end."""
+    """Write the policy and the demo tenants to the tables and follow the tables' streams, as on AWS. Returns when the
+    policy has come out at the other end."""
+    from tollgate.adapters.aws import AwsClient
+    from tollgate.adapters.policy_tables import PolicyTables
+    from tollgate.local.streams import TableStream, not_snapshot
+    from tollgate.ports import PolicyUnavailable
 
-    raise NotImplementedError
+    dynamodb = AwsClient.for_service("dynamodb", http, environ)
+    streams = AwsClient.for_service("dynamodbstreams", http, environ)
+    policy_table, tenants_table = environ["TOLLGATE_POLICY_TABLE"], environ["TOLLGATE_TENANTS_TABLE"]
+    followers = [
+        TableStream(dynamodb, streams, policy_table, publisher.invoke, wanted=not_snapshot),
+        TableStream(dynamodb, streams, tenants_table, publisher.invoke),
+    ]
+    for follower in followers:
+        exits.callback(asyncio.create_task(follower.run()).cancel)
+    tables = PolicyTables(dynamodb, policy_table, tenants_table, environ)
+    await tables.apply(policy, "tollgate dev")
+    try:
+        async with asyncio.timeout(PUBLISHED_WITHIN_S):
+            while True:
+                try:
+                    await tables.policy()
+                except PolicyUnavailable:
+                    await asyncio.sleep(0.05)
+                else:
+                    return
+    except TimeoutError:
+        raise NotStarted(f"the policy was not published within {PUBLISHED_WITHIN_S:g} s") from None
 
 
 async def _proxy(
@@ -304,14 +319,14 @@ async def _gateway(
 
 
 async def _demo_token(policy: Policy, http: HttpClient, url: str) -> tuple[str, str]:
-    """A token of the first demo tenant and a model that it may use, after a first request has been served with it.
-    ``""`` if this policy has no demo tenant."""
-    tenants = demo_policy.tenants(policy)
-    if not tenants:
+    """A token of the first tenant and a model that it may use, after a first request has been served with it; ``""``
+    if there is no tenant."""
+    if not policy.tenants:
         return "", ""
     from tollgate.local.tokens import issue
 
-    tenant, plan = next(iter(tenants.items()))
+    tenant = next(iter(policy.tenants))
+    plan = policy.tenants[tenant].plan
     token = await asyncio.to_thread(issue, tenant, USER, TOKEN_S)
     headers = [(b"authorization", f"Bearer {token}".encode())]
     response = await http.request("GET", f"{url}/v1/models", headers, timeouts=Timeouts(total=START_S))

@@ -36,19 +36,23 @@ class Options:
 
 @dataclass(frozen=True)
 class Ready:
-    """What is told when requests are served. No token: there are no demo tenants."""
+    """What is told when requests are served. No token: there are no demo tenants. `model_url` is where the demo model,
+    or the upstream, is."""
 
     url: str
     redis_url: str
     aws_endpoint_url: str
+    model_url: str
     pids: Mapping[str, int]
     token: str = ""
     model: str = ""
 
     def lines(self, *, as_json: bool) -> Iterator[str]:
         if as_json:
-            told = {"url": self.url, "redis_url": self.redis_url, "aws_endpoint_url": self.aws_endpoint_url}
-            yield json.dumps({"ready": True, **told, "token": self.token or None, "pids": dict(self.pids)})
+            told = {
+                name: getattr(self, name) for name in ("url", "redis_url", "aws_endpoint_url", "model_url", "token")
+            }
+            yield json.dumps({"ready": True, **told, "pids": dict(self.pids)})
             return
         yield f"ready {self.url}"
         if not self.token:

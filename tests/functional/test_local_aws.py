@@ -1,0 +1,112 @@
+"""The AWS of the local stack keeps DynamoDB's promise that writes of an item happen one after another."""
+
+import http.client
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from werkzeug.serving import make_server
+
+from tollgate.local.aws import Serialised, application, forget_old_iterators
+
+THREADS = 16
+LIMIT = 100
+SCOPE = "Credential=local/20260101/us-east-1/dynamodb/aws4_request, SignedHeaders=host, Signature=0"
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    server = make_server("127.0.0.1", 0, application(), threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server.server_port
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def call(port: int, operation: str, payload: dict[str, Any], api: str = "DynamoDB_20120810") -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    headers = {
+        "authorization": f"AWS4-HMAC-SHA256 {SCOPE}",
+        "x-amz-target": f"{api}.{operation}",
+        "content-type": "application/x-amz-json-1.0",
+    }
+    connection.request("POST", "/", json.dumps(payload), headers)
+    response = connection.getresponse()
+    body = json.load(response)
+    connection.close()
+    return response.status, body
+
+
+def test_concurrent_conditional_writes_grant_no_more_than_they_may(port: int) -> None:
+    keys = {"KeySchema": [{"AttributeName": "pk", "KeyType": "HASH"}]}
+    keys |= {"AttributeDefinitions": [{"AttributeName": "pk", "AttributeType": "S"}]}
+    assert call(port, "CreateTable", {"TableName": "limits", "BillingMode": "PAY_PER_REQUEST", **keys})[0] == 200
+    item = {"pk": {"S": "bucket"}, "used": {"N": "0"}}
+    assert call(port, "PutItem", {"TableName": "limits", "Item": item})[0] == 200
+
+    def take(_: int) -> bool:
+        status, _body = call(
+            port,
+            "UpdateItem",
+            {
+                "TableName": "limits",
+                "Key": {"pk": {"S": "bucket"}},
+                "UpdateExpression": "SET used = used + :one",
+                "ConditionExpression": "used < :limit",
+                "ExpressionAttributeValues": {":one": {"N": "1"}, ":limit": {"N": str(LIMIT)}},
+            },
+        )
+        return status == 200
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        granted = sum(threads.map(take, range(3 * LIMIT)))
+    assert granted == LIMIT
+    _, found = call(port, "GetItem", {"TableName": "limits", "Key": {"pk": {"S": "bucket"}}})
+    assert found["Item"]["used"] == {"N": str(LIMIT)}
+
+
+def test_only_dynamodb_waits_for_dynamodb() -> None:
+    """A slow call of another service must not hold up the tables, nor the other way round."""
+    inside = threading.Barrier(2, timeout=5)
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        inside.wait()
+        return [b""]
+
+    serialised = Serialised(app)
+
+    def one(target: str) -> None:
+        serialised({"HTTP_X_AMZ_TARGET": target, "wsgi.input": _Empty()}, None)
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(one, ["DynamoDB_20120810.PutItem", "AmazonSQS.SendMessage"]))
+
+
+class _Empty:
+    def read(self, _: int) -> bytes:
+        return b""
+
+
+def test_iterators_of_streams_are_forgotten() -> None:
+    """Else a stack that runs for days fills its memory with them."""
+    from moto.dynamodbstreams.models import DynamoDBStreamsBackend
+
+    original = DynamoDBStreamsBackend.get_records
+    try:
+        forget_old_iterators(limit=3)
+        backend = DynamoDBStreamsBackend("us-east-1", "1")
+
+        class Iterator_:
+            def get(self, limit: int) -> dict[str, Any]:
+                return {}
+
+        backend.shard_iterators = dict.fromkeys("abcdef", Iterator_())  # type: ignore[arg-type]
+        backend.get_records("f", 1)
+        assert list(backend.shard_iterators) == ["d", "e", "f"]
+    finally:
+        DynamoDBStreamsBackend.get_records = original  # type: ignore[method-assign]
