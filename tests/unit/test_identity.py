@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
 import json
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
+import jwt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -340,6 +343,57 @@ def test_cognito_tokens_must_name_their_use(jwks: Jwks) -> None:
     refused(lambda: strict.verify(f"Bearer {token(claims(token_use=None))}"))
     lax = TokenVerifier(rules(), jwks)
     assert lax.verify(f"Bearer {token(claims(token_use=None))}").tenant == "acme"
+
+
+# -- signatures ----------------------------------------------------------------------------------------------------
+
+
+def test_rfc_7515s_es256_example_fits_its_key() -> None:
+    jwk = {
+        "kty": "EC",
+        "crv": "P-256",
+        "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
+        "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0",
+        "kid": "a3",
+    }
+    message = (
+        "eyJhbGciOiJFUzI1NiJ9."
+        "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ"
+    )
+    signature = "DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q"
+    raw = base64.urlsafe_b64decode(signature + "==")
+    key = parse(key_set(jwk))[("a3", "ES256")]
+    assert key.verify(message.encode(), raw)
+    assert not key.verify(message.encode() + b"x", raw)
+    for bad in (b"", raw[:63], raw + b"\0", bytes(64), b"\xff" * 64, raw[32:] + raw[:32]):
+        assert not key.verify(message.encode(), bad)
+
+
+@pytest.mark.parametrize("alg", ["RS256", "ES256"])
+@given(at=st.integers(0, 2**16), bit=st.integers(0, 8))
+def test_pyjwt_agrees_about_every_signature(alg: str, at: int, bit: int) -> None:
+    text = remembered_token(alg)
+    message, _, part = text.rpartition(".")
+    signature = bytearray(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+    if bit < 8:
+        signature[at % len(signature)] ^= 1 << bit
+    altered = f"{message}.{b64(bytes(signature))}"
+    key = tokens.ec_key() if alg == "ES256" else rsa_key()
+    try:
+        expected = jwt.decode(altered, key.public_key(), algorithms=[alg], issuer=ISSUER)
+    except jwt.InvalidSignatureError:
+        expected = None
+    ours = TokenVerifier(rules(), Jwks(JWKS_URL, fetch=Issuer()))
+    if expected is None:
+        assert refused(lambda: ours.verify(f"Bearer {altered}")) == "bad signature"
+    else:
+        assert bit == 8
+        assert ours.verify(f"Bearer {altered}") == claims_to_identity(expected, ClaimNames())
+
+
+@cache
+def remembered_token(alg: str) -> str:
+    return token(alg=alg)
 
 
 # -- remembered tokens ---------------------------------------------------------------------------------------------

@@ -2,10 +2,14 @@
 
 However many unknown key ids come, the set is fetched at most once per 30 s; while the issuer is down the keys that
 are known go on serving. Every key is parsed once, not per token.
+
+The two signature algorithms are `cryptography`'s, used directly: PyJWT would add nothing to them here but 60 ms
+of cold start (docs/adr). It checks these same tokens in the tests.
 """
 
 from __future__ import annotations
 
+import base64
 import http.client
 import ipaddress
 import json
@@ -13,16 +17,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-import jwt
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
 
 from tollgate.adapters.telemetry import log
 from tollgate.domain.identity import KeysUnavailable
-
-ALGORITHMS = {"RS256": "RSA", "ES256": "EC"}
-"""The only signature algorithms, with the key type of each: nothing in a token or key set can add one."""
 
 FETCH_PAUSE_S = 30
 """At least this long from one fetch to the next."""
@@ -38,17 +42,43 @@ class FetchFailed(Exception):
     """The key set could not be had; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class PublicKey:
+class PublicKey(Protocol):
     """One key of the set, ready for use."""
-
-    kid: str
-    alg: str
-    jwk: jwt.PyJWK
 
     def verify(self, message: bytes, signature: bytes) -> bool:
         """Whether `signature` was made over `message` with this key's private half."""
-        return self.jwk.Algorithm.verify(message, self.jwk.key, signature)
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rs256:
+    """RSASSA-PKCS1-v1_5 with SHA-256 (RFC 7518, 3.3)."""
+
+    key: rsa.RSAPublicKey
+
+    def verify(self, message: bytes, signature: bytes) -> bool:
+        return _fits(lambda: self.key.verify(signature, message, padding.PKCS1v15(), SHA256()))
+
+
+@dataclass(frozen=True, slots=True)
+class Es256:
+    """ECDSA on P-256 with SHA-256; the signature is r and s, 32 bytes each (RFC 7518, 3.4)."""
+
+    key: ec.EllipticCurvePublicKey
+
+    def verify(self, message: bytes, signature: bytes) -> bool:
+        if len(signature) != 64:
+            return False
+        r, s = int.from_bytes(signature[:32]), int.from_bytes(signature[32:])
+        return _fits(lambda: self.key.verify(encode_dss_signature(r, s), message, ec.ECDSA(SHA256())))
+
+
+def _fits(check: Callable[[], None]) -> bool:
+    try:
+        check()
+    except InvalidSignature:
+        return False
+    return True
 
 
 class Jwks:
@@ -132,21 +162,18 @@ def parse(body: bytes) -> dict[tuple[str, str], PublicKey]:
     entries = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(entries, list):
         raise FetchFailed("the key set has no list of keys")
-    found = {(key.kid, key.alg): key for entry in entries if isinstance(entry, dict) and (key := _usable(entry))}
+    found = dict(usable for entry in entries if isinstance(entry, dict) and (usable := _usable(entry)))
     if not found:
         raise FetchFailed("the key set has no usable key")
     return found
 
 
-def _usable(entry: Mapping[str, Any]) -> PublicKey | None:
+def _usable(entry: Mapping[str, Any]) -> tuple[tuple[str, str], PublicKey] | None:
+    """A JWK's key id, algorithm and key, if it may verify signatures with one of our algorithms."""
     kid, kty, curve = entry.get("kid"), entry.get("kty"), entry.get("crv")
-    alg = entry.get("alg") or {("RSA", None): "RS256", ("EC", "P-256"): "ES256"}.get((str(kty), curve))
     operations = entry.get("key_ops", ["verify"])
     if (
         not isinstance(kid, str)
-        or not isinstance(alg, str)
-        or ALGORITHMS.get(alg) != kty
-        or (alg == "ES256" and curve != "P-256")
         or entry.get("use", "sig") != "sig"
         or not isinstance(operations, list)
         or "verify" not in operations
@@ -154,12 +181,23 @@ def _usable(entry: Mapping[str, Any]) -> PublicKey | None:
     ):
         return None
     try:
-        jwk = jwt.PyJWK(dict(entry), alg)
-    except (jwt.PyJWTError, ValueError, TypeError):
+        if kty == "RSA" and entry.get("alg", "RS256") == "RS256":
+            rsa_key = rsa.RSAPublicNumbers(_number(entry, "e"), _number(entry, "n")).public_key()
+            return ((kid, "RS256"), Rs256(rsa_key)) if rsa_key.key_size >= MIN_RSA_BITS else None
+        if kty == "EC" and curve == "P-256" and entry.get("alg", "ES256") == "ES256":
+            point = ec.EllipticCurvePublicNumbers(_number(entry, "x"), _number(entry, "y"), ec.SECP256R1())
+            return (kid, "ES256"), Es256(point.public_key())
+    except (ValueError, UnsupportedAlgorithm):
         return None
-    if alg == "RS256" and jwk.key.key_size < MIN_RSA_BITS:
-        return None
-    return PublicKey(kid, alg, jwk)
+    return None
+
+
+def _number(entry: Mapping[str, Any], name: str) -> int:
+    """A big-endian number in base64url (RFC 7518, 2). Raises `ValueError`."""
+    text = entry.get(name)
+    if not isinstance(text, str):
+        raise ValueError(f"{name} is not text")
+    return int.from_bytes(base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True))
 
 
 def check_url(url: str, http_hosts: frozenset[str] = frozenset()) -> str:
