@@ -1,0 +1,219 @@
+"""DynamoDB as Tollgate uses it: flat items of whole numbers and text, conditional writes, and one kind of failure.
+
+`Expression` numbers the placeholders, so that no attribute name can clash with DynamoDB's reserved words or break out
+of an expression. Whatever goes wrong below becomes `StoreUnavailable` here, except a condition that does not hold:
+that is an answer, and carries the item as it stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from tollgate.adapters.aws import AwsError
+from tollgate.adapters.http import UpstreamError
+from tollgate.ports import StoreUnavailable
+
+Plain = dict[str, Any]
+"""An item's attributes as Python values: int or str (bool where one was written)."""
+Key = dict[str, str]
+
+BATCH = 100
+"""Keys per BatchGetItem, and actions per TransactWriteItems: DynamoDB's limits."""
+BATCH_WRITE = 25
+UNPROCESSED_TRIES = 6
+
+
+class Client(Protocol):
+    """`AwsClient`, as far as it is used here."""
+
+    @property
+    def clock_offset_us(self) -> int: ...
+
+    async def call(self, operation: str, payload: dict[str, Any], *, retry: bool = False) -> dict[str, Any]: ...
+
+
+class ConditionFailed(Exception):
+    """The write's condition does not hold; `item` is what is there, empty if nothing is."""
+
+    def __init__(self, item: Plain) -> None:
+        super().__init__("the condition does not hold")
+        self.item = item
+
+
+class Cancelled(Exception):
+    """A transaction took no effect; `reasons` are parallel to its actions: (code, item as it stands)."""
+
+    def __init__(self, reasons: list[tuple[str, Plain]]) -> None:
+        super().__init__("transaction cancelled: " + ", ".join(sorted({code for code, _ in reasons})))
+        self.reasons = reasons
+
+
+class Expression:
+    """Names and values of one request's expressions."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._values: dict[int | str, str] = {}
+
+    def name(self, attribute: str) -> str:
+        return self._names.setdefault(attribute, f"#{len(self._names)}")
+
+    def value(self, value: int | str) -> str:
+        return self._values.setdefault(value, f":{len(self._values)}")
+
+    def payload(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if self._names:
+            found["ExpressionAttributeNames"] = {short: name for name, short in self._names.items()}
+        if self._values:
+            found["ExpressionAttributeValues"] = {short: encode(value) for value, short in self._values.items()}
+        return found
+
+
+class Table:
+    """One table."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self.client = client
+        self.name = name
+
+    async def get(self, key: Key) -> Plain:
+        """The item, read consistently; empty if there is none."""
+        found = await self._call("GetItem", {"TableName": self.name, "Key": encode_item(key), "ConsistentRead": True})
+        return decode_item(found.get("Item", {}))
+
+    async def get_many(self, keys: Sequence[Key], *, consistent: bool = True) -> list[Plain]:
+        """The items that exist among `keys` (each with its key attributes), in no order."""
+        found: list[Plain] = []
+        for at in range(0, len(keys), BATCH):
+            wanted = {"Keys": [encode_item(key) for key in keys[at : at + BATCH]], "ConsistentRead": consistent}
+            waiting: dict[str, Any] = {self.name: wanted}
+            for attempt in range(UNPROCESSED_TRIES):
+                answer = await self._call("BatchGetItem", {"RequestItems": waiting})
+                found += [decode_item(item) for item in answer.get("Responses", {}).get(self.name, [])]
+                waiting = answer.get("UnprocessedKeys") or {}
+                if not waiting:
+                    break
+                await pause(attempt)
+            else:
+                raise StoreUnavailable("DynamoDB: keys stay unprocessed")
+        return found
+
+    async def put(self, item: Plain, *, condition: str = "", expression: Expression | None = None) -> None:
+        """Raises `ConditionFailed`."""
+        payload = {"TableName": self.name, "Item": encode_item(item), **_condition(condition, expression)}
+        await self._call("PutItem", payload)
+
+    async def update(
+        self, key: Key, update: str, expression: Expression, *, condition: str = "", returns: str = "NONE"
+    ) -> Plain:
+        """What `returns` asks for (``ALL_OLD``, ``UPDATED_NEW`` ...). Raises `ConditionFailed`."""
+        payload = {
+            "TableName": self.name,
+            "Key": encode_item(key),
+            "UpdateExpression": update,
+            "ReturnValues": returns,
+            **_condition(condition, expression),
+        }
+        return decode_item((await self._call("UpdateItem", payload)).get("Attributes", {}))
+
+    async def delete(self, key: Key, *, condition: str = "") -> Plain:
+        """The item that was deleted, empty if there was none. Raises `ConditionFailed`."""
+        payload = {
+            "TableName": self.name,
+            "Key": encode_item(key),
+            "ReturnValues": "ALL_OLD",
+            **_condition(condition, None),
+        }
+        return decode_item((await self._call("DeleteItem", payload)).get("Attributes", {}))
+
+    async def query(self, expression: Expression, condition: str, *, limit: int = 0) -> AsyncIterator[Plain]:
+        """Items of one partition in the order of their sort keys, page by page; at most `limit`, if it is given."""
+        payload = {"TableName": self.name, "KeyConditionExpression": condition, **expression.payload()}
+        if limit:
+            payload["Limit"] = limit
+        count = 0
+        while True:
+            answer = await self._call("Query", payload)
+            for item in answer.get("Items", []):
+                yield decode_item(item)
+                count += 1
+            if (limit and count >= limit) or not answer.get("LastEvaluatedKey"):
+                return
+            payload["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+
+    async def scan(self) -> AsyncIterator[Plain]:
+        """Every item; for sweeps only."""
+        payload: dict[str, Any] = {"TableName": self.name}
+        while True:
+            answer = await self._call("Scan", payload)
+            for item in answer.get("Items", []):
+                yield decode_item(item)
+            if not answer.get("LastEvaluatedKey"):
+                return
+            payload["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+
+    async def write_many(self, puts: Sequence[Plain] = (), deletes: Sequence[Key] = ()) -> None:
+        """Unconditional puts and deletes, which may be repeated without harm."""
+        requests: list[dict[str, Any]] = [{"PutRequest": {"Item": encode_item(item)}} for item in puts]
+        requests += [{"DeleteRequest": {"Key": encode_item(key)}} for key in deletes]
+        for at in range(0, len(requests), BATCH_WRITE):
+            waiting: dict[str, Any] = {self.name: requests[at : at + BATCH_WRITE]}
+            for attempt in range(UNPROCESSED_TRIES):
+                waiting = (await self._call("BatchWriteItem", {"RequestItems": waiting})).get("UnprocessedItems") or {}
+                if not waiting:
+                    break
+                await pause(attempt)
+            else:
+                raise StoreUnavailable("DynamoDB: items stay unprocessed")
+
+    async def transact(self, actions: list[dict[str, Any]]) -> None:
+        """All of `actions`, or none. Raises `Cancelled`."""
+        await self._call("TransactWriteItems", {"TransactItems": actions})
+
+    async def _call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return await self.client.call(operation, payload, retry=True)
+        except AwsError as error:
+            if error.code == "ConditionalCheckFailedException":
+                raise ConditionFailed(decode_item(error.body.get("Item") or {})) from None
+            if error.code == "TransactionCanceledException":
+                reasons = error.body.get("CancellationReasons") or []
+                raise Cancelled([(r.get("Code", "None"), decode_item(r.get("Item") or {})) for r in reasons]) from None
+            raise StoreUnavailable(f"DynamoDB: {operation} on {self.name}: {error.code}: {error}") from error
+        except UpstreamError as error:
+            raise StoreUnavailable(f"DynamoDB: {operation} on {self.name}: {error}") from error
+
+
+async def pause(attempt: int) -> None:
+    """Full jitter: up to 25 ms after the first attempt, doubling, at most 0.8 s."""
+    await asyncio.sleep(random.uniform(0, 0.025 * 2 ** min(attempt, 5)))
+
+
+def encode(value: int | str) -> dict[str, Any]:
+    if isinstance(value, bool):
+        return {"BOOL": value}
+    return {"N": str(value)} if isinstance(value, int) else {"S": value}
+
+
+def encode_item(item: Mapping[str, int | str]) -> dict[str, Any]:
+    return {name: encode(value) for name, value in item.items()}
+
+
+def decode_item(item: Mapping[str, Mapping[str, Any]]) -> Plain:
+    return {name: _decode(value) for name, value in item.items()}
+
+
+def _decode(value: Mapping[str, Any]) -> Any:
+    ((kind, inner),) = value.items()
+    return int(inner) if kind == "N" else inner
+
+
+def _condition(condition: str, expression: Expression | None) -> dict[str, Any]:
+    found = expression.payload() if expression is not None else {}
+    if condition:
+        found |= {"ConditionExpression": condition, "ReturnValuesOnConditionCheckFailure": "ALL_OLD"}
+    return found

@@ -1,0 +1,72 @@
+"""DynamoDB for tests: moto's server in a thread, its requests serialised as in the local stack."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tollgate.adapters.aws import AwsClient
+from tollgate.local.aws import application
+
+
+@contextmanager
+def aws_endpoint() -> Iterator[str]:
+    """The URL of a moto server of one's own."""
+    from moto.moto_server.werkzeug_app import MotoRequestHandler
+    from werkzeug.serving import make_server
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = make_server("127.0.0.1", 0, application(), threaded=True, request_handler=MotoRequestHandler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+async def make_table(client: AwsClient, *, sort_key: bool = False) -> str:
+    """A new table with the keys of the limits table, or (`sort_key`) of the ledger; its name."""
+    name = f"t-{uuid.uuid4().hex}"
+    keys = ["pk", "sk"] if sort_key else ["pk"]
+    await client.call(
+        "CreateTable",
+        {
+            "TableName": name,
+            "BillingMode": "PAY_PER_REQUEST",
+            "AttributeDefinitions": [{"AttributeName": key, "AttributeType": "S"} for key in keys],
+            "KeySchema": [
+                {"AttributeName": key, "KeyType": kind} for key, kind in zip(keys, ("HASH", "RANGE"), strict=False)
+            ],
+        },
+    )
+    return name
+
+
+Fault = Callable[[str, dict[str, Any]], Awaitable[None]]
+
+
+class Recorder:
+    """A client that counts the calls that pass through it, and lets a test step in before each."""
+
+    def __init__(self, client: Any, fault: Fault | None = None) -> None:
+        self._client = client
+        self.fault = fault
+        self.calls: list[str] = []
+
+    @property
+    def clock_offset_us(self) -> int:
+        return int(self._client.clock_offset_us)
+
+    async def call(self, operation: str, payload: dict[str, Any], *, retry: bool = False) -> dict[str, Any]:
+        self.calls.append(operation)
+        if self.fault is not None:
+            await self.fault(operation, payload)
+        found: dict[str, Any] = await self._client.call(operation, payload, retry=retry)
+        return found
