@@ -41,6 +41,9 @@ ANNOUNCED = (
 )  # fmt: skip
 """What a command in another terminal needs to reach the parts."""
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
+PERSONAL = frozenset(
+    {*CREDENTIALS, "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_ROLE_ARN"}
+)
 
 
 async def start(options: Options, exits: AsyncExitStack, gave_up: Callable[[], None]) -> Ready:
@@ -56,7 +59,7 @@ async def start(options: Options, exits: AsyncExitStack, gave_up: Callable[[], N
     redis, environ["TOLLGATE_STORE_URL"] = _redis(environ)
     endpoint = _aws_endpoint(environ)
     aws_port = 0 if endpoint else free_port()
-    environ |= _aws_environ(environ, endpoint or f"http://127.0.0.1:{aws_port}", embedded=not endpoint)
+    environ = _with_aws(environ, endpoint or f"http://127.0.0.1:{aws_port}", embedded=not endpoint)
     aws = aws_child(aws_port, environ, gave_up) if not endpoint else None
     model_port = 0 if options.upstream else free_port()
     model = model_child(model_port, environ) if not options.upstream else None
@@ -137,11 +140,14 @@ def _aws_endpoint(environ: Mapping[str, str]) -> str:
     return ""
 
 
-def _aws_environ(environ: Mapping[str, str], endpoint: str, *, embedded: bool) -> dict[str, str]:
-    """How every part reaches AWS. With our own, nobody's real credentials, profile or proxy have a part in it."""
+def _with_aws(environ: Mapping[str, str], endpoint: str, *, embedded: bool) -> dict[str, str]:
+    """The environment by which every part reaches AWS. With our own, nobody's real credentials, profile or proxy have
+    a part in it."""
     region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or REGION
     no_proxy = ",".join(filter(None, (environ.get("NO_PROXY") or environ.get("no_proxy"), "127.0.0.1,localhost")))
     found = {
+        **CREDENTIALS,
+        **{name: value for name, value in environ.items() if not embedded or name not in PERSONAL},
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_REGION": region,
         "AWS_DEFAULT_REGION": region,
@@ -149,17 +155,12 @@ def _aws_environ(environ: Mapping[str, str], endpoint: str, *, embedded: bool) -
         "NO_PROXY": no_proxy,
         "no_proxy": no_proxy,
     }
-    if not embedded:
-        return {name: environ.get(name, value) for name, value in CREDENTIALS.items()} | found
-    nothing = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
-    unset = dict.fromkeys(("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"), "")
-    return {**found, **CREDENTIALS, **nothing, **unset}
+    if embedded:
+        found |= {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+    return found
 
 
-def _set_environ(environ: dict[str, str]) -> None:
-    """An empty value means unset: botocore would look for a profile named ``""``."""
-    for name in [name for name, value in environ.items() if name.startswith("AWS_") and not value]:
-        del environ[name]
+def _set_environ(environ: Mapping[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environ)
 
@@ -183,7 +184,7 @@ async def _provision(aws: Child | None, environ: Mapping[str, str], exits: Async
     try:
         return await asyncio.to_thread(provision.provision, environ)
     except Exception as error:
-        raise NotStarted(f"cannot set up AWS at {environ['AWS_ENDPOINT_URL']}: {error}") from error
+        raise NotStarted(f"cannot set up AWS at {environ['AWS_ENDPOINT_URL']}: {str(error)[:300]}") from error
 
 
 def _function(name: str, environ: Mapping[str, str], exits: AsyncExitStack) -> Function:
