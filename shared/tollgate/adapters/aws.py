@@ -1,0 +1,289 @@
+"""AWS's JSON services (DynamoDB, Secrets Manager, SQS), signed and called over the gateway's own HTTP client.
+
+boto3 costs 120 ms to import and 220 ms for its first client, and blocks a thread per call; these few services need
+one POST each. Credentials come from the environment (as on Lambda), or from botocore's resolver (profiles, SSO,
+container and instance roles), which is imported only then, on a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import orjson
+
+from tollgate.adapters.http import HttpClient
+from tollgate.adapters.http_message import Timeouts, UpstreamError
+from tollgate.adapters.sigv4 import Credentials, signed_headers
+from tollgate.ports import SecretUnavailable
+
+TIMEOUTS = Timeouts(connect=1.0, first_byte=2.0, idle=2.0, total=5.0)
+MAX_ANSWER = 20 * 1024 * 1024
+"""Bytes; DynamoDB's largest answer is 16 MB."""
+TRIES = 4
+BACKOFF = 0.05
+"""Seconds; doubled at each try, with full jitter (AWS Architecture Blog, "Exponential Backoff And Jitter")."""
+CREDENTIALS_LIFE = 300.0
+"""Seconds that resolved credentials are kept; the resolver refreshes them well before they expire."""
+
+_PROTOCOLS = {
+    "dynamodb": ("DynamoDB_20120810", "1.0"),
+    "secretsmanager": ("secretsmanager", "1.1"),
+    "sqs": ("AmazonSQS", "1.0"),
+}
+_RETRYABLE = frozenset(
+    {
+        "ProvisionedThroughputExceededException", "ThrottlingException", "ThrottledException", "RequestLimitExceeded",
+        "LimitExceededException", "InternalServerError", "InternalFailure", "ServiceUnavailable",
+        "TransactionInProgressException",
+    }
+)  # fmt: skip
+
+
+class AwsError(Exception):
+    """A service's refusal. `body` is its whole JSON answer (`Item`, `CancellationReasons` ...)."""
+
+    def __init__(self, code: str, message: str, status: int, body: dict[str, Any]) -> None:
+        super().__init__(f"{code}: {message}" if message else code)
+        self.code = code
+        self.message = message
+        self.status = status
+        self.body = body
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same call may succeed later, because it was throttled or the service failed."""
+        return self.status >= 500 or self.code in _RETRYABLE
+
+
+class NoCredentials(AwsError):
+    def __init__(self) -> None:
+        super().__init__("NoCredentials", "no AWS credentials: set AWS_PROFILE or AWS_ACCESS_KEY_ID", 401, {})
+
+
+class CredentialSource:
+    """The environment's credentials, else botocore's."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._resolved: tuple[float, Credentials] | None = None
+
+    async def get(self) -> Credentials:
+        """Raises `NoCredentials`."""
+        found = environment_credentials(self._environ)
+        if found is not None:
+            return found
+        now = time.monotonic()
+        if self._resolved is None or now - self._resolved[0] > CREDENTIALS_LIFE:
+            resolved = await asyncio.get_running_loop().run_in_executor(None, _resolve)
+            self._resolved = (now, resolved)
+        return self._resolved[1]
+
+
+def environment_credentials(environ: Mapping[str, str]) -> Credentials | None:
+    access, secret = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
+    if not access or not secret:
+        return None
+    return Credentials(access, secret, environ.get("AWS_SESSION_TOKEN", ""))
+
+
+def _resolve() -> Credentials:
+    import botocore.session
+
+    found = botocore.session.get_session().get_credentials()
+    if found is None:
+        raise NoCredentials
+    frozen = found.get_frozen_credentials()
+    return Credentials(frozen.access_key, frozen.secret_key, frozen.token or "")
+
+
+def endpoint(service: str, region: str, environ: Mapping[str, str]) -> str:
+    """Where a service is: AWS_ENDPOINT_URL_<SERVICE>, AWS_ENDPOINT_URL, LocalStack's LOCALSTACK_HOST, or AWS."""
+    named = environ.get(f"AWS_ENDPOINT_URL_{service.upper()}") or environ.get("AWS_ENDPOINT_URL")
+    if named:
+        return named.rstrip("/")
+    if host := environ.get("LOCALSTACK_HOST"):
+        scheme = "https" if environ.get("USE_SSL", "").lower() in ("1", "true") else "http"
+        return f"{scheme}://{host if ':' in host else host + ':' + environ.get('EDGE_PORT', '4566')}"
+    suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
+    return f"https://{service}.{region}.{suffix}"
+
+
+class AwsClient:
+    """One service in one region. Belongs to one event loop, like its HTTP client."""
+
+    def __init__(
+        self,
+        http: HttpClient,
+        service: str,
+        region: str,
+        endpoint: str,
+        target_prefix: str,
+        json_version: str,
+        credentials: CredentialSource,
+    ) -> None:
+        self.clock_offset_us = 0
+        """The service's clock minus ours, from the `Date` of its last answer (whole seconds)."""
+        self._http = http
+        self._service = service
+        self._region = region
+        self._url = endpoint + "/"
+        self._target = target_prefix
+        self._content_type = f"application/x-amz-json-{json_version}".encode()
+        self._credentials = credentials
+
+    @classmethod
+    def for_service(cls, service: str, http: HttpClient, environ: Mapping[str, str]) -> AwsClient:
+        """`service`: dynamodb, secretsmanager or sqs."""
+        region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        prefix, version = _PROTOCOLS[service]
+        source = CredentialSource(environ)
+        return cls(http, service, region, endpoint(service, region, environ), prefix, version, source)
+
+    async def call(self, operation: str, payload: dict[str, Any], *, retry: bool = False) -> dict[str, Any]:
+        """One operation. `retry`: call again when throttled or on the service's own failure, a few times; for what
+        may be done twice without harm. Raises `AwsError`, `UpstreamError`."""
+        body = orjson.dumps(payload)
+        tries = TRIES if retry else 1
+        for attempt in range(tries):
+            try:
+                return await self._once(operation, body)
+            except (AwsError, UpstreamError) as error:
+                if attempt + 1 == tries or (isinstance(error, AwsError) and not error.retryable):
+                    raise
+                await asyncio.sleep(random.random() * BACKOFF * 2**attempt)
+        raise AssertionError("unreachable")
+
+    async def _once(self, operation: str, body: bytes) -> dict[str, Any]:
+        headers = [(b"content-type", self._content_type), (b"x-amz-target", f"{self._target}.{operation}".encode())]
+        signed = signed_headers(
+            "POST",
+            self._url,
+            headers,
+            body,
+            service=self._service,
+            region=self._region,
+            credentials=await self._credentials.get(),
+            now_s=time.time() + self.clock_offset_us / 1e6,
+        )
+        response = await self._http.request("POST", self._url, signed, body, TIMEOUTS)
+        answer = await response.read(MAX_ANSWER)
+        self._note_date(response.header(b"date"))
+        try:
+            parsed = orjson.loads(answer) if answer else {}
+        except ValueError:
+            parsed = None
+        if not isinstance(parsed, dict):
+            raise AwsError("BadAnswer", f"{self._service} answered {response.status} without JSON", 502, {})
+        if response.status == 200:
+            return parsed
+        code = str(parsed.get("__type") or parsed.get("code") or response.status).rpartition("#")[2].partition(":")[0]
+        message = parsed.get("message") or parsed.get("Message") or ""
+        raise AwsError(code, str(message), response.status, parsed)
+
+    def _note_date(self, date: bytes | None) -> None:
+        if date is None:
+            return
+        try:
+            server = parsedate_to_datetime(date.decode("latin-1")).timestamp()
+        except ValueError:
+            return
+        local = time.time()
+        # The header has whole seconds: within that second our own clock is as good.
+        behind = server - local
+        self.clock_offset_us = 0 if -1 <= behind <= 0 else int(behind * 1_000_000)
+
+
+class Secrets:
+    """Provider keys from Secrets Manager, read once and kept until `invalidate`."""
+
+    def __init__(self, client: AwsClient) -> None:
+        self._client = client
+        self._known: dict[str, str] = {}
+        self._reading: dict[str, asyncio.Future[str]] = {}
+
+    async def get(self, name: str) -> str:
+        """The secret's text; of a JSON object its `api_key`. Raises `SecretUnavailable`."""
+        known = self._known.get(name)
+        if known is not None:
+            return known
+        reading = self._reading.get(name)
+        if reading is None:
+            reading = self._reading[name] = asyncio.ensure_future(self._read(name))
+            reading.add_done_callback(lambda _: self._reading.pop(name, None))
+        return await asyncio.shield(reading)
+
+    def invalidate(self, name: str) -> None:
+        """Read it again at the next use: it was rotated."""
+        self._known.pop(name, None)
+
+    async def _read(self, name: str) -> str:
+        try:
+            answer = await self._client.call("GetSecretValue", {"SecretId": name}, retry=True)
+        except (AwsError, UpstreamError) as error:
+            code = error.code if isinstance(error, AwsError) else type(error).__name__
+            raise SecretUnavailable(f"the provider key {name!r} cannot be read: {code}") from error
+        text = answer.get("SecretString")
+        if isinstance(text, str) and text.lstrip().startswith("{"):
+            try:
+                text = orjson.loads(text).get("api_key")
+            except ValueError:
+                text = None
+        if not isinstance(text, str) or not text.strip() or not text.strip().isascii():
+            raise SecretUnavailable(f"the provider key {name!r} is neither text nor JSON with an api_key")
+        secret = self._known[name] = text.strip()
+        return secret
+
+
+# -- DynamoDB's values -----------------------------------------------------------------------------------------------
+
+
+def to_dynamo(value: Any) -> dict[str, Any]:
+    """A Python value as a DynamoDB attribute value. Raises TypeError for what DynamoDB cannot hold."""
+    kind = type(value)
+    encode: Callable[[Any], dict[str, Any]] | None = _ENCODERS.get(kind)
+    if encode is None:
+        raise TypeError(f"DynamoDB cannot hold {kind.__name__}")
+    return encode(value)
+
+
+def _encode_set(value: Any) -> dict[str, Any]:
+    if not value or not all(type(item) is str for item in value):
+        raise TypeError("DynamoDB's string sets hold at least one string, and strings only")
+    return {"SS": sorted(value)}
+
+
+_ENCODERS: dict[type, Callable[[Any], dict[str, Any]]] = {
+    str: lambda v: {"S": v},
+    bool: lambda v: {"BOOL": v},
+    int: lambda v: {"N": str(v)},
+    Decimal: lambda v: {"N": str(v)},
+    float: lambda v: {"N": repr(v)},
+    type(None): lambda v: {"NULL": True},
+    list: lambda v: {"L": [to_dynamo(item) for item in v]},
+    tuple: lambda v: {"L": [to_dynamo(item) for item in v]},
+    dict: lambda v: {"M": {name: to_dynamo(item) for name, item in v.items()}},
+    set: _encode_set,
+    frozenset: _encode_set,
+}
+
+
+def from_dynamo(value: Mapping[str, Any]) -> Any:
+    """A DynamoDB attribute value as a Python value: whole numbers as int, others as Decimal."""
+    ((kind, held),) = value.items()
+    if kind == "N":
+        return int(held) if held.lstrip("-").isdigit() else Decimal(held)
+    if kind == "M":
+        return {name: from_dynamo(item) for name, item in held.items()}
+    if kind == "L":
+        return [from_dynamo(item) for item in held]
+    if kind == "NULL":
+        return None
+    if kind in ("SS", "NS"):
+        return set(held) if kind == "SS" else {from_dynamo({"N": item}) for item in held}
+    return held

@@ -1,0 +1,97 @@
+"""AWS Signature Version 4, for requests that carry their body (docs.aws.amazon.com, "Create a signed AWS API
+request"). botocore has a signer, but importing it costs more than the whole rest of the proxy's cold start; the tests
+hold this one against it."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from hashlib import sha256
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+
+Header = tuple[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Keys of an IAM principal; `token` for temporary ones. Never printed."""
+
+    access_key: str
+    secret_key: str = field(repr=False)
+    token: str = field(default="", repr=False)
+
+
+def signed_headers(
+    method: str,
+    url: str,
+    headers: Iterable[Header],
+    body: bytes,
+    *,
+    service: str,
+    region: str,
+    credentials: Credentials,
+    now_s: float,
+) -> list[Header]:
+    """`headers` with x-amz-date, x-amz-security-token (where there is one) and authorization added.
+
+    Every given header is signed, and the host of `url`; names in lower case. `now_s` in epoch seconds: AWS accepts
+    5 minutes of error.
+    """
+    parts = urlsplit(url)
+    stamp = datetime.fromtimestamp(now_s, UTC).strftime("%Y%m%dT%H%M%SZ")
+    sent = [*headers, (b"x-amz-date", stamp.encode())]
+    if credentials.token:
+        sent.append((b"x-amz-security-token", credentials.token.encode()))
+    lines = {name.decode().lower(): b" ".join(value.split()).decode("latin-1") for name, value in sent}
+    lines["host"] = _authority(parts.scheme, parts.hostname or "", parts.port)
+    names = ";".join(sorted(lines))
+    canonical = "\n".join(
+        [
+            method,
+            _path(parts.path, service),
+            _query(parts.query),
+            *(f"{name}:{lines[name]}" for name in sorted(lines)),
+            "",
+            names,
+            sha256(body).hexdigest(),
+        ]
+    )
+    scope = f"{stamp[:8]}/{region}/{service}/aws4_request"
+    to_sign = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{sha256(canonical.encode()).hexdigest()}"
+    key = _signing_key(credentials.secret_key, stamp[:8], region, service)
+    signature = hmac.digest(key, to_sign.encode(), "sha256").hex()
+    value = (
+        f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
+    )
+    return [*sent, (b"authorization", value.encode())]
+
+
+@lru_cache(maxsize=16)
+def _signing_key(secret: str, date: str, region: str, service: str) -> bytes:
+    """The key of a day; four HMACs, so it is kept."""
+    key = f"AWS4{secret}".encode()
+    for part in (date, region, service, "aws4_request"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return key
+
+
+def _authority(scheme: str, host: str, port: int | None) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return name if port in (None, {"http": 80, "https": 443}.get(scheme)) else f"{name}:{port}"
+
+
+def _path(path: str, service: str) -> str:
+    """Each segment encoded once, or twice for every service but S3, which is not called here."""
+    return (
+        quote(path or "/", safe="/~-._%")
+        if service == "s3"
+        else quote(quote(unquote(path) or "/", safe="/~-._"), safe="/~-._")
+    )
+
+
+def _query(query: str) -> str:
+    pairs = sorted((quote(k, safe="~-._"), quote(v, safe="~-._")) for k, v in parse_qsl(query, keep_blank_values=True))
+    return "&".join(f"{name}={value}" for name, value in pairs)
