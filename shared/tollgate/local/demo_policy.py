@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
+
+from pydantic import ValidationError
 
 import tollgate
 from tollgate.domain.policy import LOOPBACK, Policy, TenantSpec, UpstreamSpec
@@ -30,11 +33,8 @@ def load(given: str | None, environ: Mapping[str, str]) -> Policy:
     """The policy of the file, validated. Raises `NotStarted` with every error of it, a line each."""
     from tollgate.adapters.policy_file import PolicyErrors, load
 
-    path = find_file(given, environ)
     try:
-        return load(path, environ)
-    except OSError as error:
-        raise NotStarted(f"cannot read the policy {path}: {os.strerror(error.errno or 0)}") from None
+        return load(find_file(given, environ), environ)
     except PolicyErrors as errors:
         raise NotStarted(str(errors)) from None
 
@@ -45,26 +45,31 @@ def upstream_url(given: str) -> str:
     return url + "/v1" if urlsplit(url).path in ("", "/") else url
 
 
-def redirect(policy: Policy, url: str, *, all_openai: bool) -> Policy:
-    """The policy with the demo tenants, and every upstream at `url`: the demo model, which speaks Anthropic's API too,
-    or a server that is OpenAI-compatible (`all_openai`). Raises `NotStarted` if it cannot be an upstream."""
-    loopback = urlsplit(url).hostname in LOOPBACK
-    secret = None if loopback and KEY_VARIABLE not in os.environ else SECRET
-    upstreams = {}
-    for name, spec in policy.upstreams.items():
-        try:
-            upstreams[name] = UpstreamSpec(
-                api="anthropic" if spec.api == "anthropic" and not all_openai else "openai",
-                base_url=url,
-                secret=secret,
-                timeouts=spec.timeouts,
-                limits=spec.limits,
-            )
-        except ValueError as error:
-            reason = str(error).splitlines()[-2].strip() if "\n" in str(error) else str(error)
-            raise NotStarted(f"--upstream {url}: {reason}") from None
+def redirect(policy: Policy, demo_url: str, given_url: str | None) -> Policy:
+    """The policy with the demo tenants, and with upstreams that can be called from here.
+
+    Every upstream becomes the one that the user gave, an OpenAI-compatible server; if none was given, the demo model,
+    which speaks Anthropic's API too, but for those that are on this machine and need no key. Raises `NotStarted`.
+    """
+    upstreams = {name: _redirected(spec, demo_url, given_url) for name, spec in policy.upstreams.items()}
     demo = {name: TenantSpec(plan=plan) for name, plan in TENANTS.items() if plan in policy.plans}
     return policy.model_copy(update={"upstreams": upstreams, "tenants": demo | policy.tenants})
+
+
+def _redirected(spec: UpstreamSpec, demo_url: str, given_url: str | None) -> UpstreamSpec:
+    if given_url is None:
+        if spec.base_url and spec.secret is None and urlsplit(spec.base_url).hostname in LOOPBACK:
+            return spec
+        api: Literal["openai", "anthropic"] = "anthropic" if spec.api == "anthropic" else "openai"
+        return UpstreamSpec(api=api, base_url=demo_url, timeouts=spec.timeouts, limits=spec.limits)
+    url = upstream_url(given_url)
+    here = urlsplit(url).hostname in LOOPBACK
+    secret = None if here and KEY_VARIABLE not in os.environ else SECRET
+    try:
+        return UpstreamSpec(api="openai", base_url=url, secret=secret, timeouts=spec.timeouts, limits=spec.limits)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise NotStarted(f"--upstream {given_url}: {reason}") from None
 
 
 def upstream_key(policy: Policy, environ: Mapping[str, str]) -> str | None:

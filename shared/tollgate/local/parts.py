@@ -63,14 +63,14 @@ async def start(options: Options, exits: AsyncExitStack, gave_up: Callable[[], N
     aws = aws_child(aws_port, environ, gave_up) if not endpoint else None
     model_port = 0 if options.upstream else free_port()
     model = model_child(model_port, environ) if not options.upstream else None
-    upstream = demo_policy.upstream_url(options.upstream or f"http://127.0.0.1:{model_port}")
+    model_url = f"http://127.0.0.1:{model_port}/v1"
     # handlers run in this process and read their environment when they are imported or first called
     _set_environ(environ)
 
     children = [child for child in (redis, aws, model) if child is not None]
     say(f"starting {', '.join(child.name for child in children)}, then the gateway")
     policy, resources, *_ = await _all(
-        _load_policy(options, upstream),
+        _load_policy(options, model_url),
         _provision(aws, environ, exits),
         *(_start(child, exits) for child in children if child is not aws),
     )
@@ -101,7 +101,7 @@ async def start(options: Options, exits: AsyncExitStack, gave_up: Callable[[], N
         url=url,
         redis_url=environ["TOLLGATE_STORE_URL"],
         aws_endpoint_url=environ["AWS_ENDPOINT_URL"],
-        model_url=upstream,
+        model_url=demo_policy.upstream_url(options.upstream) if options.upstream else model_url,
         pids={child.name: child.pid for child in children},
         token=token,
         model=model_name,
@@ -170,9 +170,9 @@ async def _start(child: Child, exits: AsyncExitStack, stop_s: float = STOP_S) ->
     await child.start()
 
 
-async def _load_policy(options: Options, upstream: str) -> Policy:
+async def _load_policy(options: Options, model_url: str) -> Policy:
     policy = await asyncio.to_thread(demo_policy.load, options.policy, os.environ)
-    return demo_policy.redirect(policy, upstream, all_openai=options.upstream is not None)
+    return demo_policy.redirect(policy, model_url, options.upstream)
 
 
 async def _provision(aws: Child | None, environ: Mapping[str, str], exits: AsyncExitStack) -> Resources:
