@@ -31,8 +31,8 @@ queries = st.dictionaries(st.text("abc-_", min_size=1, max_size=5), st.text("xyz
     st.sampled_from(["", "session/token+with=signs"]),
 )
 def test_signs_as_botocore_does(
-    method: str, origin: str, path: list[str], query: dict[str, str], headers: dict[str, str], body: bytes, service: str,
-    token: str,
+    method: str, origin: str, path: list[str], query: dict[str, str], headers: dict[str, str], body: bytes,
+    service: str, token: str,
 ) -> None:  # fmt: skip
     url = f"{origin}/{'/'.join(path)}" + ("?" + "&".join(f"{k}={v}" for k, v in query.items()) if query else "")
     ours = dict(

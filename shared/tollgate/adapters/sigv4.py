@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import sha256
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 Header = tuple[bytes, bytes]
 
@@ -51,7 +51,7 @@ def signed_headers(
     canonical = "\n".join(
         [
             method,
-            _path(parts.path, service),
+            _path(parts.path),
             _query(parts.query),
             *(f"{name}:{lines[name]}" for name in sorted(lines)),
             "",
@@ -63,10 +63,8 @@ def signed_headers(
     to_sign = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{sha256(canonical.encode()).hexdigest()}"
     key = _signing_key(credentials.secret_key, stamp[:8], region, service)
     signature = hmac.digest(key, to_sign.encode(), "sha256").hex()
-    value = (
-        f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
-    )
-    return [*sent, (b"authorization", value.encode())]
+    proof = f"Credential={credentials.access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
+    return [*sent, (b"authorization", b"AWS4-HMAC-SHA256 " + proof.encode())]
 
 
 @lru_cache(maxsize=16)
@@ -83,13 +81,9 @@ def _authority(scheme: str, host: str, port: int | None) -> str:
     return name if port in (None, {"http": 80, "https": 443}.get(scheme)) else f"{name}:{port}"
 
 
-def _path(path: str, service: str) -> str:
-    """Each segment encoded once, or twice for every service but S3, which is not called here."""
-    return (
-        quote(path or "/", safe="/~-._%")
-        if service == "s3"
-        else quote(quote(unquote(path) or "/", safe="/~-._"), safe="/~-._")
-    )
+def _path(path: str) -> str:
+    """The path as it is sent, encoded once more: what every service but S3 expects."""
+    return quote(path or "/", safe="/~-._")
 
 
 def _query(query: str) -> str:
