@@ -37,7 +37,7 @@ types: setup ## mypy, strict
 check: test lint types ## everything that must pass before a change lands
 
 clean: ## remove .venv and everything built
-	rm -rf $(VENV) $(SAM_VENV) .aws-sam build dist *.egg-info
+	rm -rf $(VENV) $(SAM_VENV) .tools .aws-sam build dist *.egg-info
 
 # ---------------------------------------------------------------------------------------------------------------------
 # AWS: `sam build` calls build-<LogicalId> for each function of template.yaml (Metadata: BuildMethod: makefile)
@@ -50,7 +50,11 @@ BUNDLE_PYTHON ?= 3.13
 UV ?= uv
 export SAM_CLI_TELEMETRY := 0
 
-.PHONY: sam-check lock
+# the newest on crates.io; the layer's released binary is not to be had without AWS
+ADAPTER := .tools/bin/lambda-adapter
+ADAPTER_VERSION := 1.0.0-rc1
+
+.PHONY: sam-check lwa-check lock
 
 build-%: $(STAMP)
 	@$(BIN)/python requirements/bundle.py $* "$(ARTIFACTS_DIR)" --arch $(BUNDLE_ARCH) --python $(BUNDLE_PYTHON)
@@ -59,6 +63,12 @@ sam-check: $(STAMP) $(SAM_STAMP) ## lint the template, build every bundle, run e
 	@AWS_DEFAULT_REGION=$${AWS_DEFAULT_REGION:-us-east-1} $(SAM_VENV)/bin/sam validate
 	@$(SAM_VENV)/bin/sam build
 	@$(BIN)/python -m pytest -m sam tests/functional/test_bundles.py
+
+lwa-check: $(STAMP) $(ADAPTER) ## run the proxy behind the real Lambda Web Adapter (needs cargo, and minutes the first time)
+	@$(BIN)/python -m pytest -m lwa tests/functional/test_web_adapter.py
+
+$(ADAPTER):
+	cargo install --quiet --locked --root .tools --version $(ADAPTER_VERSION) lambda_web_adapter
 
 $(SAM_STAMP): requirements/sam.lock
 	@echo "setting up $(SAM_VENV)"

@@ -32,6 +32,15 @@ UNCHECKED_HASH = 0b01
 MAX_MB = 50
 """Of a bundle, unpacked: a cold start reads it. Lambda's limit is 250 MB."""
 
+IMPORT = """
+import sys
+sys.path.insert(0, {bundle!r})
+import {module}
+assert callable({module}.{attribute})
+foreign = [it.__file__ for it in sys.modules.values() if "site-packages" in (getattr(it, "__file__", "") or "")]
+assert not foreign, foreign
+"""
+
 Build = Callable[[str], Path]
 
 
@@ -124,11 +133,7 @@ def test_the_lua_scripts_go_with_the_redis_store() -> None:
 def test_a_handler_imports_with_nothing_but_its_bundle(name: str, build: Build) -> None:
     handler = resources("AWS::Lambda::Function")[name]["Handler"]
     module, _, attribute = handler.rpartition(".")
-    program = (
-        f"import sys; sys.path.insert(0, {str(build(name))!r}); import {module}; assert callable({module}.{attribute}); "
-        "foreign = [m.__file__ for m in sys.modules.values() if 'site-packages' in (getattr(m, '__file__', '') or '')]; "
-        "assert not foreign, foreign"
-    )
+    program = IMPORT.format(bundle=str(build(name)), module=module, attribute=attribute)
     # isolated: no site-packages, no environment, no working directory
     subprocess.run([python(), "-I", "-S", "-c", program], env={}, check=True, cwd="/")
 
