@@ -7,17 +7,17 @@ from itertools import count
 
 import pytest
 
-from tests.functional.stack import DevStack
+from tests.functional.stack import DevStack, lab_policy
 
 
 @pytest.fixture(scope="session")
-def stack() -> Iterator[DevStack]:
-    """A running `tollgate dev` with the demo policy and a fast demo model.
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevStack]:
+    """A running `tollgate dev` with a fast demo model and `lab_policy`.
 
     It is shared: a test that spends budgets makes a tenant of its own (`new_tenant`), and a test that kills parts or
     needs other settings starts its own `DevStack`.
     """
-    with DevStack() as running:
+    with DevStack("--policy", lab_policy(tmp_path_factory.mktemp("policy"))) as running:
         yield running
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import yaml
+
 from tollgate.local.children import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -25,9 +27,46 @@ FAST_MODEL = {"TOLLGATE_DEMO_TOKENS_PER_SECOND": "1000", "TOLLGATE_DEMO_FIRST_TO
 """A demo model that does not make tests wait."""
 
 
+FAULTS = (
+    "fault-500",
+    "fault-429",
+    "fault-401",
+    "fault-garbage",
+    "fault-close",
+    "fault-close-mid-stream",
+    "fault-stall",
+    "fault-no-usage",
+    "slow",
+)
+"""Models of the demo model that misbehave; `lab_policy` has one of each name."""
+
+
+def lab_policy(folder: Path, **changes: Any) -> str:
+    """The repository's policy with two more plans: `lab` has every model, those that misbehave too, and no limits but
+    five concurrent requests; `tight` has `small`, 3 requests per minute and 200 tokens per day. A file's name."""
+    policy = yaml.safe_load((ROOT / "policy.yaml").read_text())
+    for upstream in policy["upstreams"].values():
+        upstream["timeouts"] = {"connect": 2, "first_byte": 3, "idle": 2, "total": 30}
+    price = {"input": 1, "output": 2}
+    policy["models"] |= {name: {"route": [{"upstream": "openai", "model": name}], "price": price} for name in FAULTS}
+    policy["plans"]["lab"] = {
+        "models": ["small", "large", "embed", *FAULTS],
+        "limits": [{"scope": "tenant", "concurrent": 5}],
+        "budgets": [{"scope": "tenant", "usd": 1000, "per": "month"}],
+    }
+    policy["plans"]["tight"] = {
+        "models": ["small"],
+        "limits": [{"scope": "user", "requests": 3, "per": "minute"}],
+        "budgets": [{"scope": "user", "tokens": 200, "per": "day"}],
+    }
+    path = folder / "policy.yaml"
+    path.write_text(yaml.safe_dump(policy | changes, sort_keys=False))
+    return str(path)
+
+
 def tollgate(*words: str) -> list[str]:
     """The command line of a `tollgate` command, run by this Python."""
-    return [sys.executable, "-m", "tollgate.cli", *words]
+    return [str(Path(sys.executable).with_name("tollgate")), *words]
 
 
 class DevStack:

@@ -201,13 +201,16 @@ async def _publish(
 ) -> None:
     """Write the policy and the demo tenants to the tables and follow the tables' streams, as on AWS. Returns when the
     policy has come out at the other end."""
-    from tollgate.adapters.aws import AwsClient
+    from tollgate.adapters.aws import AwsClient, CredentialSource, endpoint
     from tollgate.adapters.policy_tables import PolicyTables
     from tollgate.local.streams import TableStream, not_snapshot
     from tollgate.ports import PolicyUnavailable
 
     dynamodb = AwsClient.for_service("dynamodb", http, environ)
-    streams = AwsClient.for_service("dynamodbstreams", http, environ)
+    region, source = environ["AWS_REGION"], CredentialSource(environ)
+    # every AWS that is not AWS has the streams' API where the tables' is
+    url = endpoint("dynamodb", region, environ)
+    streams = AwsClient(http, "dynamodb", region, url, "DynamoDBStreams_20120810", "1.0", source)
     policy_table, tenants_table = environ["TOLLGATE_POLICY_TABLE"], environ["TOLLGATE_TENANTS_TABLE"]
     followers = [
         TableStream(dynamodb, streams, policy_table, publisher.invoke, wanted=not_snapshot),
