@@ -24,6 +24,7 @@ BATCH = 100
 """Keys per BatchGetItem, and actions per TransactWriteItems: DynamoDB's limits."""
 BATCH_WRITE = 25
 UNPROCESSED_TRIES = 6
+THROTTLED_TRIES = 3
 
 
 class Client(Protocol):
@@ -74,11 +75,13 @@ class Expression:
 
 
 class Table:
-    """One table."""
+    """One table. `patient`: nobody waits, so whatever may pass is tried again for seconds; else only what DynamoDB has
+    turned away unseen (throttling) is, at once and seldom."""
 
-    def __init__(self, client: Client, name: str) -> None:
+    def __init__(self, client: Client, name: str, *, patient: bool) -> None:
         self.client = client
         self.name = name
+        self._patient = patient
 
     async def get(self, key: Key) -> Plain:
         """The item, read consistently; empty if there is none."""
@@ -176,16 +179,28 @@ class Table:
 
     async def _call(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
         try:
-            return await self.client.call(operation, payload, retry=True)
+            return await self._try(operation, payload)
         except AwsError as error:
             if error.code == "ConditionalCheckFailedException":
                 raise ConditionFailed(decode_item(error.body.get("Item") or {})) from None
             if error.code == "TransactionCanceledException":
                 reasons = error.body.get("CancellationReasons") or []
                 raise Cancelled([(r.get("Code", "None"), decode_item(r.get("Item") or {})) for r in reasons]) from None
-            raise StoreUnavailable(f"DynamoDB: {operation} on {self.name}: {error.code}: {error}") from error
+            raise StoreUnavailable(f"DynamoDB: {operation} on {self.name}: {error}") from error
         except UpstreamError as error:
             raise StoreUnavailable(f"DynamoDB: {operation} on {self.name}: {error}") from error
+
+    async def _try(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
+        if self._patient:
+            return await self.client.call(operation, payload, retry=True)
+        for attempt in range(THROTTLED_TRIES - 1):
+            try:
+                return await self.client.call(operation, payload)
+            except AwsError as error:
+                if not error.retryable or error.status >= 500:  # after a 5xx it may have been done
+                    raise
+                await pause(attempt)
+        return await self.client.call(operation, payload)
 
 
 async def pause(attempt: int) -> None:

@@ -114,7 +114,7 @@ class DynamoLimitStore:
 
     def __init__(self, client: Client, table: str, clock: Callable[[], int] | None = None) -> None:
         self._client = client
-        self._table = Table(client, table)
+        self._table = Table(client, table, patient=False)
         self._clock = clock
         self._known: Lru[dict[str, int]] = Lru(KNOWN_ITEMS)
         """What this container last saw of an item's numbers: good for guesses only."""
