@@ -57,7 +57,7 @@ async def answers(port: int) -> None:
         with suppress(OSError, asyncio.IncompleteReadError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
-                writer.write(b"PING\r\n")
+                writer.write(b"*1\r\n$4\r\nPING\r\n")
                 if (await reader.readline()).startswith(b"+PONG"):
                     return
             finally:

@@ -1,0 +1,62 @@
+"""The local stack's Redis: a real one, or fakeredis where there is none; empty whenever it starts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import redis
+
+from tollgate.local import redis_server
+from tollgate.local.children import free_port
+from tollgate.local.redis_server import answers, find_server, redis_child
+
+SCRIPT = "redis.call('INCRBY', KEYS[1], ARGV[1]); return {redis.call('GET', KEYS[1]), redis.call('TIME')[1]}"
+
+
+def test_a_server_is_found_on_the_path_or_beside_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    assert find_server("/nowhere") is None
+    for name in ("valkey-server", "redis-server"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+        assert find_server("/nowhere") == str(tmp_path / name)
+        assert find_server(str(tmp_path)) == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("fake", [False, True])
+def test_it_serves_scripts(fake: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    if fake:
+        monkeypatch.setattr(redis_server, "find_server", lambda path: None)
+
+    async def run() -> None:
+        port = free_port()
+        child = redis_child(port, os.environ)
+        await child.start()
+        with redis.Redis(port=port) as client:
+            assert client.eval(SCRIPT, 1, "key", "7")[0] == b"7"  # type: ignore[index]
+        await child.stop(5)
+
+    asyncio.run(run())
+    assert ("using fakeredis" in capsys.readouterr().err) is fake
+
+
+def test_one_that_dies_comes_back_empty_on_its_port() -> None:
+    async def run() -> None:
+        port = free_port()
+        child = redis_child(port, os.environ)
+        await child.start()
+        with redis.Redis(port=port) as client:
+            client.set("key", "value")
+        child.serving.clear()
+        os.kill(child.pid, signal.SIGKILL)
+        await asyncio.wait_for(child.serving.wait(), 10)
+        await asyncio.wait_for(answers(port), 5)
+        with redis.Redis(port=port) as client:
+            assert client.get("key") is None
+        await child.stop(5)
+
+    asyncio.run(run())
