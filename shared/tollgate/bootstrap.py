@@ -24,7 +24,7 @@ from tollgate.services.gateway import Gateway, Identify
 from tollgate.services.identify import BearerTokens, from_request_context, lambda_deadline
 
 if TYPE_CHECKING:
-    from tollgate.adapters.aws import AwsClient
+    from tollgate.adapters.aws import AwsClient, CredentialSource
     from tollgate.adapters.failover import FailureMode
 
 Deadline = Callable[[Exchange], int | None]
@@ -123,6 +123,7 @@ class Adapters:
         self.http = HttpClient()
         self.local = MemoryLimitStore()
         self._stores: list[LimitStore] = []
+        self._role: CredentialSource | None = None
 
     def aws(self, service: str) -> AwsClient:
         from tollgate.adapters.aws import AwsClient
@@ -156,7 +157,9 @@ class Adapters:
         except ValueError as error:
             raise BadSetting(f"TOLLGATE_STORE_URL: {error}") from error
         fallback = self._dynamodb(settings.limits_table) if settings.limits_table else None
-        return FailoverLimitStore(redis, fallback, self.local, mode)
+        store = FailoverLimitStore(redis, fallback, self.local, mode)
+        self._stores.append(store)
+        return store
 
     def _dynamodb(self, table: str) -> LimitStore:
         from tollgate.adapters.dynamodb_limits import DynamoLimitStore
@@ -176,9 +179,21 @@ class Adapters:
 
         return SecretsManager(self.aws("secretsmanager"))
 
-    def sign(self, upstream: UpstreamSpec, url: str, headers: Sequence[Header], body: bytes) -> list[Header]:
-        """Headers with the signature of this process's own role, for Bedrock."""
-        raise NotImplementedError
+    async def sign(self, upstream: UpstreamSpec, url: str, headers: Sequence[Header], body: bytes) -> list[Header]:
+        """Headers with the signature of this process's own role, for Bedrock. Raises `SecretUnavailable`."""
+        from tollgate.adapters.aws import AwsError, CredentialSource
+        from tollgate.adapters.sigv4 import signed_headers
+
+        if self._role is None:
+            self._role = CredentialSource(self.settings.environ)
+        try:
+            credentials = await self._role.get()
+        except AwsError as error:
+            raise SecretUnavailable(str(error)) from error
+        region = upstream.region or self.settings.region
+        return signed_headers(
+            "POST", url, headers, body, service="bedrock", region=region, credentials=credentials, now_s=time.time()
+        )
 
     async def aclose(self) -> None:
         for store in self._stores:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,7 +27,7 @@ class Http(Protocol):
     ) -> Response: ...
 
 
-Sign = Callable[[UpstreamSpec, str, Sequence[Header], bytes], list[Header]]
+Sign = Callable[[UpstreamSpec, str, Sequence[Header], bytes], Awaitable[list[Header]]]
 """Adds the signature of the function's own role (Bedrock)."""
 
 
@@ -54,7 +54,7 @@ class Forwarder:
         headers = list(call.headers)
         url = upstream.url + call.path
         if upstream.api == "bedrock":
-            headers = self._sign(upstream, url, headers, call.body)
+            headers = await self._sign(upstream, url, headers, call.body)
         elif upstream.secret is not None:
             secret = await self._secrets.get(upstream.secret)
             if upstream.api == "anthropic":

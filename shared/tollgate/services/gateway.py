@@ -88,8 +88,8 @@ class Gateway:
         max_in_flight: int = 0,
         max_body: int = MAX_BODY,
     ) -> None:
-        """`deadline`: when this process will be stopped, in µs, or None. `status`: what /healthz tells. `max_in_flight`:
-        requests at once before 503; 0: as many as come."""
+        """`deadline`: when this process will be stopped, in µs, or None. `status`: what /healthz tells.
+        `max_in_flight`: requests at once before 503; 0: as many as come."""
         self._identify = identify
         self._account = account
         self._admitter = admitter
@@ -340,6 +340,11 @@ class Gateway:
             use_case=job.label,
             settle=tuple(
                 (_kind(take), take.key, amount) for take, amount in zip(settlement.takes, settlement.used, strict=True)
+            ),
+            budget_models=tuple(
+                (take.key, tuple(sorted(take.limit.models)))
+                for take in settlement.takes
+                if isinstance(take, BudgetTake) and take.limit.models is not None
             ),
         )
         self._log.write(record.as_dict())
