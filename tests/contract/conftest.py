@@ -11,7 +11,10 @@ import pytest
 import redis
 import uvloop
 
+from tests.aws_fixture import aws_endpoint, dynamodb, make_table
 from tests.servers import redis_server
+from tollgate.adapters.aws import AwsClient
+from tollgate.adapters.dynamodb_limits import DynamoLimitStore
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.redis_limits import RedisLimitStore
 from tollgate.domain.limits import Admission, Decision, Settlement, Take
@@ -56,13 +59,23 @@ def runner() -> Iterator[asyncio.Runner]:
         yield runner
 
 
-STORES = ["memory", "redis"]
+@pytest.fixture(scope="session")
+def dynamodb_client(runner: asyncio.Runner) -> Iterator[AwsClient]:
+    with aws_endpoint() as url, dynamodb(url, runner) as client:
+        yield client
+
+
+STORES = ["memory", "redis", "dynamodb"]
 
 
 def make_driver(kind: str, runner: asyncio.Runner, request: pytest.FixtureRequest) -> Driver:
     driver: Driver
     if kind == "memory":
         driver = Driver(MemoryLimitStore(clock=lambda: driver.now), runner)
+    elif kind == "dynamodb":
+        client = request.getfixturevalue("dynamodb_client")
+        table = runner.run(make_table(client))
+        driver = Driver(DynamoLimitStore(client, table, clock=lambda: driver.now), runner)
     else:
         url = request.getfixturevalue("redis_url")
         with redis.Redis.from_url(url) as client:
