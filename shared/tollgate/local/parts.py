@@ -30,7 +30,8 @@ TOKEN_S = 12 * 3600
 DRAIN_S = 20
 """How long requests in flight may go on after SIGTERM."""
 PUBLISHED_WITHIN_S = 15.0
-PROXY_STOP_S = 10.0
+PROXY_DRAIN_S = 7
+PROXY_STOP_S = PROXY_DRAIN_S + 3.0
 STOP_S = 3.0
 """How long another process may take to end before it is killed, in seconds."""
 
@@ -261,6 +262,7 @@ async def _proxy(
     command = [sys.executable, "-m", "uvicorn", "functions.proxy.app:app", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--loop", "uvloop", "--http", "httptools", "--ws", "none", "--lifespan", "on", "--no-access-log"]
     command += ["--no-server-header", "--no-date-header", "--log-level", "warning"]
+    command += ["--timeout-graceful-shutdown", str(PROXY_DRAIN_S)]
     # by this it knows that it is behind API Gateway, and believes the request context
     on_lambda = {"AWS_LAMBDA_FUNCTION_NAME": "tollgate-proxy", "POWERTOOLS_SERVICE_NAME": "proxy"}
     child = Child("proxy", command, {**environ, **on_lambda}, ready=lambda: _healthy(http, port), on_output=pipe.feed)
