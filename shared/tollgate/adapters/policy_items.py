@@ -1,0 +1,114 @@
+"""The policy as items of its table: ``plan#free``, ``model#small``, ``upstream#openai``, ``global``; and ``snapshot``.
+
+The first four are what operators edit, as natural maps. The snapshot is what gateways read: the whole policy, once it
+was found to be right, as one item with a revision.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import Any
+
+from tollgate.domain.policy import Policy
+from tollgate.domain.policy_check import Document, Place, PolicyErrors, Problem, canonical, plain
+from tollgate.domain.policy_paths import Path
+
+SNAPSHOT = "snapshot"
+GLOBAL = "global"
+KINDS = {"upstream": "upstreams", "model": "models", "plan": "plans"}
+"""Of an item's id and of the policy; in the order in which they refer to each other."""
+BOOKKEEPING = frozenset({"updated_at", "updated_by"})
+"""Attributes that say who changed an item; not part of the policy."""
+PACK_ABOVE = 8_000
+MAX_PACKED = 380_000
+"""Bytes; a DynamoDB item holds 400 KB."""
+
+
+def items_of(policy: Policy) -> dict[str, dict[str, Any]]:
+    """The policy's items by id, without the tenants, which have a table of their own."""
+    found: dict[str, dict[str, Any]] = {}
+    document = plain(policy)
+    for kind, group in KINDS.items():
+        for name, entry in document.get(group, {}).items():
+            found[f"{kind}#{name}"] = entry
+    common = dict(document.get("global", {}))
+    if mode := document.get("redis_failure_mode"):
+        common["redis_failure_mode"] = mode
+    if common:
+        found[GLOBAL] = common
+    return found
+
+
+def document_of(items: Iterable[Mapping[str, Any]]) -> Document:
+    """The policy that the items say, each part with the item that it came from. Raises `PolicyErrors`."""
+    value: dict[str, Any] = {"version": 1, **{group: {} for group in KINDS.values()}}
+    places: dict[Path, Place] = {}
+    problems: list[Problem] = []
+    for item in items:
+        key = str(item["id"])
+        entry = without_bookkeeping(item, "id")
+        kind, separator, name = key.partition("#")
+        if key == SNAPSHOT:
+            continue
+        if key == GLOBAL:
+            mode = entry.pop("redis_failure_mode", None)
+            value["global"] = entry
+            places[("global",)] = Place(key)
+            if mode is not None:
+                value["redis_failure_mode"] = mode
+                places[("redis_failure_mode",)] = Place(key)
+        elif separator and kind in KINDS:
+            value[KINDS[kind]][name] = entry
+            places[(KINDS[kind], name)] = Place(key)
+        else:
+            known = ", ".join(f"{kind}#NAME" for kind in KINDS)
+            problems.append(Problem((), f"is no part of a policy: expected {known} or {GLOBAL}", place=Place(key)))
+    if problems:
+        raise PolicyErrors(problems)
+    return Document(value, "policy table", places)
+
+
+def without_bookkeeping(item: Mapping[str, Any], *also: str) -> dict[str, Any]:
+    return {name: value for name, value in item.items() if name not in BOOKKEEPING and name not in also}
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two items say the same, whatever types their numbers have."""
+    return canonical(one) == canonical(other)
+
+
+def body_of(policy: Policy) -> str:
+    """What a snapshot holds: the policy as JSON, without tenants and revision."""
+    document = plain(policy)
+    document.pop("tenants", None)
+    document.pop("revision", None)
+    return canonical(document)
+
+
+def pack(body: str) -> dict[str, Any]:
+    """The snapshot's attributes for a body: text, or compressed where it is long. Raises `PolicyErrors`."""
+    raw = body.encode()
+    if len(raw) <= PACK_ABOVE:
+        return {"body": body}
+    packed = base64.b64encode(gzip.compress(raw, mtime=0)).decode()
+    if len(packed) > MAX_PACKED:
+        raise PolicyErrors([Problem((), "the policy is too large for one item of its table, even compressed")])
+    return {"packed": packed}
+
+
+def unpack(snapshot: Mapping[str, Any]) -> Document:
+    """The policy of a snapshot. Raises `PolicyErrors` for one that nobody of us wrote."""
+    try:
+        return Document(json.loads(body_text(snapshot), parse_float=Decimal), SNAPSHOT)
+    except (ValueError, OSError, EOFError, KeyError, TypeError) as error:
+        raise PolicyErrors([Problem((), f"cannot be read: {error}", place=Place(SNAPSHOT))]) from None
+
+
+def body_text(snapshot: Mapping[str, Any]) -> str:
+    if "packed" in snapshot:
+        return gzip.decompress(base64.b64decode(snapshot["packed"])).decode()
+    return str(snapshot["body"])

@@ -1,0 +1,206 @@
+"""Tenants, one item each: plan, state and overrides as natural maps, and a version that grows with every change.
+
+The table has items of other kinds too (``client#…``, which app clients belong to whom); their keys hold a ``#``, which
+no tenant's name can.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from tollgate.adapters.document_table import Client, ConditionFailed, DocumentTable, Item
+from tollgate.domain.policy import TenantRecord, TenantSpec
+from tollgate.domain.policy_check import Document, Place, canonical, check_record, plain
+from tollgate.domain.policy_paths import Path
+
+FIELDS = tuple(TenantRecord.model_fields)
+"""Attributes that mean something here; others (notes, say) are left alone."""
+CONTENT = tuple(name for name in FIELDS if name not in ("tenant", "version"))
+"""What a change of version announces."""
+TRIES = 4
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
+
+
+class NotFound(Exception):
+    """There is no such thing; the message names it."""
+
+
+class Conflict(Exception):
+    """It is there already, or somebody else changed it at the same time; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantRow:
+    """A tenant in a list: what its item says, right or wrong."""
+
+    tenant: str
+    plan: str
+    state: str
+    version: int
+    overrides: int
+
+    def as_dict(self) -> dict[str, str | int]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def successor(version: int, now_s: float) -> int:
+    """The version (or revision) after this one: at least the time in epoch seconds.
+
+    A store remembers the newest version that it was told. If versions began at 1 again, after a tenant was deleted
+    and made anew or a table was replaced, it would take the new record for an old one, for ever.
+    """
+    return max(version + 1, int(now_s))
+
+
+def record_of(item: Mapping[str, Any]) -> TenantRecord:
+    """The record that an item says. Raises `PolicyErrors`."""
+    return check_record(TenantRecord, document_of(item))
+
+
+def document_of(item: Mapping[str, Any]) -> Document:
+    name = str(item["tenant"])
+    places: dict[Path, Place] = {(): Place(f"tenant {name}")}
+    value = {field: item[field] for field in FIELDS if field in item}
+    # made by hand: the publisher gives it a version in a moment
+    return Document({**value, "version": version_of(item) or 1}, places=places)
+
+
+def is_tenant(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None
+
+
+def version_of(item: Mapping[str, Any]) -> int:
+    """The item's version; 0 where somebody made it without one, or wrote something else there."""
+    found = item.get("version")
+    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else 0
+
+
+class TenantsTable:
+    """The tenants table. Failures to reach it are raised as `PolicyUnavailable`."""
+
+    def __init__(self, client: Client, name: str, clock_s: Callable[[], float]) -> None:
+        self._table = DocumentTable(client, name, "tenant")
+        self._clock_s = clock_s
+
+    async def item(self, name: str) -> Item | None:
+        """The tenant's item as it is."""
+        return await self._table.get(name) if is_tenant(name) else None
+
+    async def get(self, name: str) -> TenantRecord:
+        """Raises `NotFound`, `PolicyErrors`."""
+        return record_of(await self._existing(name))
+
+    async def page(self, limit: int, after: str | None = None) -> tuple[list[TenantRow], str | None]:
+        """Up to `limit` tenants in the table's own order, and the `after` of the next page, or None."""
+        rows: list[TenantRow] = []
+        async for item in self._table.scan(after, page=min(limit + 1, 1000)):
+            if not is_tenant(item["tenant"]):
+                continue
+            if len(rows) == limit:
+                return rows, rows[-1].tenant
+            rows.append(_row(item))
+        return rows, None
+
+    async def count(self) -> int:
+        return len([None async for item in self._table.scan() if is_tenant(item["tenant"])])
+
+    async def on_plans(self, plans: Iterable[str]) -> list[tuple[str, str]]:
+        """The tenants that are on one of these plans: (tenant, plan)."""
+        wanted = set(plans)
+        found = [(item["tenant"], item.get("plan")) async for item in self._table.scan() if is_tenant(item["tenant"])]
+        return sorted((tenant, plan) for tenant, plan in found if plan in wanted)
+
+    async def create(self, name: str, spec: TenantSpec, actor: str) -> TenantRecord:
+        """Raises `Conflict` if there is one, `PolicyErrors` if it cannot be one."""
+        item = {**plain(spec), "tenant": name, "state": "active", "version": successor(0, self._clock_s())}
+        record = record_of(item)
+        try:
+            await self._table.put({**item, **self._signed(actor)}, "attribute_not_exists(tenant)")
+        except ConditionFailed:
+            raise Conflict(f"there is a tenant {name!r} already") from None
+        return record
+
+    async def write(self, item: Item, content: Mapping[str, Any], actor: str) -> TenantRecord:
+        """Replace the content of an item that was read before; its version grows. What `content` lacks is removed.
+
+        Raises `Conflict` if the item has changed since, `PolicyErrors`.
+        """
+        name, version = item["tenant"], successor(version_of(item), self._clock_s())
+        changed = {**{field: content[field] for field in CONTENT if field in content}, "version": version}
+        record = record_of({**changed, "tenant": name})
+        removed = [field for field in CONTENT if field in item and field not in content]
+        try:
+            await self._table.update(
+                name, {**changed, **self._signed(actor)}, if_version=item.get("version"), removed=removed
+            )
+        except ConditionFailed:
+            raise Conflict(f"tenant {name!r} was changed by somebody else meanwhile: look again") from None
+        return record
+
+    async def set_state(self, name: str, state: str, actor: str) -> TenantRecord:
+        """Suspend or resume. Raises `NotFound`, `PolicyErrors`."""
+        for attempt in range(TRIES):
+            item = await self._existing(name)
+            if item.get("state") == state:
+                return record_of(item)
+            try:
+                return await self.write(item, {**content_of(item), "state": state}, actor)
+            except Conflict:
+                if attempt + 1 == TRIES:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def upsert(self, name: str, spec: TenantSpec, actor: str) -> bool:
+        """What a policy file says of a tenant; what it does not mention stays, above all its state. Whether that
+        changed anything. Raises `Conflict`."""
+        wanted = plain(spec)
+        item = await self._table.get(name)
+        if item is None:
+            await self.create(name, spec, actor)
+            return True
+        content = content_of(item)
+        if same_content({**content, **wanted}, content):
+            return False
+        await self.write(item, {**content, **wanted}, actor)
+        return True
+
+    async def grow(self, name: str, version: Any, grown: int) -> bool:
+        """Give an item that was edited without one a new version, unless it has changed again (`version`: the one
+        that the edit left). Whether that was so."""
+        try:
+            await self._table.update(name, {"version": grown}, if_version=version)
+        except ConditionFailed:
+            return False
+        return True
+
+    async def _existing(self, name: str) -> Item:
+        item = await self.item(name)
+        if item is None:
+            raise NotFound(f"there is no tenant {name!r}")
+        return item
+
+    def _signed(self, actor: str) -> dict[str, str]:
+        now = datetime.fromtimestamp(int(self._clock_s()), UTC)
+        return {"updated_at": now.isoformat().replace("+00:00", "Z"), "updated_by": actor}
+
+
+def content_of(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {field: item[field] for field in CONTENT if field in item}
+
+
+def same_content(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two items say the same of a tenant, apart from their versions."""
+    return canonical(content_of(one)) == canonical(content_of(other))
+
+
+def _row(item: Mapping[str, Any]) -> TenantRow:
+    lists: Sequence[Any] = [item.get("limits"), item.get("budgets")]
+    overrides = sum(len(entries) for entries in lists if isinstance(entries, list))
+    return TenantRow(
+        item["tenant"], str(item.get("plan", "")), str(item.get("state", "active")), version_of(item), overrides
+    )

@@ -1,0 +1,46 @@
+"""What differs between two policies (or two tenants), as a list of paths with the values before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tollgate.domain.policy_check import canonical
+from tollgate.domain.policy_paths import Path, render
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One difference. `before` is None where something is new, `after` where it is gone."""
+
+    path: Path
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        where = render(self.path)
+        if self.before is None:
+            return f"+ {where}: {canonical(self.after)}"
+        if self.after is None:
+            return f"- {where}: {canonical(self.before)}"
+        return f"~ {where}: {canonical(self.before)} -> {canonical(self.after)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"path": render(self.path), "before": self.before, "after": self.after}
+
+
+def changes(before: Any, after: Any, path: Path = ()) -> list[Change]:
+    """Every difference, as deep as both sides are mappings, or lists of the same length."""
+    return list(_changes(before, after, path))
+
+
+def _changes(before: Any, after: Any, path: Path) -> Iterator[Change]:
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for name in dict.fromkeys([*before, *after]):
+            yield from _changes(before.get(name), after.get(name), (*path, name))
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for i, (old, new) in enumerate(zip(before, after, strict=True)):
+            yield from _changes(old, new, (*path, i))
+    elif canonical(before) != canonical(after):
+        yield Change(path, before, after)

@@ -1,0 +1,148 @@
+"""Single values of the policy, set by the environment: ``TOLLGATE_PLANS__FREE__LIMITS__0__REQUESTS=5``.
+
+The parts between double underscores are names, fields and list positions. Letters match in either case, and ``_``
+stands for any character that a variable's name cannot hold (``MODELS__GPT_4_1__PRICE__INPUT`` is ``gpt-4.1``'s).
+Named things and list entries must exist: a variable that changes nothing is an error, not a silence. Fields may be
+absent, as long as the schema has them. Values are JSON (numbers, true, lists, mappings), or else text.
+
+``REDIS_FAILURE_MODE`` is one of them: environment, then policy.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any, NoReturn
+
+from tollgate.domain.policy import Policy
+from tollgate.domain.policy_check import Document, Place, Problem
+from tollgate.domain.policy_paths import Path, choices, fields, inner, kind_at, nearest, options, render
+
+GROUPS = ("PLANS", "MODELS", "UPSTREAMS", "GLOBAL", "TENANTS")
+"""Only variables below these are overrides; ``TOLLGATE_STORE_URL`` and the like are settings of a process."""
+
+_PREFIX = "TOLLGATE_"
+_NOT_IN_VARIABLES = re.compile(r"[^A-Z0-9]")
+
+
+def override(document: Document, environ: Mapping[str, str], groups: Iterable[str] = GROUPS) -> list[Problem]:
+    """Set in `document` what the environment says about `groups` of the policy. Returns what cannot be set."""
+    if not isinstance(document.value, dict):
+        return []  # not a policy at all, which is reported as such
+    problems: list[Problem] = []
+    wanted = {group.upper() for group in groups}
+    seen: dict[Path, str] = {}
+    document.value = deepcopy(document.value)
+    for variable in sorted(environ):
+        parts = _parts(variable)
+        if not parts or parts[0] not in wanted:
+            continue
+        place = Place(variable)
+        found = list(dict.fromkeys(_resolve(document.value, Policy, parts, ())))
+        if not found:
+            path, message, hint = _nowhere(document.value, parts)
+            problems.append(Problem(path, message, hint, place))
+        elif len(found) > 1:
+            both = " and ".join(render(path) for path in found)
+            problems.append(Problem((), f"could mean {both}", "rename one, or change it in the policy", place))
+        elif found[0] in seen:
+            problems.append(Problem(found[0], f"is set by {seen[found[0]]} too", "unset one", place))
+        else:
+            seen[found[0]] = variable
+            _set(document, found[0], value_of(environ[variable], kind_at(Policy, found[0])), place)
+    mode = environ.get("REDIS_FAILURE_MODE")
+    if mode and "GLOBAL" in wanted:
+        _set(document, ("redis_failure_mode",), mode, Place("REDIS_FAILURE_MODE"))
+    return problems
+
+
+def value_of(text: str, kind: Any) -> Any:
+    """A variable's value: text where the schema wants text, otherwise JSON, and text where it is none."""
+    allowed = [option for option, _ in options(kind)]
+    if allowed and all(option in (str, datetime) or choices(option) for option in allowed):
+        return text
+    try:
+        return json.loads(text, parse_float=Decimal, parse_constant=_refuse)
+    except (ValueError, ArithmeticError, RecursionError):
+        return text
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)
+
+
+def _parts(variable: str) -> tuple[str, ...]:
+    """The parts of an override's name, folded; empty if it is none."""
+    folded = variable.upper()
+    if not folded.startswith(_PREFIX) or "__" not in folded:
+        return ()
+    parts = tuple(folded.removeprefix(_PREFIX).split("__"))
+    return parts if len(parts) > 1 and parts[0] in GROUPS else ()
+
+
+def _fold(name: str) -> str:
+    return _NOT_IN_VARIABLES.sub("_", name.upper())
+
+
+@dataclass(slots=True)
+class _Step:
+    part: str | int
+    value: Any
+    taken: int
+    """How many of the variable's parts this name has used: more than one if it holds two underscores itself."""
+
+
+def _steps(value: Any, kind: Any, parts: tuple[str, ...]) -> Iterator[_Step]:
+    """What the first parts can mean below `value`."""
+    if isinstance(value, list):
+        if parts[0].isascii() and parts[0].isdecimal() and len(parts[0]) < 6 and int(parts[0]) < len(value):
+            yield _Step(int(parts[0]), value[int(parts[0])], 1)
+        return
+    if value is not None and not isinstance(value, dict):
+        return
+    existing = value or {}
+    for name in dict.fromkeys([*existing, *fields(kind)]):
+        folded = _fold(name)
+        taken = folded.count("__") + 1 if "__" in folded else 1
+        if "__".join(parts[:taken]) == folded:
+            yield _Step(name, existing.get(name), taken)
+
+
+def _resolve(value: Any, kind: Any, parts: tuple[str, ...], path: Path) -> Iterator[Path]:
+    if not parts:
+        yield path
+        return
+    for step in _steps(value, kind, parts):
+        yield from _resolve(step.value, inner(kind, step.part), parts[step.taken :], (*path, step.part))
+
+
+def _nowhere(value: Any, parts: tuple[str, ...]) -> tuple[Path, str, str]:
+    """How far a variable's name can be followed, and what was expected there."""
+    path: Path = ()
+    kind: Any = Policy
+    while parts and (step := next(_steps(value, kind, parts), None)) is not None:
+        path, value, kind, parts = (*path, step.part), step.value, inner(kind, step.part), parts[step.taken :]
+    part = parts[0] if parts else ""
+    if isinstance(value, list):
+        return path, f"has no entry {part.lower()!r}: there are {len(value)}, counted from 0", ""
+    known = tuple(dict.fromkeys([*(value if isinstance(value, dict) else ()), *fields(kind)]))
+    return path, f"has no {part.lower()!r}", nearest(part, known)
+
+
+def _set(document: Document, path: Path, value: Any, place: Place) -> None:
+    """Set a value whose containers exist, or may be made because they are fields of the schema."""
+    here = document.value
+    for part, following in pairwise(path):
+        if isinstance(here, dict) and here.get(part) is None:
+            here[part] = [] if isinstance(following, int) else {}
+        here = here[part]
+    here[path[-1]] = value
+    for known in [known for known in document.places if known[: len(path)] == path]:
+        del document.places[known]
+    document.places[path] = place
