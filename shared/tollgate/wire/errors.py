@@ -167,9 +167,7 @@ def upstream_closed() -> ApiError:
 
 def unavailable(message: str, retry_after_us: int = 1_000_000, code: str = "unavailable") -> ApiError:
     """Overloaded, draining, or no store can decide."""
-    return ApiError(
-        503, message, type="server_error", code=code, headers={"retry-after": str(seconds(retry_after_us))}
-    )
+    return ApiError(503, message, type="server_error", code=code, headers={"retry-after": str(seconds(retry_after_us))})
 
 
 def upstream_timeout(message: str = "The model provider did not answer in time.") -> ApiError:

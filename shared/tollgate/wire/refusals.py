@@ -1,0 +1,109 @@
+"""The error that a refused admission becomes, in words that tell the caller what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from tollgate.domain.limits import (
+    PERIOD_US,
+    SECOND_US,
+    Admission,
+    Budget,
+    BudgetTake,
+    Decision,
+    Rate,
+    RateTake,
+    Scope,
+    SlotTake,
+    Take,
+    Unit,
+    Window,
+    refusal,
+)
+from tollgate.wire.errors import ApiError, exceeds_plan_limit, insufficient_quota, rate_limit_exceeded
+from tollgate.wire.headers import duration, limit_type
+
+Largest = Callable[[Rate | Budget, int], int]
+"""``largest(limit, amount)``: the largest maximum of an answer with which the request needs at most `amount` of `limit`,
+in the limit's unit; 0 where the prompt alone needs more."""
+
+
+def refusal_error(
+    admission: Admission, decision: Decision, *, param: str | None = None, largest: Largest | None = None
+) -> ApiError:
+    """The error for a refused admission (precondition: `decision` is REFUSED).
+
+    `param`: the field by which the caller limited the answer, if so; with it, `largest` says what would fit.
+    """
+    why = refusal(admission, decision)
+    take = why.take
+    kind = limit_type(take.limit.scope, local=decision.local)
+    who = _who(take)
+    if isinstance(take, SlotTake):
+        message = (
+            f"Too many requests in flight for this {who}: limit {take.limit.amount}. Please try again in a moment."
+        )
+        return rate_limit_exceeded(message, SECOND_US, kind)
+    if why.never:
+        return _never(take, kind, param, largest)
+    hint = ""
+    if param and largest and take.limit.unit is not Unit.REQUESTS and (fit := largest(take.limit, why.remaining)):
+        hint = f" A {param} of up to {fit} would fit now."
+    left = _amount(why.remaining, take.limit.unit)
+    if isinstance(take, BudgetTake):
+        message = f"The budget of this {who} does not allow this request: {_described(take.limit)}, {left} left."
+        return insufficient_quota(f"{message} {_reset(take)}{hint}", kind)
+    wait_us = why.wait_us or 0
+    message = f"Rate limit reached for this {who}: {_described(take.limit)}, {left} left."
+    return rate_limit_exceeded(
+        f"{message} Please try again in {duration(wait_us)}.{hint}", wait_us, kind, take.limit.unit.value
+    )
+
+
+def _never(take: RateTake | BudgetTake, kind: str, param: str | None, largest: Largest | None) -> ApiError:
+    """For a request that needs more than the whole burst or budget."""
+    limit = take.limit
+    whole = limit.burst if isinstance(limit, Rate) else limit.amount
+    if whole == 0:  # the plan's doing, whatever is asked
+        return insufficient_quota(f"The budget of this {_who(take)} is {_described(limit)}.", kind)
+    message = (
+        f"This request may use {_amount(take.floor, limit.unit)}; the limit of this {_who(take)} is "
+        f"{_described(limit)}, so it can never be admitted."
+    )
+    if param and largest and limit.unit is not Unit.REQUESTS:
+        fit = largest(limit, whole)
+        message += f" The largest {param} that fits is {fit}." if fit else " The prompt alone is too large."
+    error = exceeds_plan_limit(message, param)
+    error.headers["x-ratelimit-type"] = kind
+    return error
+
+
+def _reset(take: BudgetTake) -> str:
+    if take.limit.window is Window.LIFE:
+        return "It does not reset; it has to be topped up."
+    return f"It resets at {datetime.fromtimestamp(take.end_us // SECOND_US, UTC):%Y-%m-%dT%H:%M:%SZ}."
+
+
+_WHO = {Scope.IP: "address", Scope.KEY: "API key", Scope.GLOBAL: "service"}
+_PERIODS = {us: name for name, us in PERIOD_US.items()}
+
+
+def _who(take: Take) -> str:
+    return _WHO.get(take.limit.scope, take.limit.scope.value)
+
+
+def _described(limit: Rate | Budget) -> str:
+    """``10 requests per minute (at most 20 at once)``, ``$25 per month``."""
+    amount = _amount(limit.amount, limit.unit)
+    if isinstance(limit, Rate):
+        burst = "" if limit.burst == limit.amount else f" (at most {limit.burst} at once)"
+        return f"{amount} per {_PERIODS.get(limit.period_us) or duration(limit.period_us)}{burst}"
+    return f"{amount} in all" if limit.window is Window.LIFE else f"{amount} per {limit.window}"
+
+
+def _amount(amount: int, unit: Unit) -> str:
+    """``10 requests``, ``1 token``, ``$0.0005``."""
+    if unit is Unit.MICROUSD:
+        return f"${amount // 1_000_000}.{amount % 1_000_000:06d}".rstrip("0").rstrip(".")
+    return f"{amount} {unit.value.removesuffix('s') if amount == 1 else unit.value}"

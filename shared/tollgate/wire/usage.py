@@ -1,0 +1,387 @@
+"""Usage, read from answers while they pass through.
+
+A reader is fed the upstream's bytes and returns the bytes to forward: the same, except for the usage chunk that only
+we asked for. Most chunks are looked at with a substring test alone; an event is parsed only where a key that matters
+occurs in it. (No answer's text can fake one: inside a JSON string its quotes are escaped.) Only usage in its proper
+place is believed, never a nested key of that name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any, TypeGuard
+
+from tollgate.domain.usage import Usage
+from tollgate.wire.routes import MAX_TOKENS, Call, Shape
+from tollgate.wire.sse import Splitter, data_of
+
+Loads = Callable[[bytes], Any]
+"""A JSON parser; raises ValueError for what is not JSON."""
+
+_USAGE_VALUE = re.compile(rb'"usage"\s*:(?!\s*null)')
+_DONE = b"[DONE]"
+
+_MARKS: dict[Shape, tuple[bytes, ...]] = {
+    Shape.CHAT: (b'"error"', _DONE),
+    Shape.COMPLETIONS: (b'"error"', _DONE),
+    Shape.EMBEDDINGS: (b'"error"', _DONE),
+    Shape.RESPONSES: (
+        b'"error"', b'"response.completed"', b'"response.incomplete"', b'"response.failed"', b'"response.cancelled"',
+    ),
+    Shape.MESSAGES: (b'"error"', b'"message_stop"'),
+}  # fmt: skip
+"""What else, besides usage, makes an event worth parsing."""
+
+_FINAL_RESPONSE = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
+
+_TEXT_KEYS = {
+    Shape.CHAT: b"content|reasoning_content|reasoning|refusal|arguments",
+    Shape.COMPLETIONS: b"text",
+    Shape.RESPONSES: b"delta",
+    Shape.MESSAGES: b"text|thinking|partial_json",
+}
+_TALLY_BYTES = 64 * 1024
+
+
+class UsageReader:
+    """Follows one answer. Call `feed` for each chunk, `rest` when the upstream ended, then `finish`."""
+
+    def __init__(self, shape: Shape, loads: Loads) -> None:
+        self.error = False
+        """The answer, though begun with success, carries an error."""
+        self.malformed = False
+        """Some usage was not what usage may be (a wrong type, negative, absurd) and was not believed."""
+        self._shape = shape
+        self._loads = loads
+        self._usage: Usage | None = None
+        self._tally = _Tally(shape)
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take in what the upstream sent; returns what to forward now (may be empty)."""
+        raise NotImplementedError
+
+    def rest(self) -> bytes:
+        """What is still to be forwarded when the upstream ended regularly."""
+        return b""
+
+    def finish(self) -> Usage | None:
+        """The provider's usage; None if none was (credibly) given; `estimated` if only its beginning was."""
+        raise NotImplementedError
+
+    @property
+    def produced_bytes(self) -> int:
+        """About how many bytes of text the model has produced so far: the JSON-escaped contents of the deltas."""
+        return self._tally.count()
+
+    @property
+    def saw_done(self) -> bool:
+        """Whether the answer is complete by its own account."""
+        raise NotImplementedError
+
+    @property
+    def mid_event(self) -> bool:
+        """Whether an event has been forwarded in part: what follows has to begin with a blank line."""
+        return False
+
+    def _believe(self, value: Any) -> None:
+        usage = _openai(value)
+        if usage is None:
+            self.malformed = True
+        else:
+            self._usage = usage[0]
+            self.malformed |= usage[1]
+
+
+class JsonReader(UsageReader):
+    """An answer in one piece."""
+
+    def __init__(self, shape: Shape, loads: Loads = json.loads) -> None:
+        super().__init__(shape, loads)
+        self._parts: list[bytes] = []
+        self._complete = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        self._parts.append(chunk)
+        return chunk
+
+    @property
+    def saw_done(self) -> bool:
+        return self._complete
+
+    def finish(self) -> Usage | None:
+        raw = b"".join(self._parts)
+        self._parts.clear()
+        try:
+            answer = self._loads(raw)
+        except (ValueError, RecursionError):
+            self._tally.add(raw + b"\n")
+            return None
+        if type(answer) is not dict:
+            return None
+        self._complete = True
+        self.error = answer.get("error") is not None or answer.get("type") == "error"
+        value = answer.get("usage")
+        if value is None:
+            self._tally.add(raw + b"\n")
+        elif self._shape is Shape.MESSAGES:
+            counts = _AnthropicCounts()
+            self.malformed = not counts.add(value)
+            self._usage = counts.usage(complete=True)
+        else:
+            self._believe(value)
+        return self._usage
+
+
+class StreamReader(UsageReader):
+    """An answer as server-sent events.
+
+    With `withhold`, the usage chunk (no choices, just usage) is kept back, and each event is forwarded when it is
+    complete; without, every chunk is forwarded at once as it is.
+    """
+
+    def __init__(self, shape: Shape, *, withhold: bool = False, loads: Loads = json.loads) -> None:
+        super().__init__(shape, loads)
+        self._withhold = withhold
+        self._marks = _MARKS[shape]
+        self._splitter = Splitter()
+        self._done = False
+        self._counts = _AnthropicCounts() if shape is Shape.MESSAGES else None
+
+    def feed(self, chunk: bytes) -> bytes:
+        splitter = self._splitter
+        self._tally.add(chunk)
+        if not splitter.pending and chunk.endswith(b"\n\n") and not self._matters(chunk):
+            return chunk
+        events = splitter.feed(chunk)
+        if not self._withhold:
+            for event in events:
+                if self._matters(event):
+                    self._read(event)
+            return chunk
+        return b"".join([event for event in events if not (self._matters(event) and self._read(event))])
+
+    def rest(self) -> bytes:
+        last = self._splitter.rest()
+        if self._matters(last) and self._read(last) and self._withhold:
+            return b""
+        return last if self._withhold else b""
+
+    @property
+    def saw_done(self) -> bool:
+        return self._done
+
+    @property
+    def mid_event(self) -> bool:
+        return not self._withhold and self._splitter.pending > 0
+
+    def finish(self) -> Usage | None:
+        if self._counts is not None:
+            return self._counts.usage(complete=self._done)
+        return self._usage
+
+    def _matters(self, data: bytes) -> bool:
+        if b'"usage"' in data and _USAGE_VALUE.search(data) is not None:
+            return True
+        return any(mark in data for mark in self._marks)
+
+    def _read(self, event: bytes) -> bool:
+        """Learn from one event; True if it is the usage chunk, which nobody but us may have asked for."""
+        data = data_of(event)
+        if not data:
+            return False
+        if data.strip() == _DONE:
+            self._done = True
+            return False
+        try:
+            message = self._loads(data)
+        except (ValueError, RecursionError):
+            return False
+        if type(message) is not dict:
+            return False
+        kind = message.get("type")
+        if message.get("error") is not None or kind == "error":
+            self.error = True
+        if self._shape is Shape.MESSAGES:
+            self._read_anthropic(kind, message)
+            return False
+        if self._shape is Shape.RESPONSES:
+            self._read_response(kind, message)
+            return False
+        value = message.get("usage")
+        if value is None:
+            return False
+        self._believe(value)
+        return message.get("choices") == []
+
+    def _read_response(self, kind: Any, message: dict[str, Any]) -> None:
+        if type(kind) is not str or kind not in _FINAL_RESPONSE:
+            return
+        self._done = True
+        response = message.get("response")
+        if kind == "response.failed":
+            self.error = True
+        if type(response) is dict and response.get("usage") is not None:
+            self._believe(response["usage"])
+
+    def _read_anthropic(self, kind: Any, message: dict[str, Any]) -> None:
+        if kind == "message_stop":
+            self._done = True
+            return
+        if kind == "message_start":
+            start = message.get("message")
+            value = start.get("usage") if type(start) is dict else None
+        elif kind == "message_delta":
+            value = message.get("usage")
+        else:
+            return
+        if value is not None and self._counts is not None and not self._counts.add(value):
+            self.malformed = True
+
+
+def reader_for(call: Call, *, event_stream: bool, loads: Loads = json.loads) -> UsageReader:
+    """The reader for an answer to `call`; its `content-type` says whether it is a stream, whatever was asked for.
+
+    `loads` may be a faster parser than the standard library's.
+    """
+    if event_stream:
+        return StreamReader(call.route.shape, withhold=call.withhold_usage, loads=loads)
+    return JsonReader(call.route.shape, loads=loads)
+
+
+# -- the shapes of usage -----------------------------------------------------------------------------------------
+
+
+def _credible(value: Any) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value <= MAX_TOKENS
+
+
+def _detail(usage: dict[str, Any], holder: str, name: str) -> tuple[int, bool]:
+    """A part of a total, 0 where it is absent; and whether it was there but not credible."""
+    details = usage.get(holder)
+    if details is None:
+        return 0, False
+    if type(details) is not dict:
+        return 0, True
+    value = details.get(name)
+    if value is None:
+        return 0, False
+    return (value, False) if _credible(value) else (0, True)
+
+
+def _openai(usage: Any) -> tuple[Usage, bool] | None:
+    """Usage as OpenAI gives it, and whether something in it was odd; None if its totals are not credible.
+
+    Chat, completions and embeddings say prompt and completion, responses say input and output.
+    """
+    if type(usage) is not dict:
+        return None
+    new = "input_tokens" in usage
+    prompt = usage.get("input_tokens" if new else "prompt_tokens")
+    answer = usage.get("output_tokens" if new else "completion_tokens", 0)  # embeddings have none
+    if not _credible(prompt) or not _credible(answer):
+        return None
+    inputs, outputs = (
+        ("input_tokens_details", "output_tokens_details")
+        if new
+        else ("prompt_tokens_details", "completion_tokens_details")
+    )
+    cached, odd_cached = _detail(usage, inputs, "cached_tokens")
+    written, odd_written = _detail(usage, inputs, "cache_write_tokens")
+    reasoning, odd_reasoning = _detail(usage, outputs, "reasoning_tokens")
+    if reasoning and usage.get("total_tokens") == prompt + answer + reasoning:
+        answer += reasoning  # some compatible providers count reasoning beside the completion, not in it
+    odd = odd_cached or odd_written or odd_reasoning or cached + written > prompt or reasoning > answer
+    cached = min(cached, prompt)
+    written = min(written, prompt - cached)
+    return Usage(prompt, cached, written, answer, min(reasoning, answer)), odd
+
+
+class _AnthropicCounts:
+    """Anthropic's counts, which arrive in two cumulative parts; its input excludes what the cache read and wrote."""
+
+    _NAMES = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._parts = 0
+
+    def add(self, usage: Any) -> bool:
+        """Take in one usage object; False if something in it is not credible (the rest of it counts)."""
+        if type(usage) is not dict:
+            return False
+        self._parts += 1
+        good = True
+        for name in self._NAMES:
+            value = usage.get(name)
+            if value is None:
+                continue
+            if _credible(value):
+                self._counts[name] = max(value, self._counts.get(name, 0))
+            else:
+                good = False
+        return good
+
+    def usage(self, *, complete: bool) -> Usage | None:
+        """What is known. The first part has the input and an output of about 1, so alone it is an estimate."""
+        counts = self._counts
+        if "input_tokens" not in counts or "output_tokens" not in counts:
+            return None
+        read = counts.get("cache_read_input_tokens", 0)
+        written = counts.get("cache_creation_input_tokens", 0)
+        return Usage(
+            input_tokens=counts["input_tokens"] + read + written,
+            cached_input_tokens=read,
+            cache_write_tokens=written,
+            output_tokens=counts["output_tokens"],
+            estimated=not complete and self._parts < 2,
+        )
+
+
+# -- how much text was produced ----------------------------------------------------------------------------------
+
+
+class _Tally:
+    """Counts the text in deltas, for streams that break before their usage.
+
+    It is rarely needed, so chunks are only collected, and looked into when 64 KiB are there or somebody asks.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        keys = _TEXT_KEYS.get(shape)
+        self._pattern = _TALLIES[shape] if keys else None
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._counted = 0
+
+    def add(self, chunk: bytes) -> None:
+        if self._pattern is None:
+            return
+        self._chunks.append(chunk)
+        self._size += len(chunk)
+        if self._size > _TALLY_BYTES:
+            self._look()
+
+    def count(self) -> int:
+        """Bytes of text so far."""
+        self._look()
+        return self._counted
+
+    def _look(self) -> None:
+        """Count what is whole; keep the line that is not complete (unless it is very long)."""
+        if self._pattern is None or not self._chunks:
+            return
+        data = b"".join(self._chunks)
+        cut = data.rfind(b"\n") + 1
+        if len(data) - cut > _TALLY_BYTES:
+            cut = len(data)
+        self._counted += sum(map(len, self._pattern.findall(data, 0, cut)))
+        tail = data[cut:]
+        self._chunks = [tail] if tail else []
+        self._size = len(tail)
+
+
+_TALLIES = {
+    shape: re.compile(rb'"(?:' + keys + rb')"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)"') for shape, keys in _TEXT_KEYS.items()
+}
