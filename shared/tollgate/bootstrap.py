@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +14,7 @@ from tollgate.adapters.http import HttpClient
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.domain.limits import BudgetTake
 from tollgate.domain.policy import UpstreamSpec
-from tollgate.ports import Ledger, LimitStore, PolicySource, Secrets, SecretUnavailable, Spending
+from tollgate.ports import LimitStore, PolicySource, Secrets, SecretUnavailable, Spending
 from tollgate.services.account import Account
 from tollgate.services.admit import Admitter
 from tollgate.services.application import Application
@@ -25,7 +26,10 @@ from tollgate.services.identify import BearerTokens, from_request_context, lambd
 
 if TYPE_CHECKING:
     from tollgate.adapters.aws import AwsClient, CredentialSource
+    from tollgate.adapters.dynamodb_ledger import DynamoLedger
     from tollgate.adapters.failover import FailureMode
+    from tollgate.adapters.policy_tables import PolicyTables
+    from tollgate.services.meter import DeadLetters
 
 Deadline = Callable[[Exchange], int | None]
 
@@ -169,7 +173,7 @@ class Adapters:
     def spending(self) -> Spending:
         return self.ledger() if self.settings.ledger_table else NoLedger()
 
-    def ledger(self) -> Ledger:
+    def ledger(self) -> DynamoLedger:
         from tollgate.adapters.dynamodb_ledger import DynamoLedger
 
         return DynamoLedger(self.aws("dynamodb"), self.settings.ledger_table)
@@ -307,8 +311,36 @@ def serve(host: str = "127.0.0.1", port: int = 8080, workers: int = 1) -> int:
 
 
 # -- the functions ---------------------------------------------------------------------------------------------------
+#
+# Their handlers are synchronous and run one event loop per invocation, so adapters live as long as one invocation.
 
 
-def deciding_everywhere(settings: Settings, adapters: Adapters) -> LimitStore:
-    """The store as metering and publishing see it: both Redis and DynamoDB are told."""
-    return adapters.limit_store(lambda: "fallback")
+@asynccontextmanager
+async def metering() -> AsyncIterator[tuple[DynamoLedger, LimitStore, DeadLetters]]:
+    """What `functions.metering` works with. Raises `BadSetting`."""
+    from tollgate.adapters.dead_letters import LoggedDeadLetters, QueuedDeadLetters
+
+    async with _adapters() as adapters:
+        queue = adapters.settings.environ.get("TOLLGATE_DEAD_LETTER_QUEUE_URL")
+        letters = QueuedDeadLetters(adapters.aws("sqs"), queue) if queue else LoggedDeadLetters()
+        yield adapters.ledger(), adapters.limit_store(lambda: "fallback"), letters
+
+
+@asynccontextmanager
+async def publisher() -> AsyncIterator[tuple[PolicyTables, LimitStore]]:
+    """What `functions.publisher` works with. Raises `BadSetting`."""
+    from tollgate.adapters.policy_tables import PolicyTables
+
+    async with _adapters() as adapters:
+        settings = adapters.settings
+        tables = PolicyTables(adapters.aws("dynamodb"), settings.policy_table, settings.tenants_table, settings.environ)
+        yield tables, adapters.limit_store(lambda: "fallback")
+
+
+@asynccontextmanager
+async def _adapters() -> AsyncIterator[Adapters]:
+    adapters = Adapters(Settings.read())
+    try:
+        yield adapters
+    finally:
+        await adapters.aclose()

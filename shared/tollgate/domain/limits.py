@@ -126,6 +126,7 @@ class Concurrency:
     scope: Scope
     amount: int
     id: str
+    unit: Unit = Unit.SLOTS
 
 
 Limit = Rate | Budget | Concurrency

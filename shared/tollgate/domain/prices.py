@@ -46,6 +46,14 @@ class Price:
         dearest_output = max(self.output, self.reasoning)
         return -(-(input_tokens * dearest_input + output_tokens * dearest_output) // PICO)
 
+    def affordable(self, microusd: int, input_tokens: int) -> int:
+        """The most output tokens for which `estimate` stays within `microusd`; 0 if not even the prompt does."""
+        left = microusd * PICO - input_tokens * max(self.input, self.cached_input, self.cache_write)
+        dearest = max(self.output, self.reasoning)
+        if left < 0:
+            return 0
+        return left // dearest if dearest else 2**31 - 1
+
     def cost(self, usage: Usage) -> int:
         """Micro-dollars that `usage` costs. Cached and cache-write tokens are part of the input, reasoning tokens part
         of the output; a part larger than its whole (a corrupt answer) is cut to it."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tollgate.domain.bucket_cache import BucketCache
 from tollgate.domain.identity import Identity
-from tollgate.domain.limits import Admission, BudgetTake, Decision, Settlement, Status
+from tollgate.domain.limits import Admission, BudgetTake, Decision, Limit, Settlement, Status, Unit
 from tollgate.domain.policy import Policy, RouteSpec, TenantRecord
 from tollgate.domain.terms import Bound, Cost, Terms, takes, used
 from tollgate.ports import LimitStore, PolicyUnavailable, Spending, StoreUnavailable
@@ -36,6 +36,10 @@ class Request:
     output_tokens: int | None
     expires_us: int
     """How long what it takes is held, from now, if nobody settles it."""
+    answers: int = 1
+    """How many answers share the maximum."""
+    limit_field: str = "max_tokens"
+    """The field that limits each answer, for errors."""
 
 
 @dataclass(slots=True)
@@ -88,14 +92,14 @@ class Admitter:
                     take.seed = seeds.get(take.key)
             known = self._cache.refuses(grant.admission, self._clock())
             if known is not None:
-                raise refusal_error(*known)
+                raise _refused(grant, *known)
             decision = await self._decide(grant, seeds)
             self._cache.learn(grant.admission, decision, self._clock())
             if decision.status is Status.ADMITTED:
                 grant.decision = decision
                 return grant
             if decision.status is Status.REFUSED:
-                raise refusal_error(grant.admission, decision)
+                raise _refused(grant, grant.admission, decision)
             if decision.status is Status.STALE:
                 await self._directory.refresh(who.tenant, decision.policy_version, decision.tenant_version)
             elif decision.status is Status.COLD:
@@ -193,6 +197,22 @@ def check_standing(policy: Policy, record: TenantRecord | None) -> None:
         raise errors.forbidden("No plan is assigned to this account.", "no_plan")
     if record.state != "active":
         raise errors.tenant_suspended()
+
+
+def _refused(grant: Grant, admission: Admission, decision: Decision) -> errors.ApiError:
+    """The error for a refusal; where the caller's own maximum is the problem, it says which one would fit."""
+    request, price = grant.request, grant.terms.price
+    if request.output_tokens is None:
+        return refusal_error(admission, decision)
+
+    def largest(limit: Limit, amount: int) -> int | None:
+        if limit.unit is Unit.TOKENS:
+            return max(0, amount - request.input_tokens) // request.answers
+        if limit.unit is Unit.MICROUSD and price is not None:
+            return price.affordable(amount, request.input_tokens) // request.answers
+        return None
+
+    return refusal_error(admission, decision, param=request.limit_field, largest=largest)
 
 
 def expected_cost(terms: Terms, request: Request, guess: int) -> Cost:

@@ -29,7 +29,7 @@ from tollgate.services.forward import NEXT_ROUTE, Forwarder, UpstreamCall, failu
 from tollgate.wire import errors
 from tollgate.wire.body import Body
 from tollgate.wire.errors import ApiError
-from tollgate.wire.headers import rate_limit_headers, request_headers, response_headers, use_case
+from tollgate.wire.headers import from_upstream, rate_limit_headers, to_upstream, use_case
 from tollgate.wire.routes import ROUTES, Call, Route
 from tollgate.wire.usage import UsageReader, reader_for
 
@@ -142,7 +142,15 @@ class Gateway:
         call = route.read(body)
         deadline = self._deadline(exchange)
         expires = DEFAULT_HOLD_US if deadline is None else max(deadline - started, 0) + HOLD_MARGIN_US
-        wanted = Request(request_id, call.model, call.prompt_estimate(), call.max_output, expires)
+        wanted = Request(
+            request_id,
+            call.model,
+            call.prompt_estimate(),
+            call.max_output,
+            expires,
+            call.answers,
+            call.max_output_field,
+        )
         guess = call.answers * self._lengths.guess(who.tenant, call.model)
         grant = await self._admitter.admit(who, ip, wanted, guess)
         job = Job(exchange, who, route, call, body, grant, label, started)
@@ -178,7 +186,7 @@ class Gateway:
         A call that an upstream may have worked on is not sent again: it would be paid for twice.
         """
         policy, routes = job.grant.policy, job.grant.routes
-        headers = request_headers(job.exchange.headers, job.route.api)
+        headers = to_upstream(job.exchange.raw_headers, job.route.api)
         problem: ApiError = errors.upstream_error()
         outcome: Outcome = "not_sent"
         for attempt, candidate in enumerate(routes):
@@ -213,7 +221,7 @@ class Gateway:
         job.first_byte_us = self._clock() - job.started_us
         streams = (response.header(b"content-type") or b"").startswith(b"text/event-stream")
         reader = job.reader = reader_for(job.call, event_stream=streams, loads=orjson.loads)
-        headers = [*response_headers(response.headers), *self._own_headers(job)]
+        headers = [*from_upstream(response.headers), *self._own_headers(job)]
         if streams:
             await self._relay_stream(job, response, reader, headers)
         else:
@@ -271,7 +279,7 @@ class Gateway:
         await self._close(job, "upstream_error", status, Usage(), sent=problem is None)
         if problem is not None:
             raise problem
-        headers = [*response_headers(response.headers), *self._own_headers(job)]
+        headers = [*from_upstream(response.headers), *self._own_headers(job)]
         await job.exchange.start(status, [*headers, (b"content-length", str(len(passed)).encode())])
         await job.exchange.send(passed)
         await job.exchange.finish()
