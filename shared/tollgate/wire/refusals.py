@@ -12,6 +12,7 @@ from tollgate.domain.limits import (
     Budget,
     BudgetTake,
     Decision,
+    Limit,
     Rate,
     RateTake,
     Scope,
@@ -24,9 +25,9 @@ from tollgate.domain.limits import (
 from tollgate.wire.errors import ApiError, exceeds_plan_limit, insufficient_quota, rate_limit_exceeded
 from tollgate.wire.headers import duration, limit_type
 
-Largest = Callable[[Rate | Budget, int], int]
-"""``largest(limit, amount)``: the largest maximum of an answer with which the request needs at most `amount` of `limit`,
-in the limit's unit; 0 where the prompt alone needs more."""
+Largest = Callable[[Limit, int], int | None]
+"""``largest(limit, amount)``: the largest maximum of an answer with which the request needs at most `amount` of
+`limit`, in the limit's unit; 0 where the prompt alone needs more, None where the maximum does not matter."""
 
 
 def refusal_error(
@@ -48,7 +49,7 @@ def refusal_error(
     if why.never:
         return _never(take, kind, param, largest)
     hint = ""
-    if param and largest and take.limit.unit is not Unit.REQUESTS and (fit := largest(take.limit, why.remaining)):
+    if param and largest and (fit := largest(take.limit, why.remaining)):
         hint = f" A {param} of up to {fit} would fit now."
     left = _amount(why.remaining, take.limit.unit)
     if isinstance(take, BudgetTake):
@@ -71,8 +72,8 @@ def _never(take: RateTake | BudgetTake, kind: str, param: str | None, largest: L
         f"This request may use {_amount(take.floor, limit.unit)}; the limit of this {_who(take)} is "
         f"{_described(limit)}, so it can never be admitted."
     )
-    if param and largest and limit.unit is not Unit.REQUESTS:
-        fit = largest(limit, whole)
+    fit = largest(limit, whole) if param and largest else None
+    if fit is not None:
         message += f" The largest {param} that fits is {fit}." if fit else " The prompt alone is too large."
     error = exceeds_plan_limit(message, param)
     error.headers["x-ratelimit-type"] = kind
