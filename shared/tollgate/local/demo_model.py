@@ -292,8 +292,9 @@ def _chat(job: Job) -> dict[str, Any]:
     }
 
 
-def _chunks(job: Job, kind: str, id_: str, choice: Callable[[str | None], dict[str, Any]]) -> Iterator[Event]:
-    """The chunks of a streamed OpenAI completion: a role, a chunk for each token, the end, and usage if asked for."""
+def _chunks(job: Job, kind: str, id_: str, choice: Callable[[str | None, bool], dict[str, Any]]) -> Iterator[Event]:
+    """The chunks of a streamed OpenAI completion: one for each token, the end, and usage if asked for. `choice` makes
+    a choice of a token's text (None: the end) and whether it is the first."""
     asked = (job.fields.get("stream_options") or {}).get("include_usage") is True
     base = {"id": id_, "object": kind, "created": job.created, "model": job.model, "system_fingerprint": "fp_demo"}
     # with include_usage every chunk has the key, and only the last one a value
@@ -302,9 +303,9 @@ def _chunks(job: Job, kind: str, id_: str, choice: Callable[[str | None], dict[s
     for i, word in enumerate(words):
         text = word.rstrip() if i == len(words) - 1 else word
         for index in range(job.choices):
-            yield Event("", {**base, "choices": [{"index": index, **choice(text)}]}, tokens=1)
+            yield Event("", {**base, "choices": [{"index": index, **choice(text, i == 0)}]}, tokens=1)
     for index in range(job.choices):
-        end = {"index": index, **choice(None), "finish_reason": job.finish}
+        end = {"index": index, **choice(None, False), "finish_reason": job.finish}
         yield Event("", {**base, "choices": [end]})
     if asked:
         yield Event("", {**base, "choices": [], "usage": _openai_usage(job)}, usage=True)
@@ -312,9 +313,9 @@ def _chunks(job: Job, kind: str, id_: str, choice: Callable[[str | None], dict[s
 
 
 def _chat_events(job: Job) -> Iterator[Event]:
-    def choice(text: str | None) -> dict[str, Any]:
-        delta = {} if text is None else {"role": "assistant", "content": text}
-        return {"delta": delta, "logprobs": None, "finish_reason": None}
+    def choice(text: str | None, first: bool) -> dict[str, Any]:
+        delta = {} if text is None else {"content": text}
+        return {"delta": ({"role": "assistant"} if first else {}) | delta, "logprobs": None, "finish_reason": None}
 
     return _chunks(job, "chat.completion.chunk", f"chatcmpl-{job.id}", choice)
 
@@ -336,7 +337,7 @@ def _completion(job: Job) -> dict[str, Any]:
 
 
 def _completion_events(job: Job) -> Iterator[Event]:
-    def choice(text: str | None) -> dict[str, Any]:
+    def choice(text: str | None, first: bool) -> dict[str, Any]:
         return {"text": text or "", "logprobs": None, "finish_reason": None}
 
     return _chunks(job, "text_completion", f"cmpl-{job.id}", choice)
