@@ -215,7 +215,11 @@ async def gateway(settings: Settings, identify: Identify, deadline: Deadline, *,
     def deciding() -> str:
         return getattr(store, "deciding", store.name)
 
-    directory = Directory(adapters.policy_source(), clock_us, versioned=lambda: deciding() in ("redis", "memory"))
+    # Only tables have a stream that publishes versions, and only shared stores compare them; a file is looked at again.
+    versioned = bool(settings.policy_table and settings.tenants_table)
+    directory = Directory(
+        adapters.policy_source(), clock_us, versioned=lambda: versioned and deciding() in ("redis", "dynamodb")
+    )
     mode.follow(directory)
     admitter = Admitter(store, spending, directory, adapters.local, clock_us)
 

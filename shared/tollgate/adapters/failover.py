@@ -50,8 +50,13 @@ class FailoverLimitStore:
 
     @property
     def deciding(self) -> str:
-        """Which store decides now; for health and status."""
-        return self._second().name if self._breaker.is_open else self._primary.name
+        """Which store decides now, or ``none``; for health and status."""
+        if not self._breaker.is_open:
+            return self._primary.name
+        try:
+            return self._second().name
+        except StoreUnavailable:
+            return "none"
 
     async def admit(self, admission: Admission) -> Decision:
         if not self._breaker.is_open:
