@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import uuid
@@ -9,7 +10,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tollgate.adapters.aws import AwsClient
+from tollgate.adapters.aws import AwsClient, AwsError
+from tollgate.adapters.dynamodb import Client
+from tollgate.adapters.http import HttpClient
 from tollgate.local.aws import application
 
 
@@ -31,7 +34,22 @@ def aws_endpoint() -> Iterator[str]:
         server.server_close()
 
 
-async def make_table(client: AwsClient, *, sort_key: bool = False) -> str:
+ENVIRON = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+
+
+@contextmanager
+def dynamodb(url: str, runner: asyncio.Runner) -> Iterator[AwsClient]:
+    """A client of the DynamoDB at `url`, for coroutines that `runner` runs."""
+
+    async def start() -> HttpClient:
+        return HttpClient()
+
+    http = runner.run(start())
+    yield AwsClient.for_service("dynamodb", http, ENVIRON | {"AWS_ENDPOINT_URL": url})
+    runner.run(http.aclose())
+
+
+async def make_table(client: Client, *, sort_key: bool = False) -> str:
     """A new table with the keys of the limits table, or (`sort_key`) of the ledger; its name."""
     name = f"t-{uuid.uuid4().hex}"
     keys = ["pk", "sk"] if sort_key else ["pk"]
@@ -55,18 +73,22 @@ Fault = Callable[[str, dict[str, Any]], Awaitable[None]]
 class Recorder:
     """A client that counts the calls that pass through it, and lets a test step in before each."""
 
-    def __init__(self, client: Any, fault: Fault | None = None) -> None:
+    def __init__(self, client: Client, fault: Fault | None = None) -> None:
         self._client = client
         self.fault = fault
         self.calls: list[str] = []
 
     @property
     def clock_offset_us(self) -> int:
-        return int(self._client.clock_offset_us)
+        return self._client.clock_offset_us
+
+    @staticmethod
+    def outage() -> AwsError:
+        """For faults to raise."""
+        return AwsError("InternalServerError", "as if DynamoDB were down", 500, {})
 
     async def call(self, operation: str, payload: dict[str, Any], *, retry: bool = False) -> dict[str, Any]:
         self.calls.append(operation)
         if self.fault is not None:
             await self.fault(operation, payload)
-        found: dict[str, Any] = await self._client.call(operation, payload, retry=retry)
-        return found
+        return await self._client.call(operation, payload, retry=retry)

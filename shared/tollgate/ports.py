@@ -66,7 +66,7 @@ class Ledger(Spending, Protocol):
 
     async def report(
         self, *, tenant: str | None = None, user: str | None = None, since: str | None = None, until: str | None = None
-    ) -> list[UsageRow]:
+    ) -> Sequence[UsageRow]:
         """Usage by tenant, user, model, provider and UTC day (``2026-11-21``, both ends included)."""
         ...
 

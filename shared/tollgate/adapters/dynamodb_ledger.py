@@ -33,7 +33,7 @@ from tollgate.adapters.dynamodb import (
     encode_item,
     pause,
 )
-from tollgate.domain.account import (
+from tollgate.domain.bookkeeping import (
     Counter,
     EntryReport,
     Moves,
@@ -90,7 +90,9 @@ class DynamoLedger:
                 del pending[item["pk"][2:]]
                 report.repeated += 1
         await self._index(p.entry.tenant for p in pending.values())
-        await self._enter(list(pending.values()), provisional, report)
+        # neighbours share counters, so that more records fit into one transaction
+        together = sorted(pending.values(), key=lambda p: (p.entry.tenant, p.entry.user, p.entry.model))
+        await self._enter(together, provisional, report)
         asked = questions(entries)
         answers = await self._answers(list(asked.values()))
         report.floors = dict(zip(asked, answers, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tollgate.domain.account import (
+from tollgate.domain.bookkeeping import (
     EntryReport,
     Moves,
     Question,

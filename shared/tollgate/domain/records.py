@@ -159,7 +159,7 @@ def _text(record: Mapping[str, Any], name: str, *, required: bool) -> str:
 
 def _count(record: Mapping[str, Any], name: str) -> int:
     value = record.get(name)
-    limit = 2**53 if name == "ts_us" else MAX_COUNT
+    limit = 2**53 if name.endswith("_us") else MAX_COUNT
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
         raise BadRecord(f"{name}: expected a whole number from 0 to {limit}, found {value!r:.80}")
     return value

@@ -1,0 +1,146 @@
+"""Metering: usage records in, ledger entries out.
+
+The story, in order: read each line; what cannot be read becomes a dead letter, and holds up nothing. Closes are
+entered, each id once. Opens are remembered, unless their close is in the same batch. Then the ledger's totals are
+pushed to the limit store as floors, which heals every settlement that was lost.
+
+An open whose hold has expired without a close is billed at its estimate (`resolve_opens`); should the close come
+later after all, the ledger replaces the estimate by it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tollgate.domain.bookkeeping import EntryReport
+from tollgate.domain.limits import DAY_US, SECOND_US
+from tollgate.domain.records import BadRecord, UsageClose, UsageOpen
+from tollgate.ports import Ledger, LimitStore, StoreUnavailable
+
+MAX_AGE_US = 90 * DAY_US
+"""Older records are refused: the ledger knows an id for 100 days, and could not tell that it has been entered."""
+MAX_AHEAD_US = DAY_US
+"""Clocks differ, but not by a day."""
+PATIENCE_US = 60 * SECOND_US
+"""How long after its hold has expired a call is still expected to be closed."""
+OPENS_AT_ONCE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A line that cannot be entered, and why. The reason holds nothing of the line but the value of one field."""
+
+    line: str
+    reason: str
+
+
+class DeadLetters(Protocol):
+    """Where lines go that cannot be entered."""
+
+    async def send(self, letters: Sequence[DeadLetter]) -> None:
+        """Raises `StoreUnavailable`."""
+        ...
+
+
+class Entries(Ledger, Protocol):
+    """The ledger as metering needs it. Everything raises `StoreUnavailable`."""
+
+    async def enter(self, entries: Sequence[UsageClose], *, provisional: bool = False) -> EntryReport:
+        """Enter each id once. `provisional` entries are estimates, which a later real record replaces."""
+        ...
+
+    async def opened(self, opens: Sequence[UsageOpen]) -> None:
+        """Remember calls that have begun."""
+        ...
+
+    async def overdue(self, before_us: int, limit: int) -> list[UsageOpen]:
+        """Calls that were to have ended before that moment, closed or not; at most `limit`."""
+        ...
+
+    async def forget(self, opens: Sequence[UsageOpen]) -> None: ...
+
+
+@dataclass(slots=True)
+class MeterReport:
+    """What became of a batch, in records."""
+
+    entered: int = 0
+    repeated: int = 0
+    replaced: int = 0
+    """Estimates that were replaced by what was really used."""
+    opened: int = 0
+    poison: int = 0
+    floors: int = 0
+    """Budgets whose floor was pushed to the limit store."""
+    lag_ms: int = 0
+    """Age of the oldest close in the batch, counted from the end of its call."""
+    store_failure: str = ""
+    """Why the floors could not be pushed; the next batch of the same budgets pushes them."""
+
+
+async def meter(
+    lines: Sequence[str], ledger: Entries, store: LimitStore, dead_letters: DeadLetters, now_us: int
+) -> MeterReport:
+    """Enter a batch. May be repeated, in any order. Raises `StoreUnavailable` if the ledger or the dead letters cannot
+    be written: then the whole batch is to be delivered again."""
+    closes: list[UsageClose] = []
+    opens: list[UsageOpen] = []
+    poison: list[DeadLetter] = []
+    for line in lines:
+        try:
+            record = read(line, now_us)
+        except BadRecord as bad:
+            poison.append(DeadLetter(line, str(bad)))
+        else:
+            closes.append(record) if isinstance(record, UsageClose) else opens.append(record)
+    report = MeterReport(poison=len(poison))
+    entry = await ledger.enter(closes)
+    report.entered, report.repeated, report.replaced = entry.entered, entry.repeated, entry.replaced
+    closed = {close.id for close in closes}
+    waiting = [open_ for open_ in opens if open_.id not in closed]
+    await ledger.opened(waiting)
+    report.opened = len(waiting)
+    if closes:
+        report.lag_ms = max(0, max(now_us - close.ts_us - close.latency_ms * 1000 for close in closes) // 1000)
+    if poison:
+        await dead_letters.send(poison)
+    if entry.floors:
+        try:
+            await store.raise_floor(entry.floors)
+            report.floors = len(entry.floors)
+        except StoreUnavailable as failure:
+            report.store_failure = str(failure)
+    return report
+
+
+async def resolve_opens(ledger: Entries, now_us: int) -> int:
+    """Bill calls that were never closed at their estimates; how many there were. Meant to be called now and then."""
+    billed = 0
+    while due := await ledger.overdue(now_us - PATIENCE_US, OPENS_AT_ONCE):
+        billed += (await ledger.enter([open_.close() for open_ in due], provisional=True)).entered
+        await ledger.forget(due)
+        if len(due) < OPENS_AT_ONCE:
+            break
+    return billed
+
+
+def read(line: str, now_us: int) -> UsageClose | UsageOpen:
+    """The record in one line. Raises `BadRecord`."""
+    try:
+        parsed: Any = json.loads(line)
+        line.encode()
+    except (ValueError, RecursionError):  # the first includes lone surrogates and absurdly long numbers
+        raise BadRecord("not a line of JSON in UTF-8") from None
+    if not isinstance(parsed, dict):
+        raise BadRecord("not a JSON object")
+    record = UsageOpen.parse(parsed) if parsed.get("event") == "usage.open" else UsageClose.parse(parsed)
+    if not now_us - MAX_AGE_US <= record.ts_us <= now_us + MAX_AHEAD_US:
+        raise BadRecord(f"ts_us: {record.ts_us} is more than 90 days ago, or in the future")
+    try:
+        json.dumps(parsed, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise BadRecord("text that is no Unicode (a lone surrogate)") from None
+    return record

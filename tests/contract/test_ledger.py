@@ -1,0 +1,285 @@
+"""What every ledger promises: each usage id counts once, whatever is repeated, and every figure can be asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.aws_fixture import Recorder, aws_endpoint, dynamodb, make_table
+from tests.records import NOON, a_close, an_open
+from tollgate.adapters.dynamodb_ledger import DynamoLedger
+from tollgate.adapters.memory_ledger import MemoryLedger
+from tollgate.domain import keys
+from tollgate.domain.limits import DAY_US, Budget, BudgetTake, Scope, Unit, Window
+from tollgate.domain.records import UsageClose
+from tollgate.ports import StoreUnavailable
+from tollgate.services.meter import Entries
+
+T = TypeVar("T")
+USER = keys.member_subject("acme", "u", "alice")
+TENANT = keys.tenant_subject("acme")
+
+
+class Books:
+    """A ledger, driven synchronously."""
+
+    def __init__(self, ledger: Entries, runner: asyncio.Runner) -> None:
+        self.ledger = ledger
+        self._runner = runner
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self._runner.run(coroutine)
+
+    def enter(self, *entries: UsageClose, provisional: bool = False) -> tuple[int, int]:
+        report = self.run(self.ledger.enter(entries, provisional=provisional))
+        return report.entered, report.repeated
+
+    def spent(self, *takes: BudgetTake) -> list[int]:
+        return self.run(self.ledger.spent(takes))
+
+    def rows(self, **where: str) -> list[dict[str, str | int]]:
+        return [row.as_dict() for row in self.run(self.ledger.report(**where))]
+
+
+@pytest.fixture(scope="module")
+def dynamo(runner: asyncio.Runner) -> Iterator[Recorder]:
+    with aws_endpoint() as url, dynamodb(url, runner) as client:
+        yield Recorder(client)
+
+
+def make_books(kind: str, runner: asyncio.Runner, request: pytest.FixtureRequest) -> Books:
+    if kind == "memory":
+        return Books(MemoryLedger(), runner)
+    client: Recorder = request.getfixturevalue("dynamo")
+    client.fault = None
+    return Books(DynamoLedger(client, runner.run(make_table(client, sort_key=True))), runner)
+
+
+@pytest.fixture(params=["memory", "dynamodb"])
+def books(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Books:
+    return make_books(request.param, runner, request)
+
+
+def take(
+    unit: Unit, window: Window, *, subject: str = USER, models: frozenset[str] | None = None, at: int = NOON
+) -> BudgetTake:
+    what = f"{unit}.{window}" + (f".{'+'.join(sorted(models))}" if models else "")
+    key = f"{subject}:b:{unit}.{window}" + (f".{keys.digest(what)}" if models else "")
+    label, start, end = window.bounds(at)
+    limit = Budget(Scope.USER, unit, 10**9, window, f"user.{what}", models)
+    return BudgetTake(subject, f"{key}:{label}", limit, 1, 1, label, start, end)
+
+
+class TestEntering:
+    def test_every_figure_of_every_window_and_subject(self, books: Books) -> None:
+        entry = a_close("a", input_tokens=100, output_tokens=20, cost_microusd=7, key="k1", team="red")
+        assert books.enter(entry) == (1, 0)
+        subjects = [TENANT, USER, keys.member_subject("acme", "k", "k1"), keys.member_subject("acme", "t", "red")]
+        for subject in subjects:
+            for window in Window:
+                takes = [take(unit, window, subject=subject) for unit in (Unit.REQUESTS, Unit.TOKENS, Unit.MICROUSD)]
+                assert books.spent(*takes) == [1, 120, 7]
+
+    def test_budgets_of_some_models_count_those_only(self, books: Books) -> None:
+        books.enter(a_close("a", model="small", input_tokens=10), a_close("b", model="large", input_tokens=1))
+        books.enter(a_close("c", model="tiny", input_tokens=500))
+        some = take(Unit.TOKENS, Window.MONTH, models=frozenset({"small", "large"}))
+        assert books.spent(some, take(Unit.TOKENS, Window.MONTH)) == [11, 511]
+
+    def test_windows_are_utc_calendar_days_and_months(self, books: Books) -> None:
+        books.enter(a_close("a", input_tokens=1), a_close("b", input_tokens=2, ts_us=NOON - DAY_US))
+        books.enter(a_close("c", input_tokens=4, ts_us=NOON - 31 * DAY_US))
+        asked = [take(Unit.TOKENS, window) for window in Window]
+        assert books.spent(*asked) == [1, 3, 7]
+
+    def test_an_id_counts_once(self, books: Books) -> None:
+        first, second = a_close("a", input_tokens=5), a_close("b", input_tokens=7)
+        assert books.enter(first, first) == (1, 1)
+        assert books.enter(second, first, second) == (1, 2)
+        assert books.enter(first, second) == (0, 2)
+        assert books.spent(take(Unit.TOKENS, Window.DAY)) == [12]
+        assert [row["requests"] for row in books.rows()] == [2]
+
+    def test_a_call_that_never_left_uses_nothing(self, books: Books) -> None:
+        assert books.enter(a_close("a", outcome="not_sent")) == (1, 0)
+        assert books.enter(a_close("a", outcome="not_sent")) == (0, 1)
+        assert books.spent(take(Unit.REQUESTS, Window.DAY)) == [0]
+        assert books.rows() == []
+
+    def test_nothing_known_is_nothing_spent(self, books: Books) -> None:
+        assert books.spent() == []
+        assert books.spent(take(Unit.TOKENS, Window.LIFE)) == [0]
+        assert books.enter() == (0, 0)
+
+    def test_a_large_batch_is_entered_whole(self, books: Books) -> None:
+        entries = [a_close(f"id{i}", user=f"user{i % 40}", input_tokens=i) for i in range(400)]
+        assert books.enter(*entries) == (400, 0)
+        assert books.enter(*entries[100:300], a_close("new", user="user1", input_tokens=1)) == (1, 200)
+        assert books.spent(take(Unit.TOKENS, Window.DAY, subject=TENANT)) == [sum(range(400)) + 1]
+        assert sum(int(row["requests"]) for row in books.rows()) == 401
+
+    def test_ids_and_names_of_any_shape(self, books: Books) -> None:
+        names = ["a#b", "тест", "{x}", ":", "x" * 256, "pk", "ttl", "\U0001f600" * 256]
+        entries = [a_close(name, tenant=name, user=name, model=name, upstream=name) for name in names]
+        assert books.enter(*entries) == (len(names), 0)
+        assert books.enter(*entries) == (0, len(names))
+        assert sorted(str(row["model"]) for row in books.rows()) == sorted(names)
+
+
+class TestEstimates:
+    def test_a_real_record_replaces_an_estimate_once(self, books: Books) -> None:
+        estimate = a_close("a", input_tokens=10, output_tokens=990, cost_microusd=50, upstream="openai")
+        real = replace(estimate, output_tokens=5, cost_microusd=1, upstream="azure")
+        assert books.enter(estimate, provisional=True) == (1, 0)
+        assert books.enter(estimate, provisional=True) == (0, 1)
+        assert books.spent(take(Unit.TOKENS, Window.DAY), take(Unit.MICROUSD, Window.DAY)) == [1000, 50]
+        assert books.run(books.ledger.enter([real, a_close("b")])).replaced == 1
+        assert books.enter(real) == (0, 1)
+        assert books.enter(estimate, provisional=True) == (0, 1)
+        assert books.spent(take(Unit.TOKENS, Window.DAY)) == [15 + 12]
+        assert {row["provider"]: row["requests"] for row in books.rows()} == {"azure": 1, "openai": 1}
+
+    def test_a_real_record_is_not_replaced_by_an_estimate(self, books: Books) -> None:
+        books.enter(a_close("a", input_tokens=1))
+        assert books.enter(a_close("a", input_tokens=999), provisional=True) == (0, 1)
+        assert books.spent(take(Unit.TOKENS, Window.DAY)) == [1]
+
+    def test_open_calls_are_found_when_they_are_overdue(self, books: Books) -> None:
+        ledger = books.ledger
+        opens = [an_open(f"o{i}", expires_us=NOON + i) for i in range(10)]
+        books.run(ledger.opened(opens))
+        books.run(ledger.opened(opens[:3]))
+        due = books.run(ledger.overdue(NOON + 5, 100))
+        assert sorted(due, key=lambda o: o.id) == opens[:5]
+        assert len(books.run(ledger.overdue(NOON + 5, 2))) == 2
+        books.run(ledger.forget(due))
+        assert books.run(ledger.overdue(NOON + 5, 100)) == []
+        assert len(books.run(ledger.overdue(NOON + 100, 100))) == 5
+
+
+class TestFloors:
+    def test_floors_of_what_the_records_were_counted_against(self, books: Books) -> None:
+        day, some = take(Unit.TOKENS, Window.DAY), take(Unit.TOKENS, Window.DAY, models=frozenset({"small", "large"}))
+        credit = take(Unit.MICROUSD, Window.LIFE, subject=TENANT)
+        settle = (*(("b", t.key, 1) for t in (day, some, credit)), ("r", f"{USER}:tokens.minute", 1))
+        told = ((some.key, ("small", "large")),)
+        books.enter(a_close("old", model="tiny", input_tokens=30, cost_microusd=4))
+        entry = a_close("a", input_tokens=10, output_tokens=2, cost_microusd=6, settle=settle, budget_models=told)
+        report = books.run(books.ledger.enter([entry]))
+        assert report.floors == {day.key: 42, some.key: 12, credit.key: 10}
+        again = books.run(books.ledger.enter([entry]))
+        assert again.floors == report.floors
+
+    def test_keys_that_cannot_be_read_get_no_floor(self, books: Books) -> None:
+        some = take(Unit.TOKENS, Window.DAY, models=frozenset({"small"}))
+        strange = ("b", "{x}:b:cows.day:2026-11-21", 1), ("b", "", None), ("b", some.key, 1)
+        lie = ((some.key, ("large",)),)
+        assert books.run(books.ledger.enter([a_close("a", settle=strange, budget_models=lie)])).floors == {}
+
+
+class TestReport:
+    def test_rows_partition_the_usage(self, books: Books) -> None:
+        books.enter(
+            a_close("a", input_tokens=10, output_tokens=1, cost_microusd=3),
+            a_close("b", input_tokens=20, output_tokens=2, cost_microusd=4),
+            a_close("c", user="bob", input_tokens=5, output_tokens=0, cost_microusd=0),
+            a_close("d", ts_us=NOON - DAY_US, input_tokens=1, output_tokens=1, cost_microusd=1),
+        )
+        row = {"tenant": "acme", "user": "alice", "model": "small", "provider": "openai", "day": "2026-11-21"}
+        sums = {"requests": 2, "input_tokens": 30, "output_tokens": 3, "total_tokens": 33, "cost_microusd": 7}
+        assert books.rows()[1] == row | sums
+        assert list(books.rows()[1]) == [*row, *sums]
+        assert [r["day"] for r in books.rows()] == ["2026-11-20", "2026-11-21", "2026-11-21"]
+
+    def test_by_tenant_user_and_day(self, books: Books) -> None:
+        for day in range(5):
+            for tenant in ("acme", "globex"):
+                for user in ("alice", "bob"):
+                    books.enter(a_close(f"{day}{tenant}{user}", tenant=tenant, user=user, ts_us=NOON + day * DAY_US))
+        assert len(books.rows()) == 20
+        assert {r["tenant"] for r in books.rows(tenant="acme")} == {"acme"}
+        assert len(books.rows(tenant="acme", user="bob")) == 5
+        assert {r["day"] for r in books.rows(since="2026-11-22", until="2026-11-23")} == {"2026-11-22", "2026-11-23"}
+        assert len(books.rows(tenant="globex", since="2026-11-25")) == 2
+        assert len(books.rows(until="2026-11-21")) == 4
+        assert books.rows(since="2026-11-23", until="2026-11-22") == []
+        assert books.rows(tenant="nobody") == []
+
+
+entries = st.builds(
+    a_close,
+    st.integers(0, 12).map("id{}".format),
+    tenant=st.sampled_from(["acme", "globex"]),
+    user=st.sampled_from(["alice", "bob", ""]),
+    model=st.sampled_from(["small", "large"]),
+    outcome=st.sampled_from(["ok", "client_gone", "not_sent"]),
+    ts_us=st.sampled_from([NOON, NOON + DAY_US]),
+    input_tokens=st.integers(0, 100),
+    cost_microusd=st.integers(0, 9),
+)
+batches = st.lists(st.tuples(st.lists(entries, max_size=5), st.booleans()), max_size=8)
+
+
+def test_same_batches_same_books(runner: asyncio.Runner, request: pytest.FixtureRequest) -> None:
+    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(batches)
+    def replay(sequence: list[tuple[list[UsageClose], bool]]) -> None:
+        mine, theirs = make_books("dynamodb", runner, request), make_books("memory", runner, request)
+        for batch, provisional in sequence:
+            once = list({entry.id: entry for entry in batch}.values())
+            assert mine.enter(*once, provisional=provisional) == theirs.enter(*once, provisional=provisional)
+        assert mine.rows() == theirs.rows()
+        asked = [take(unit, window, subject=s) for s in (USER, TENANT) for window in Window for unit in list(Unit)[:3]]
+        assert mine.spent(*asked) == theirs.spent(*asked)
+
+    replay()
+
+
+class TestDynamoDB:
+    """What only the ledger in DynamoDB has to prove."""
+
+    @pytest.fixture
+    def books(self, runner: asyncio.Runner, request: pytest.FixtureRequest) -> Books:
+        return make_books("dynamodb", runner, request)
+
+    def test_a_batch_is_one_transaction(self, books: Books, dynamo: Recorder) -> None:
+        books.enter(a_close("first"))
+        dynamo.calls.clear()
+        books.enter(*[a_close(f"{i}") for i in range(80)])
+        assert dynamo.calls == ["TransactWriteItems"]
+
+    def test_concurrent_batches_lose_nothing(self, books: Books, dynamo: Recorder) -> None:
+        async def at_once() -> None:
+            batches = [
+                [a_close(f"{(i * 7 + j) % 40}", input_tokens=1, output_tokens=0) for j in range(10)] for i in range(8)
+            ]
+            await asyncio.gather(*(books.ledger.enter(batch) for batch in batches))
+
+        books.run(at_once())
+        known = len({(i * 7 + j) % 40 for i in range(8) for j in range(10)})
+        assert books.spent(take(Unit.TOKENS, Window.DAY)) == [known]
+        assert sum(int(row["requests"]) for row in books.rows()) == known
+
+    def test_an_outage_is_raised_and_the_batch_can_be_repeated(self, books: Books, dynamo: Recorder) -> None:
+        entries = [a_close(f"{i}", user=f"u{i}", input_tokens=1, output_tokens=0) for i in range(60)]
+        left = 2
+
+        async def fail(operation: str, payload: dict[str, Any]) -> None:
+            nonlocal left
+            left -= operation == "TransactWriteItems"
+            if left < 0:
+                raise dynamo.outage()
+
+        dynamo.fault = fail
+        with pytest.raises(StoreUnavailable):
+            books.enter(*entries)
+        dynamo.fault = None
+        entered, repeated = books.enter(*entries)
+        assert (entered + repeated, repeated > 0) == (60, True)
+        assert books.spent(take(Unit.TOKENS, Window.DAY, subject=TENANT)) == [60]
