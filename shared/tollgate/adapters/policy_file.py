@@ -129,7 +129,7 @@ class _Reader:
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
                 if depth > MAX_DEPTH:
-                    raise self._failure("is nested too deeply", event.start_mark.line)
+                    raise self._failure("is nested too deeply", getattr(event.start_mark, "line", 0))
             elif isinstance(event, yaml.CollectionEndEvent):
                 depth -= 1
 

@@ -138,6 +138,11 @@ def canonical(value: Any) -> str:
     return json.dumps(value, default=_jsonable, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
+def jsonable(value: Any) -> Any:
+    """The data with JSON's types only, in its own order."""
+    return json.loads(json.dumps(value, default=_jsonable))
+
+
 def failure_mode(policy: Policy) -> FailureMode:
     """What happens when Redis does not answer, unless a plan says otherwise."""
     return policy.redis_failure_mode or "fallback"

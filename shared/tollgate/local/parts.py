@@ -95,6 +95,9 @@ async def start(options: Options, exits: AsyncExitStack, gave_up: Callable[[], N
     token, model_name = await _demo_token(policy, http, url)
 
     announced = {name: environ[name] for name in ANNOUNCED if name in environ}
+    announced["TOLLGATE_DEV_MODEL_URL"] = model_url  # `policy apply` sends upstreams there too
+    if options.upstream:
+        announced["TOLLGATE_DEV_UPSTREAM"] = options.upstream
     if aws is not None:  # else they may be somebody's real ones, and a terminal has its own
         announced |= CREDENTIALS
     exits.callback(discovery.announce(url, announced, environ).close)

@@ -1,0 +1,5 @@
+"""``python -m tollgate.cli``"""
+
+from tollgate.cli import main
+
+main()
