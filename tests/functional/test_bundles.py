@@ -147,8 +147,13 @@ def test_the_proxy_serves_from_its_bundle_as_lambda_starts_it(build: Build, tmp_
         "AWS_LAMBDA_FUNCTION_NAME": "proxy",
         "AWS_LWA_PORT": str(port),
         "AWS_REGION": "eu-central-1",
-        "TOLLGATE_STORE_URL": "memory://",
-        "TOLLGATE_POLICY": str(ROOT / "policy.yaml"),
+        "TOLLGATE_STORE_URL": "dynamodb://limits",
+        "TOLLGATE_POLICY_TABLE": "policy",
+        "TOLLGATE_TENANTS_TABLE": "tenants",
+        "TOLLGATE_LEDGER_TABLE": "ledger",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",  # nobody is there: a start must not wait for AWS
+        "AWS_ACCESS_KEY_ID": "none",
+        "AWS_SECRET_ACCESS_KEY": "none",
     }
     proxy = subprocess.Popen([build("ProxyFunction") / "run.sh"], env=environment, cwd="/")
     try:

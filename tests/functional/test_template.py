@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.functional.cloudformation import TEMPLATE, deployed, references, resources, source, statements, translated
-from tollgate.local import api_gateway, provision
+from tollgate.local import api_gateway, log_pipe, provision
 from tollgate.wire import errors
 
 ROOT = TEMPLATE.parent
@@ -181,13 +181,26 @@ def test_usage_records_reach_metering_and_what_fails_is_kept() -> None:
     (subscription,) = resources("AWS::Logs::SubscriptionFilter").values()
     assert subscription["LogGroupName"] == {"Ref": "ProxyLogGroup"}
     assert subscription["DestinationArn"] == {"Fn::GetAtt": ["MeteringFunction", "Arn"]}
-    assert subscription["FilterPattern"] == '{ ($.event = "usage.open") || ($.event = "usage.close") }'
+    assert subscription["FilterPattern"] == log_pipe.USAGE_PATTERN
+    passes = log_pipe.json_filter(subscription["FilterPattern"])
+    assert [passes(json.dumps({"event": name})) for name in ("usage.open", "usage.close", "other")] == [
+        True,
+        True,
+        False,
+    ]
     (invocation,) = resources("AWS::Lambda::EventInvokeConfig").values()
     kept = {"Fn::GetAtt": ["MeteringDeadLetters", "Arn"]}
     assert invocation["DestinationConfig"]["OnFailure"]["Destination"] == kept
     variables = resources("AWS::Lambda::Function")["MeteringFunction"]["Environment"]["Variables"]
     assert variables["TOLLGATE_DEAD_LETTER_QUEUE_URL"] == {"Ref": "MeteringDeadLetters"}
     assert translated()["Resources"]["MeteringDeadLetters"]["DeletionPolicy"] == "Retain"
+
+
+def test_calls_that_were_never_closed_are_looked_for_now_and_then() -> None:
+    (rule,) = resources("AWS::Events::Rule").values()
+    assert rule["ScheduleExpression"] == "rate(5 minutes)"
+    (target,) = rule["Targets"]
+    assert target["Arn"] == {"Fn::GetAtt": ["MeteringFunction", "Arn"]}
 
 
 def test_edits_of_both_tables_reach_the_publisher_but_its_own_do_not() -> None:
