@@ -176,6 +176,8 @@ class Adapters:
     def ledger(self) -> DynamoLedger:
         from tollgate.adapters.dynamodb_ledger import DynamoLedger
 
+        if not self.settings.ledger_table:
+            raise BadSetting("TOLLGATE_LEDGER_TABLE: the name of the ledger's table is missing")
         return DynamoLedger(self.aws("dynamodb"), self.settings.ledger_table)
 
     def secrets(self) -> Secrets:

@@ -8,14 +8,14 @@ table with a stream are left to moto, which rolls the stream back, too.
 from __future__ import annotations
 
 import copy
+import importlib
 from types import SimpleNamespace
 from typing import Any
 
 
 def install() -> None:
     """Change moto in this process. Doing it twice changes nothing."""
-    from moto.dynamodb import models
-
+    models: Any = importlib.import_module("moto.dynamodb.models")
     if isinstance(models.copy, SimpleNamespace):
         return
     whole = models.DynamoDBBackend.transact_write_items

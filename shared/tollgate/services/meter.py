@@ -4,7 +4,7 @@ The story, in order: read each line; what cannot be read becomes a dead letter, 
 entered, each id once. Opens are remembered, unless their close is in the same batch. Then the ledger's totals are
 pushed to the limit store as floors, which heals every settlement that was lost.
 
-An open whose hold has expired without a close is billed at its estimate (`resolve_opens`); should the close come
+With every batch, calls whose hold has expired without a close are billed at their estimates; should a close come
 later after all, the ledger replaces the estimate by it.
 """
 
@@ -79,16 +79,26 @@ class MeterReport:
     """Age of the oldest close in the batch, counted from the end of its call."""
     store_failure: str = ""
     """Why the floors could not be pushed; the next batch of the same budgets pushes them."""
+    resolved: int = 0
+    """Calls billed at their estimates, because nobody said how they ended."""
 
 
 async def meter(
-    lines: Sequence[str], ledger: Entries, store: LimitStore, dead_letters: DeadLetters, now_us: int
+    lines: Sequence[str],
+    ledger: Entries,
+    store: LimitStore,
+    dead_letters: DeadLetters,
+    now_us: int,
+    unreadable: Sequence[DeadLetter] = (),
 ) -> MeterReport:
-    """Enter a batch. May be repeated, in any order. Raises `StoreUnavailable` if the ledger or the dead letters cannot
-    be written: then the whole batch is to be delivered again."""
+    """Enter a batch, which may be repeated and come in any order. `unreadable` could not even be split into lines.
+
+    Raises `StoreUnavailable` if the ledger or the dead letters cannot be written: then the whole batch is to be
+    delivered again.
+    """
     closes: list[UsageClose] = []
     opens: list[UsageOpen] = []
-    poison: list[DeadLetter] = []
+    poison = list(unreadable)
     for line in lines:
         try:
             record = read(line, now_us)
@@ -105,6 +115,7 @@ async def meter(
     report.opened = len(waiting)
     if closes:
         report.lag_ms = max(0, max(now_us - close.ts_us - close.latency_ms * 1000 for close in closes) // 1000)
+    report.resolved = await resolve_opens(ledger, now_us)
     if poison:
         await dead_letters.send(poison)
     if entry.floors:
@@ -117,7 +128,7 @@ async def meter(
 
 
 async def resolve_opens(ledger: Entries, now_us: int) -> int:
-    """Bill calls that were never closed at their estimates; how many there were. Meant to be called now and then."""
+    """Bill calls that were never closed at their estimates; how many there were."""
     billed = 0
     while due := await ledger.overdue(now_us - PATIENCE_US, OPENS_AT_ONCE):
         billed += (await ledger.enter([open_.close() for open_ in due], provisional=True)).entered

@@ -1,0 +1,54 @@
+"""A CloudWatch Logs subscription's event, taken apart: base64, gzip, JSON, then one log line per event."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+from tollgate.services.meter import DeadLetter
+
+MAX_BYTES = 50 * 1024 * 1024
+"""Of log lines in one event; Lambda's events hold 6 MB, gzip makes about a tenth of such lines."""
+GZIP = 31
+"""zlib's window bits for gzip."""
+
+
+def unpack(event: Mapping[str, Any]) -> tuple[list[str], list[DeadLetter]]:
+    """The log lines, and what is not one. A schedule's event holds no lines. Never raises."""
+    if event.get("source") == "aws.events":
+        return [], []
+    logs = event.get("awslogs")
+    data = logs.get("data") if isinstance(logs, dict) else None
+    if not isinstance(data, str):
+        return [], [DeadLetter(json.dumps(event, default=str), "not the event of a log subscription")]
+    try:
+        batch = json.loads(gunzip(base64.b64decode(data, validate=True)))
+    except (binascii.Error, zlib.error, ValueError, RecursionError) as error:
+        return [], [DeadLetter(data, f"not base64 of gzip of JSON: {type(error).__name__}: {error}")]
+    if isinstance(batch, dict) and batch.get("messageType") == "CONTROL_MESSAGE":  # "can you be reached?"
+        return [], []
+    events = batch.get("logEvents") if isinstance(batch, dict) else None
+    if not isinstance(events, list):
+        return [], [DeadLetter(data, "a batch without logEvents")]
+    lines: list[str] = []
+    letters: list[DeadLetter] = []
+    for one in events:
+        message = one.get("message") if isinstance(one, dict) else None
+        if isinstance(message, str):
+            lines.append(message)
+        else:
+            letters.append(DeadLetter(json.dumps(one), "a log event without a message"))
+    return lines, letters
+
+
+def gunzip(packed: bytes) -> bytes:
+    """At most `MAX_BYTES`, whatever `packed` claims to hold. Raises `zlib.error`."""
+    unpacker = zlib.decompressobj(GZIP)
+    found = unpacker.decompress(packed, MAX_BYTES)
+    if not unpacker.eof:
+        raise zlib.error(f"more than {MAX_BYTES} bytes" if unpacker.unconsumed_tail else "cut short")
+    return found
