@@ -19,7 +19,8 @@ from types import TracebackType
 from issuer import Issuer
 
 BENCH = Path(__file__).resolve().parent
-ROOT = BENCH.parent
+ROOT = Path(os.environ.get("BENCH_TREE") or BENCH.parent)
+"""The checkout that is measured: this one, or another to compare with."""
 CHUNKS = 20
 SLOW_MS = 20
 _TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
@@ -85,6 +86,9 @@ class Process:
                     return
             time.sleep(0.02)
         raise CannotRun(f"{self.name} does not start:\n{Path(f'{self.log}.err').read_text()[-4000:]}")
+
+    def signal(self, number: int) -> None:
+        self._child.send_signal(number)
 
     def stop(self) -> None:
         if self._child.poll() is not None:

@@ -14,9 +14,10 @@ that every store gives the same answer for the same numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
+from functools import lru_cache
 
 SECOND_US = 1_000_000
 DAY_US = 86_400 * SECOND_US
@@ -55,15 +56,21 @@ class Window(StrEnum):
 
     def bounds(self, now_us: int) -> tuple[str, int, int]:
         """The window that contains `now_us`: its label (``2026-11-21``, ``2026-11``, ``life``), start and end (µs)."""
-        if self is Window.LIFE:
-            return "life", 0, FOREVER_US
-        day = datetime.fromtimestamp(now_us // SECOND_US, UTC).replace(hour=0, minute=0, second=0)
-        if self is Window.DAY:
-            start = int(day.timestamp()) * SECOND_US
-            return day.strftime("%Y-%m-%d"), start, start + DAY_US
-        first = day.replace(day=1)
-        following = first.replace(year=first.year + first.month // 12, month=first.month % 12 + 1)
-        return first.strftime("%Y-%m"), int(first.timestamp()) * SECOND_US, int(following.timestamp()) * SECOND_US
+        return _bounds(self, now_us // DAY_US)
+
+
+@lru_cache(maxsize=64)
+def _bounds(window: Window, days: int) -> tuple[str, int, int]:
+    """The window that contains a day, given in days since 1970. Remembered: a calendar costs more than a bucket."""
+    if window is Window.LIFE:
+        return "life", 0, FOREVER_US
+    start = days * DAY_US
+    day = datetime.fromtimestamp(start // SECOND_US, UTC)
+    if window is Window.DAY:
+        return day.strftime("%Y-%m-%d"), start, start + DAY_US
+    first = day.replace(day=1)
+    following = first.replace(year=first.year + first.month // 12, month=first.month % 12 + 1)
+    return first.strftime("%Y-%m"), int(first.timestamp()) * SECOND_US, int(following.timestamp()) * SECOND_US
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,11 @@ class Rate:
     burst: int
     id: str
     """Stable across changes of the amount, so that a changed plan keeps its buckets; e.g. ``user.tokens.60s``."""
+    burst_us: int = field(init=False, repr=False, compare=False)
+    """What the whole burst adds to the TAT."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "burst_us", self.inc_us(self.burst))
 
     @property
     def refundable(self) -> bool:
@@ -92,10 +104,6 @@ class Rate:
         if self.unit is Unit.REQUESTS:
             return cost * -(-self.period_us // self.amount)
         return -(-cost * self.period_us // self.amount)
-
-    @property
-    def burst_us(self) -> int:
-        return self.inc_us(self.burst)
 
     def units(self, us: int) -> int:
         """How many whole requests or tokens `us` microseconds of this bucket are worth, at least 0."""
@@ -147,14 +155,12 @@ class RateTake:
     limit: Rate
     cost: int
     floor: int
+    inc_us: int = field(init=False)
+    floor_us: int = field(init=False)
 
-    @property
-    def inc_us(self) -> int:
-        return self.limit.inc_us(self.cost)
-
-    @property
-    def floor_us(self) -> int:
-        return self.limit.inc_us(self.floor)
+    def __post_init__(self) -> None:
+        inc = self.inc_us = self.limit.inc_us(self.cost)
+        self.floor_us = inc if self.floor == self.cost else self.limit.inc_us(self.floor)
 
 
 @dataclass(slots=True)

@@ -8,7 +8,8 @@ one trusts nothing: `UsageClose.parse` raises `BadRecord` with the field that is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Literal, get_args
 
 SCHEMA = 1
@@ -24,7 +25,7 @@ class BadRecord(ValueError):
     """A usage record that cannot be entered; the message names the field."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that makes its making three times as slow
 class UsageOpen:
     """A call is about to be made. Token counts are estimates; `expires_us` is when its hold is released."""
 
@@ -46,7 +47,7 @@ class UsageOpen:
     use_case: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        return {"event": "usage.open", "v": SCHEMA, **asdict(self)}
+        return {"event": "usage.open", "v": SCHEMA, **dict(zip(_OPEN_FIELDS, _open_values(self), strict=True))}
 
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> UsageOpen:
@@ -70,7 +71,7 @@ class UsageOpen:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class UsageClose:
     """A call has ended. `input_tokens` includes cached and cache-write tokens, `output_tokens` includes reasoning.
 
@@ -107,8 +108,7 @@ class UsageClose:
     budget_models: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return {"event": "usage.close", "v": SCHEMA, **fields}
+        return {"event": "usage.close", "v": SCHEMA, **dict(zip(_CLOSE_FIELDS, _close_values(self), strict=True))}
 
     @property
     def total_tokens(self) -> int:
@@ -135,6 +135,9 @@ class UsageClose:
             **values,
         )
 
+
+_OPEN_FIELDS, _CLOSE_FIELDS = UsageOpen.__slots__, UsageClose.__slots__
+_open_values, _close_values = attrgetter(*_OPEN_FIELDS), attrgetter(*_CLOSE_FIELDS)
 
 _TEXTS = ("id", "tenant", "user", "team", "key", "plan", "model", "upstream", "upstream_model", "route", "use_case")
 _COUNTS = (
