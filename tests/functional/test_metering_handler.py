@@ -22,7 +22,8 @@ from tollgate.adapters.dynamodb_limits import DynamoLimitStore
 from tollgate.adapters.http import HttpClient
 from tollgate.bootstrap import clock_us
 from tollgate.domain import keys
-from tollgate.domain.limits import Admission, Budget, BudgetTake, Scope, Status, Unit, Windowfrom tollgate.domain.records import UsageClose, UsageOpen
+from tollgate.domain.limits import Admission, Budget, BudgetTake, Scope, Status, Unit, Window
+from tollgate.domain.records import UsageClose, UsageOpen
 
 HANDLER = "functions.metering.handler.handler"
 QUEUE = "dead-letters"
