@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from functools import lru_cache
+from typing import ClassVar
 
 SECOND_US = 1_000_000
 DAY_US = 86_400 * SECOND_US
@@ -150,6 +151,9 @@ class RateTake:
     `cost` is what is wanted, `floor` what is needed (they differ when the cost is a guess that may shrink).
     """
 
+    kind: ClassVar = "r"
+    """What usage records call it."""
+
     subject: str
     key: str
     limit: Rate
@@ -170,6 +174,8 @@ class BudgetTake:
     `seed`: what the ledger knows to be spent, sent with the second call after a COLD answer.
     """
 
+    kind: ClassVar = "b"
+
     subject: str
     key: str
     limit: Budget
@@ -184,6 +190,8 @@ class BudgetTake:
 @dataclass(slots=True)
 class SlotTake:
     """One concurrency slot."""
+
+    kind: ClassVar = "c"
 
     subject: str
     key: str

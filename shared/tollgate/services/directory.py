@@ -20,6 +20,7 @@ from tollgate.ports import PolicySource, PolicyUnavailable
 
 MAX_RECORDS = 10_000
 MAX_TERMS = 20_000
+MAX_ADDRESSES = 20_000
 RECHECK_US = 5_000_000
 """How long an unversioned answer is believed: with the store's own second, well within the promised 10 s."""
 TERMS_LIFE_US = 10_000_000
@@ -45,6 +46,7 @@ class Directory:
         self._records: OrderedDict[str, _Known] = OrderedDict()
         self._terms: OrderedDict[tuple[str, ...], tuple[int, Terms]] = OrderedDict()
         self._upstreams: dict[str, tuple[Bound, ...]] = {}
+        self._addresses: OrderedDict[str, tuple[Bound, ...]] = OrderedDict()
         self._reading: dict[str, asyncio.Future[None]] = {}
 
     async def policy(self) -> Policy:
@@ -89,6 +91,19 @@ class Directory:
         if known is None or known.record is None or known.record.version < tenant_version:
             await self._once(tenant, lambda: self._read_record(tenant))
 
+    async def recheck(self, tenant: str) -> bool:
+        """Read policy and record again unless that was done within `RECHECK_US`; whether it was done now.
+
+        For answers that are given without an admission, which would have compared the versions: refusals (suspended,
+        a model that the plan has not) would otherwise stand for ever, because they stop every later admission.
+        """
+        known = self._records.get(tenant)
+        if known is None or not (self._aged(known.read_us) or self._aged(self._policy_read_us)):
+            return False
+        await self._once("", self._read_policy)
+        await self._once(tenant, lambda: self._read_record(tenant))
+        return True
+
     def terms(self, policy: Policy, record: TenantRecord, who: Identity, model: str) -> Terms:
         """What this caller may do with this model, compiled once and kept while nothing changes."""
         now = self._clock()
@@ -109,9 +124,13 @@ class Directory:
             found = self._upstreams[upstream] = upstream_bounds(policy, upstream)
         return found
 
-    @staticmethod
-    def ip_bounds(policy: Policy, ip: str) -> tuple[Bound, ...]:
-        return ip_bounds(policy, ip)
+    def ip_bounds(self, policy: Policy, ip: str) -> tuple[Bound, ...]:
+        found = self._addresses.get(ip)
+        if found is None:
+            found = self._addresses[ip] = ip_bounds(policy, ip)
+            if len(self._addresses) > MAX_ADDRESSES:
+                self._addresses.popitem(last=False)
+        return found
 
     def _aged(self, read_us: int) -> bool:
         return not 0 <= self._clock() - read_us < RECHECK_US
@@ -134,6 +153,7 @@ class Directory:
         if policy is not self._policy:
             self._terms.clear()
             self._upstreams.clear()
+            self._addresses.clear()
         self._policy = policy
         self._policy_read_us = self._clock()
 

@@ -62,7 +62,7 @@ class Exchange:
 
     async def start(self, status: int, headers: Sequence[Header]) -> None:
         self.started = True
-        self.streams = not any(name == b"content-length" for name, _ in headers)
+        self.streams = b"content-length" not in dict(headers)
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def send(self, chunk: bytes) -> None:

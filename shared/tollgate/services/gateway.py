@@ -17,7 +17,7 @@ import orjson
 from tollgate.adapters import telemetry
 from tollgate.adapters.http_message import TimedOut, UpstreamError
 from tollgate.domain.identity import Identity, KeysUnavailable, TooManyFailures, Unauthorized
-from tollgate.domain.limits import BudgetTake, RateTake, Take
+from tollgate.domain.limits import BudgetTake
 from tollgate.domain.records import Outcome, UsageClose, UsageOpen
 from tollgate.domain.usage import Usage, estimate
 from tollgate.ports import Response, SecretUnavailable, UsageLog
@@ -187,7 +187,7 @@ class Gateway:
         """
         policy, routes = job.grant.policy, job.grant.routes
         headers = to_upstream(job.exchange.raw_headers, job.route.api)
-        problem: ApiError = errors.upstream_error()
+        problem: ApiError | None = None
         outcome: Outcome = "not_sent"
         for attempt, candidate in enumerate(routes):
             if attempt:
@@ -213,6 +213,8 @@ class Gateway:
                 return
             await response.aclose()
             await self._give_back(job)
+        if problem is None:  # no route had room
+            problem = errors.upstream_error()
         await self._close(job, outcome, problem.status, None, sent=outcome != "not_sent")
         raise problem
 
@@ -347,7 +349,7 @@ class Gateway:
             first_byte_ms=max(0, job.first_byte_us) // 1000,
             use_case=job.label,
             settle=tuple(
-                (_kind(take), take.key, amount) for take, amount in zip(settlement.takes, settlement.used, strict=True)
+                [(take.kind, take.key, amount) for take, amount in zip(settlement.takes, settlement.used, strict=True)]
             ),
             budget_models=tuple(
                 (take.key, tuple(sorted(take.limit.models)))
@@ -427,10 +429,6 @@ def _body(job: Job, upstream_model: str) -> bytes:
     if upstream_model != job.call.model:
         changes = {**changes, "model": orjson.dumps(upstream_model).decode()}
     return job.body.splice(changes)
-
-
-def _kind(take: Take) -> str:
-    return "r" if isinstance(take, RateTake) else "b" if isinstance(take, BudgetTake) else "c"
 
 
 def _where(error: BaseException) -> str:
