@@ -65,6 +65,7 @@ class Account:
 
     async def _standing(self, who: Identity) -> tuple[Policy, TenantRecord]:
         try:
+            await self._directory.recheck(who.tenant)
             policy = await self._directory.policy()
             record = await self._directory.record(who)
         except PolicyUnavailable as error:

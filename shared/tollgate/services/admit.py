@@ -18,7 +18,7 @@ from tollgate.domain.terms import Bound, Cost, Terms, takes, used
 from tollgate.ports import LimitStore, PolicyUnavailable, Spending, StoreUnavailable
 from tollgate.services.directory import Directory
 from tollgate.wire import errors
-from tollgate.wire.headers import refusal_error
+from tollgate.wire.refusals import refusal_error
 
 MAX_ROUNDS = 5
 """Admission, and at most a reload of the policy, of a budget and of the day; then once more."""
@@ -140,14 +140,14 @@ class Admitter:
         try:
             policy = await self._directory.policy()
             record = await self._directory.record(who)
+            if _objection(policy, record, request.model) and await self._directory.recheck(who.tenant):
+                policy = await self._directory.policy()
+                record = await self._directory.record(who)
         except PolicyUnavailable as error:
             raise errors.unavailable(str(error), RETRY_AFTER_US, "policy_unavailable") from error
-        check_standing(policy, record)
+        if objection := _objection(policy, record, request.model):
+            raise objection
         assert record is not None
-        if request.model not in policy.models:
-            raise errors.model_not_found(request.model)
-        if request.model not in policy.plans[record.plan].models:
-            raise errors.model_not_allowed(request.model)
         terms = self._directory.terms(policy, record, who, request.model)
         cost = expected_cost(terms, request, guess)
         first = terms.model.route[0].upstream
@@ -197,6 +197,20 @@ def check_standing(policy: Policy, record: TenantRecord | None) -> None:
         raise errors.forbidden("No plan is assigned to this account.", "no_plan")
     if record.state != "active":
         raise errors.tenant_suspended()
+
+
+def _objection(policy: Policy, record: TenantRecord | None, model: str) -> errors.ApiError | None:
+    """Why this caller may not call this model at all; None if they may."""
+    try:
+        check_standing(policy, record)
+    except errors.ApiError as error:
+        return error
+    assert record is not None
+    if model not in policy.models:
+        return errors.model_not_found(model)
+    if model not in policy.plans[record.plan].models:
+        return errors.model_not_allowed(model)
+    return None
 
 
 def _refused(grant: Grant, admission: Admission, decision: Decision) -> errors.ApiError:
