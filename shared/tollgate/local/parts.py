@@ -94,7 +94,9 @@ async def start(options: Options, exits: AsyncExitStack, gave_up: Callable[[], N
     await _gateway(listener, proxy, proxy_port, functions["authorizer"], environ, http, exits)
     token, model_name = await _demo_token(policy, http, url)
 
-    announced = {name: environ[name] for name in ANNOUNCED if name in environ}
+    announced = {name: environ[name] for name in ANNOUNCED if name in environ} | {"TOLLGATE_DEV_MODEL_URL": model_url}
+    if options.upstream:
+        announced["TOLLGATE_DEV_UPSTREAM"] = options.upstream
     announced["TOLLGATE_DEV_MODEL_URL"] = model_url  # `policy apply` sends upstreams there too
     if options.upstream:
         announced["TOLLGATE_DEV_UPSTREAM"] = options.upstream
