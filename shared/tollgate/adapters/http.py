@@ -121,6 +121,8 @@ class HttpClient:
         return None
 
     async def _connect(self, url: Url, timeouts: Timeouts) -> Connection:
+        if self._closed:
+            raise ConnectFailed("the client was closed")
         loop = asyncio.get_running_loop()
         secure = url.scheme == "https"
         try:
@@ -136,7 +138,7 @@ class HttpClient:
             if deadline.expired():
                 raise TimedOut("connect" if timeouts.connect <= timeouts.total else "total", sent=False) from exc
             raise ConnectFailed(f"cannot connect to {url.host}:{url.port}: {exc}") from exc
-        if self._closed:
+        if self._closed:  # meanwhile
             connection.abort()
             raise ConnectFailed("the client was closed")
         return connection
