@@ -82,6 +82,8 @@ class HttpClient:
             url = Url.parse(url)
         if timeouts is None:
             timeouts = _DEFAULT_TIMEOUTS
+        if self._closed:
+            raise ConnectFailed("the client was closed")
         head = encode_head(method, url, headers, len(body))
         total_at = asyncio.get_running_loop().time() + timeouts.total
         connection = self._reuse(url) or await self._connect(url, timeouts)
@@ -121,8 +123,6 @@ class HttpClient:
         return None
 
     async def _connect(self, url: Url, timeouts: Timeouts) -> Connection:
-        if self._closed:
-            raise ConnectFailed("the client was closed")
         loop = asyncio.get_running_loop()
         secure = url.scheme == "https"
         try:
