@@ -7,18 +7,34 @@ from itertools import count
 
 import pytest
 
+from tests.functional.callers import Callers
+from tests.functional.scripted import ScriptedUpstream
 from tests.functional.stack import DevStack, lab_policy
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevStack]:
+def upstream() -> Iterator[ScriptedUpstream]:
+    """The provider behind the shared stack's model `scripted`."""
+    with ScriptedUpstream().serve() as serving:
+        yield serving
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, upstream: ScriptedUpstream) -> Iterator[DevStack]:
     """A running `tollgate dev` with a fast demo model and `lab_policy`.
 
     It is shared: a test that spends budgets makes a tenant of its own (`new_tenant`), and a test that kills parts or
     needs other settings starts its own `DevStack`.
     """
-    with DevStack("--policy", lab_policy(tmp_path_factory.mktemp("policy"))) as running:
+    policy = lab_policy(tmp_path_factory.mktemp("policy"), scripted=upstream.base_url)
+    with DevStack("--policy", policy) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def callers(stack: DevStack) -> Callers:
+    """Makes users of new tenants of the shared stack, with any limits, in a moment."""
+    return Callers(stack)
 
 
 @pytest.fixture(scope="session")

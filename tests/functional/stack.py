@@ -41,16 +41,34 @@ FAULTS = (
 """Models of the demo model that misbehave; `lab_policy` has one of each name."""
 
 
-def lab_policy(folder: Path, **changes: Any) -> str:
+def lab_policy(folder: Path, *, scripted: str = "http://127.0.0.1:1/v1", **changes: Any) -> str:
     """The repository's policy with two more plans: `lab` has every model, those that misbehave too, and no limits but
-    five concurrent requests; `tight` has `small`, 3 requests per minute and 200 tokens per day. A file's name."""
+    five concurrent requests; `tight` has `small`, 3 requests per minute and 200 tokens per day. A file's name.
+
+    More models of `lab`: `claude` is behind Anthropic's API; `scripted` is at the base URL of that name; `second-route`
+    and `second-answer` have a first route that cannot be reached, or fails, and a second that serves.
+    """
     policy = yaml.safe_load((ROOT / "policy.yaml").read_text())
+    policy["upstreams"] |= {
+        "anthropic": {"api": "anthropic", "base_url": "https://api.anthropic.com/v1", "secret": "tollgate/anthropic"},
+        "scripted": {"api": "openai", "base_url": scripted},
+        "nowhere": {"api": "openai", "base_url": "http://127.0.0.1:1/v1"},
+    }
     for upstream in policy["upstreams"].values():
         upstream["timeouts"] = {"connect": 2, "first_byte": 3, "idle": 2, "total": 30}
     price = {"input": 1, "output": 2}
     policy["models"] |= {name: {"route": [{"upstream": "openai", "model": name}], "price": price} for name in FAULTS}
+    routes = {
+        "claude": [("anthropic", "claude-demo")],
+        "scripted": [("scripted", "scripted-model")],
+        "second-route": [("nowhere", "none"), ("openai", "gpt-4o")],
+        "second-answer": [("openai", "fault-500"), ("openai", "gpt-4o")],
+    }
+    for name, places in routes.items():
+        route = [{"upstream": upstream, "model": model} for upstream, model in places]
+        policy["models"][name] = {"route": route, "price": price}
     policy["plans"]["lab"] = {
-        "models": ["small", "large", "embed", *FAULTS],
+        "models": ["small", "large", "embed", *routes, *FAULTS],
         "limits": [{"scope": "tenant", "concurrent": 5}],
         "budgets": [{"scope": "tenant", "usd": 1000, "per": "month"}],
     }
@@ -75,10 +93,10 @@ class DevStack:
     def __init__(self, *words: str, env: Mapping[str, str] | None = None, port: int | None = None) -> None:
         self.port = port or free_port()
         self._words = words
-        self._env = {**os.environ, **FAST_MODEL, **(env or {})}
+        self.env = {**os.environ, **FAST_MODEL, **(env or {})}
         for name in ("REDIS_URL", "TOLLGATE_STORE_URL", "AWS_ENDPOINT_URL", "LOCALSTACK_HOST"):
             if name not in (env or {}):
-                self._env.pop(name, None)
+                self.env.pop(name, None)
         self.ready: dict[str, Any] = {}
 
     @property
@@ -114,7 +132,7 @@ class DevStack:
             tollgate("dev", "--port", str(self.port), "--json", *self._words),
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=self._env,
+            env=self.env,
             cwd=ROOT,
         )
         assert self.process.stdout is not None
@@ -150,7 +168,7 @@ class DevStack:
 
     def run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """A `tollgate` command in another terminal, for this stack."""
-        env = {**self._env, "TOLLGATE_URL": self.url}
+        env = {**self.env, "TOLLGATE_URL": self.url}
         done = subprocess.run(tollgate(*words), capture_output=True, text=True, env=env, cwd=ROOT, timeout=60)
         assert not check or done.returncode == 0, f"tollgate {' '.join(words)}: {done.stderr}\n{self.log()[-3000:]}"
         return done
