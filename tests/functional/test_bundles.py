@@ -91,10 +91,8 @@ def test_a_bundle_holds_no_tests_no_secrets_and_nothing_that_the_runtime_has(nam
         assert not re.search(
             r"(^|/)(tests?|\.git)/|(^|/)\.env|\.(pem|key|lock|in|toml)$", str(path.relative_to(bundle))
         )
-        if path.suffix in (".py", ".lua", ".sh"):
-            assert not re.search(
-                rb"AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|\bsk-[A-Za-z0-9]{20}", path.read_bytes()
-            )
+        if path.relative_to(bundle).parts[0] in ("functions", "lua", "run.sh", "tollgate"):
+            assert not re.search(rb"AKIA[0-9A-Z]{16}|PRIVATE KEY-|\bsk-[A-Za-z0-9]{20}", path.read_bytes())
     assert sum(path.stat().st_size for path in files(bundle)) < MAX_MB * 1_000_000
 
 
