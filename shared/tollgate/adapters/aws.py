@@ -104,7 +104,8 @@ def _resolve() -> Credentials:
 
 def endpoint(service: str, region: str, environ: Mapping[str, str]) -> str:
     """Where a service is: AWS_ENDPOINT_URL_<SERVICE>, AWS_ENDPOINT_URL, LocalStack's LOCALSTACK_HOST, or AWS."""
-    named = environ.get(f"AWS_ENDPOINT_URL_{service.upper()}") or environ.get("AWS_ENDPOINT_URL")
+    service_id = {"secretsmanager": "SECRETS_MANAGER"}.get(service, service.upper())  # as the AWS SDKs spell it
+    named = environ.get(f"AWS_ENDPOINT_URL_{service_id}") or environ.get("AWS_ENDPOINT_URL")
     if named:
         return named.rstrip("/")
     if host := environ.get("LOCALSTACK_HOST"):
