@@ -30,6 +30,8 @@ _PREFIX = "tag:yaml.org,2002:"
 _SCALARS = frozenset(_PREFIX + name for name in ("str", "int", "float", "bool", "null", "timestamp", "merge", "value"))
 _INT = re.compile(r"[-+]?(0|[1-9][0-9_]{0,40})")
 _FLOAT = re.compile(r"[-+]?(0|[1-9][0-9_]{0,40})?(\.[0-9]{1,40})?([eE][-+]?[0-9]{1,3})?")
+_EXPONENT = re.compile(r"-?[0-9]{1,40}[eE][-+]?[0-9]{1,3}")
+"""A number in JSON and YAML 1.2, but text to PyYAML."""
 _WORDS: dict[str, Any] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -174,7 +176,7 @@ class _Reader:
 
     def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
         text = node.value
-        if node.style or node.tag == _PREFIX + "str":
+        if node.style or (node.tag == _PREFIX + "str" and not _EXPONENT.fullmatch(text)):
             return self._sound(text, path)
         if text in _WORDS:
             return _WORDS[text]

@@ -156,8 +156,15 @@ def _shared(limit: LimitSpec) -> LimitSpec:
 
 def _personal(limit: LimitSpec) -> LimitSpec:
     if limit.scope in (Scope.IP, Scope.GLOBAL):
-        raise ValueError(f"a plan's limit has the scope user, key, team or tenant, not {limit.scope}")
+        raise ValueError(f"a limit here has the scope user, key, team or tenant, not {limit.scope}")
     return limit
+
+
+def _own(override: LimitOverride | BudgetOverride) -> LimitOverride | BudgetOverride:
+    """One user's amount for a bucket that many share would change it for all of them."""
+    if override.user is not None and override.scope is not Scope.USER:
+        raise ValueError(f"an override for one user has the scope user, not {override.scope}")
+    return override
 
 
 def _common(limit: LimitSpec) -> LimitSpec:
@@ -273,8 +280,8 @@ class TenantSpec(Strict):
     """A tenant as the policy file names it."""
 
     plan: Name
-    limits: tuple[LimitOverride, ...] = ()
-    budgets: tuple[BudgetOverride, ...] = ()
+    limits: tuple[Annotated[LimitOverride, AfterValidator(_personal), AfterValidator(_own)], ...] = ()
+    budgets: tuple[Annotated[BudgetOverride, AfterValidator(_own)], ...] = ()
 
 
 TenantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,127}$")]

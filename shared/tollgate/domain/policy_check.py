@@ -151,6 +151,10 @@ def failure_mode(policy: Policy) -> FailureMode:
 # -- against the schema ------------------------------------------------------------------------------------------
 
 
+_MISSING = "is missing"
+_MEANT = "did you mean "
+
+
 def _validate(kind: type[Schema], document: Document) -> tuple[Schema | None, list[Problem]]:
     """JSON is validated rather than Python data because its strict mode knows lists, enumerations and decimals."""
     try:
@@ -158,10 +162,23 @@ def _validate(kind: type[Schema], document: Document) -> tuple[Schema | None, li
     except (TypeError, ValueError, RecursionError) as error:
         return None, [document.problem((), f"cannot be read: {error or 'nested too deeply'}")]
     try:
-        return kind.model_validate_json(text, strict=True, by_alias=True, by_name=False), []
+        return kind.model_validate_json(text, strict=True), []
     except ValidationError as errors:
         details = errors.errors(include_url=False)
-        return None, [_explain(kind, document, detail) for detail in details]
+    paths = [tuple(detail["loc"]) for detail in details]
+    problems = [
+        _explain(kind, document, detail)
+        for detail, path in zip(details, paths, strict=True)
+        # entries that are wrong are not counted, but they are there
+        if detail["type"] != "too_short" or not any(other[: len(path)] == path != other for other in paths)
+    ]
+    # a misspelled name is one mistake, not also a missing one
+    meant = {
+        (*problem.path[:-1], problem.hint.removeprefix(_MEANT)[:-1])
+        for problem in problems
+        if problem.hint.startswith(_MEANT)
+    }
+    return None, [problem for problem in problems if problem.message != _MISSING or problem.path not in meant]
 
 
 def _jsonable(value: object) -> object:
@@ -201,7 +218,7 @@ def _explain(kind: type[BaseModel], document: Document, detail: Mapping[str, Any
     expected = _expected(kind_at(kind, path) if path else kind)
     match detail["type"]:
         case "missing":
-            message, hint = "is missing", f"expected {expected}" if expected else ""
+            message, hint = _MISSING, f"expected {expected}" if expected else ""
         case "extra_forbidden":
             known = tuple(name for name in fields(kind_at(kind, path[:-1]) if path[:-1] else kind))
             message, hint = "is not known", nearest(str(path[-1]), known)
@@ -219,7 +236,7 @@ def _explain(kind: type[BaseModel], document: Document, detail: Mapping[str, Any
             known = next((found for option, _ in options(kind_at(kind, path)) if (found := choices(option))), ())
             message = f"expected {_either(known)}, found {_found(value)}"
             hint = nearest(value, known) if isinstance(value, str) else ""
-            hint = hint if hint.startswith("did") else ""
+            hint = hint if hint.startswith(_MEANT) else ""
         case _:
             message, hint = f"expected {expected or 'something else'}, found {_found(value)}", ""
             if isinstance(value, str) and value.lstrip("-").isdecimal() and "number" in expected:
@@ -292,6 +309,8 @@ def _midnights(tenant: Any) -> None:
 def _misplaced(document: Document) -> Iterable[Problem]:
     if isinstance(document.value, dict) and "revision" in document.value:
         yield document.problem(("revision",), "is set where a policy is published; leave it out")
+    if isinstance(document.value, dict) and "everyone" in document.value:  # the field's name in Python
+        yield document.problem(("everyone",), "is not known", "did you mean global?")
 
 
 def _relations(document: Document, policy: Policy) -> Iterable[Problem]:

@@ -40,13 +40,13 @@ def override(document: Document, environ: Mapping[str, str], groups: Iterable[st
     seen: dict[Path, str] = {}
     document.value = deepcopy(document.value)
     for variable in sorted(environ):
-        parts = _parts(variable)
-        if not parts or parts[0] not in wanted:
+        spelled = _spelled(variable)
+        if spelled.partition("__")[0] not in wanted:
             continue
         place = Place(variable)
-        found = list(dict.fromkeys(_resolve(document.value, Policy, parts, ())))
+        found = list(dict.fromkeys(_resolve(document.value, Policy, spelled, ())))
         if not found:
-            path, message, hint = _nowhere(document.value, parts)
+            path, message, hint = _nowhere(document.value, spelled)
             problems.append(Problem(path, message, hint, place))
         elif len(found) > 1:
             both = " and ".join(render(path) for path in found)
@@ -77,13 +77,13 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(constant)
 
 
-def _parts(variable: str) -> tuple[str, ...]:
-    """The parts of an override's name, folded; empty if it is none."""
+def _spelled(variable: str) -> str:
+    """What an override's name says after its prefix, folded; empty if it is none."""
     folded = variable.upper()
-    if not folded.startswith(_PREFIX) or "__" not in folded:
-        return ()
-    parts = tuple(folded.removeprefix(_PREFIX).split("__"))
-    return parts if len(parts) > 1 and parts[0] in GROUPS else ()
+    rest = folded.removeprefix(_PREFIX)
+    return (
+        rest if folded.startswith(_PREFIX) and rest.partition("__")[:2] in [(group, "__") for group in GROUPS] else ""
+    )
 
 
 def _fold(name: str) -> str:
@@ -94,45 +94,47 @@ def _fold(name: str) -> str:
 class _Step:
     part: str | int
     value: Any
-    taken: int
-    """How many of the variable's parts this name has used: more than one if it holds two underscores itself."""
+    rest: str | None
+    """What follows in the variable's name; None at its end."""
 
 
-def _steps(value: Any, kind: Any, parts: tuple[str, ...]) -> Iterator[_Step]:
-    """What the first parts can mean below `value`."""
+def _steps(value: Any, kind: Any, spelled: str) -> Iterator[_Step]:
+    """What the first words can mean below `value`. A name may hold two underscores itself, or end with one."""
     if isinstance(value, list):
-        if parts[0].isascii() and parts[0].isdecimal() and len(parts[0]) < 6 and int(parts[0]) < len(value):
-            yield _Step(int(parts[0]), value[int(parts[0])], 1)
+        word, separator, rest = spelled.partition("__")
+        if word.isascii() and word.isdecimal() and len(word) < 6 and int(word) < len(value):
+            yield _Step(int(word), value[int(word)], rest if separator else None)
         return
     if value is not None and not isinstance(value, dict):
         return
     existing = value or {}
     for name in dict.fromkeys([*existing, *fields(kind)]):
         folded = _fold(name)
-        taken = folded.count("__") + 1 if "__" in folded else 1
-        if "__".join(parts[:taken]) == folded:
-            yield _Step(name, existing.get(name), taken)
+        if spelled == folded:
+            yield _Step(name, existing.get(name), None)
+        elif spelled.startswith(f"{folded}__"):
+            yield _Step(name, existing.get(name), spelled[len(folded) + 2 :])
 
 
-def _resolve(value: Any, kind: Any, parts: tuple[str, ...], path: Path) -> Iterator[Path]:
-    if not parts:
+def _resolve(value: Any, kind: Any, spelled: str | None, path: Path) -> Iterator[Path]:
+    if spelled is None:
         yield path
         return
-    for step in _steps(value, kind, parts):
-        yield from _resolve(step.value, inner(kind, step.part), parts[step.taken :], (*path, step.part))
+    for step in _steps(value, kind, spelled):
+        yield from _resolve(step.value, inner(kind, step.part), step.rest, (*path, step.part))
 
 
-def _nowhere(value: Any, parts: tuple[str, ...]) -> tuple[Path, str, str]:
+def _nowhere(value: Any, spelled: str) -> tuple[Path, str, str]:
     """How far a variable's name can be followed, and what was expected there."""
     path: Path = ()
     kind: Any = Policy
-    while parts and (step := next(_steps(value, kind, parts), None)) is not None:
-        path, value, kind, parts = (*path, step.part), step.value, inner(kind, step.part), parts[step.taken :]
-    part = parts[0] if parts else ""
+    while (step := next(_steps(value, kind, spelled), None)) is not None and step.rest is not None:
+        path, value, kind, spelled = (*path, step.part), step.value, inner(kind, step.part), step.rest
+    word = spelled.partition("__")[0].lower()
     if isinstance(value, list):
-        return path, f"has no entry {part.lower()!r}: there are {len(value)}, counted from 0", ""
+        return path, f"has no entry {word!r}: there are {len(value)}, counted from 0", ""
     known = tuple(dict.fromkeys([*(value if isinstance(value, dict) else ()), *fields(kind)]))
-    return path, f"has no {part.lower()!r}", nearest(part, known)
+    return path, f"has no {word!r}", nearest(word, known)
 
 
 def _set(document: Document, path: Path, value: Any, place: Place) -> None:
