@@ -56,6 +56,8 @@ def lab_policy(folder: Path, *, scripted: str = "http://127.0.0.1:1/v1", **chang
     }
     for upstream in policy["upstreams"].values():
         upstream["timeouts"] = {"connect": 2, "first_byte": 3, "idle": 2, "total": 30}
+    # its silence is a test that is busy, not a fault
+    policy["upstreams"]["scripted"]["timeouts"] = {"connect": 2, "first_byte": 20, "idle": 20, "total": 60}
     price = {"input": 1, "output": 2}
     policy["models"] |= {name: {"route": [{"upstream": "openai", "model": name}], "price": price} for name in FAULTS}
     routes = {
