@@ -14,10 +14,30 @@ PACKAGE = ROOT / "shared" / "tollgate"
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "functions").rglob("*.py")])
 PURE = sorted(path for part in ("domain", "wire") for path in (PACKAGE / part).rglob("*.py"))
 
-IO = frozenset(
-    "asyncio concurrent http io logging multiprocessing os pathlib random secrets select selectors shutil signal socket"
-    " sqlite3 ssl subprocess tempfile threading time urllib".split()
-)
+IO = {
+    "asyncio",
+    "concurrent",
+    "http",
+    "io",
+    "logging",
+    "multiprocessing",
+    "os",
+    "pathlib",
+    "random",
+    "secrets",
+    "select",
+    "selectors",
+    "shutil",
+    "signal",
+    "socket",
+    "sqlite3",
+    "ssl",
+    "subprocess",
+    "tempfile",
+    "threading",
+    "time",
+    "urllib",
+}
 """Of the standard library: what reaches outside, or gives a different answer each time."""
 PURE_PARTS = {"urllib.parse"}
 CLOCK_CALLS = {"now", "utcnow", "today"}

@@ -7,12 +7,18 @@ policy asks to be changed replaces just that value; every other byte reaches the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from json import decoder
 from json.decoder import JSONDecodeError, JSONDecoder
 from typing import Any
 
 from tollgate.wire.errors import ApiError, shown
+
+MAX_MEMBERS = 1_000
+"""Top-level members of a body. Real requests have some twenty."""
+MAX_OBJECTS = 20_000
+"""Objects in a body. Each costs a microsecond or so, and a few MB of them would hold up everyone else for seconds."""
 
 _BLANK = " \t\n\r"
 
@@ -43,10 +49,31 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-# The standard library's own C scanner: public in effect since Python 2.7, but unknown to the type stubs.
-_scan: Callable[[str, int], tuple[Any, int]] = vars(
-    JSONDecoder(parse_constant=_reject_constant, object_pairs_hook=_unique)
-)["scan_once"]
+Scan = Callable[[str, int], tuple[Any, int]]
+
+
+def _scanner(object_pairs_hook: Callable[[list[tuple[str, Any]]], dict[str, Any]]) -> Scan:
+    """The standard library's own C scanner: the value at a position, and where it ends. Raises StopIteration where
+    there is none. (Unchanged since Python 2.7, but unknown to the type stubs.)"""
+    scan: Scan = vars(JSONDecoder(parse_constant=_reject_constant, object_pairs_hook=object_pairs_hook))["scan_once"]
+    return scan
+
+
+def _counting_scanner() -> Scan:
+    """A scanner for one body, which gives up at `MAX_OBJECTS`."""
+    left = MAX_OBJECTS
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise _Rejected(f"it has more than {MAX_OBJECTS} objects")
+        return _unique(pairs)
+
+    return _scanner(unique)
+
+
+_scan = _scanner(_unique)
 _scan_string: Callable[[str, int, bool], tuple[str, int]] = vars(decoder)["scanstring"]
 
 
@@ -85,43 +112,48 @@ class Body:
         """Fill `fields` and `_spans`; returns the position after the opening brace."""
         text = self._text
         fields, spans = self.fields, self._spans
+        scan = _scan if text.count("{") <= MAX_OBJECTS else _counting_scanner()
         at = _skip(text, 0)
-        if text[at : at + 1] != "{":
-            if at == len(text):
-                raise JSONDecodeError("The body is empty", text, at)
-            self._finish(text, self._value(text, at)[1])
-            raise BodyError("The body must be a JSON object.", code="invalid_type")
-        start = at + 1
-        at = _skip(text, start)
-        if text[at : at + 1] == "}":
-            self._finish(text, at + 1)
-            return start
-        while True:
-            if text[at : at + 1] != '"':
-                raise JSONDecodeError("Expecting property name enclosed in double quotes", text, at)
-            key, at = _scan_string(text, at + 1, True)
-            if key in fields:
-                raise BodyError(f"The key {shown(key)} occurs twice.", param=key, code="duplicate_key")
-            if text[at : at + 1] != ":":
-                at = _skip(text, at)
-                if text[at : at + 1] != ":":
-                    raise JSONDecodeError("Expecting ':' delimiter", text, at)
-            begin = _skip(text, at + 1)
-            fields[key], at = self._value(text, begin)
-            spans[key] = (begin, at)
-            at = _skip(text, at)
-            mark = text[at : at + 1]
-            if mark == "}":
+        try:
+            if text[at : at + 1] != "{":
+                if at == len(text):
+                    raise JSONDecodeError("The body is empty", text, at)
+                self._finish(text, scan(text, at)[1])
+                raise BodyError("The body must be a JSON object.", code="invalid_type")
+            start = at + 1
+            at = _skip(text, start)
+            if text[at : at + 1] == "}":
                 self._finish(text, at + 1)
                 return start
-            if mark != ",":
-                raise JSONDecodeError("Expecting ',' delimiter", text, at)
-            at = _skip(text, at + 1)
-
-    @staticmethod
-    def _value(text: str, at: int) -> tuple[Any, int]:
-        try:
-            return _scan(text, at)
+            while True:
+                if text[at : at + 1] != '"':
+                    raise JSONDecodeError("Expecting property name enclosed in double quotes", text, at)
+                key, at = _scan_string(text, at + 1, True)
+                if key in fields:
+                    raise BodyError(f"The key {shown(key)} occurs twice.", param=key, code="duplicate_key")
+                if text[at : at + 1] != ":":
+                    at = _skip(text, at)
+                    if text[at : at + 1] != ":":
+                        raise JSONDecodeError("Expecting ':' delimiter", text, at)
+                begin = at + 1
+                if text[begin : begin + 1] in _BLANK:
+                    begin = _skip(text, begin)
+                fields[key], at = scan(text, begin)
+                spans[key] = (begin, at)
+                mark = text[at : at + 1]
+                if mark in _BLANK:
+                    at = _skip(text, at)
+                    mark = text[at : at + 1]
+                if mark == "}":
+                    self._finish(text, at + 1)
+                    return start
+                if mark != ",":
+                    raise JSONDecodeError("Expecting ',' delimiter", text, at)
+                at += 1
+                if text[at : at + 1] in _BLANK:
+                    at = _skip(text, at)
+                if len(fields) == MAX_MEMBERS:
+                    raise _Rejected(f"it has more than {MAX_MEMBERS} members")
         except StopIteration as stop:
             raise JSONDecodeError("Expecting value", text, stop.value) from None
 
@@ -160,8 +192,10 @@ class Body:
         return "".join(parts).encode("utf-8")
 
 
+_blanks = re.compile(r"[ \t\n\r]*")
+
+
 def _skip(text: str, at: int) -> int:
     """The position of the first character at or after `at` that is not JSON white space."""
-    while text[at : at + 1] in _BLANK and at < len(text):
-        at += 1
-    return at
+    found = _blanks.match(text, at)
+    return at if found is None else found.end()

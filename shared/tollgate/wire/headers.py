@@ -17,10 +17,8 @@ from tollgate.domain.limits import (
     Rate,
     RateTake,
     Scope,
-    State,
     Unit,
     remaining,
-    reset_us,
 )
 from tollgate.wire.errors import Api, invalid_request, shown
 
@@ -117,6 +115,11 @@ _SCOPE_NAMES = {
 }
 
 
+_OPENAI_NAMES = {
+    unit: tuple(f"x-ratelimit-{what}-{unit}".encode() for what in ("limit", "remaining", "reset")) for unit in Unit
+}
+
+
 def limit_type(scope: Scope, *, local: bool) -> str:
     """The value of `X-RateLimit-Type`: whose limit it is, and whether this container decided alone."""
     return ("Local-" if local else "") + _SCOPE_NAMES[scope]
@@ -127,7 +130,8 @@ def rate_limit_headers(admission: Admission, decision: Decision) -> Headers:
     IETF draft says it (all of them). Global rates are left out: their state is other tenants' business.
     """
     now = decision.now_us
-    tightest: dict[Unit, tuple[int, RateTake, State]] = {}
+    requests: tuple[int, Rate, int] | None = None
+    tokens: tuple[int, Rate, int] | None = None
     policies: list[str] = []
     states: list[str] = []
     for take, state in zip(admission.takes, decision.states, strict=False):
@@ -137,19 +141,27 @@ def rate_limit_headers(admission: Admission, decision: Decision) -> Headers:
         if rate.scope is Scope.GLOBAL:
             continue
         left = remaining(take, state, now)
-        if rate.unit not in tightest or left < tightest[rate.unit][0]:
-            tightest[rate.unit] = (left, take, state)
-        name, policy = _policy(rate)
+        reset = max(0, state.value - now)
+        of_requests = rate.unit is Unit.REQUESTS
+        if of_requests:
+            if requests is None or left < requests[0]:
+                requests = (left, rate, reset)
+        elif tokens is None or left < tokens[0]:
+            tokens = (left, rate, reset)
+        name, policy = _policy(rate.id, rate.amount, rate.period_us, of_requests)
         policies.append(policy)
-        states.append(f"{name};r={left};t={-(-reset_us(take, state, now) // SECOND_US)}")
+        states.append(f"{name};r={left};t={-(-reset // SECOND_US)}")
     found: Headers = []
-    for unit, (left, take, state) in tightest.items():
-        label = unit.value
-        found += (
-            (f"x-ratelimit-limit-{label}".encode(), b"%d" % take.limit.burst),
-            (f"x-ratelimit-remaining-{label}".encode(), b"%d" % left),
-            (f"x-ratelimit-reset-{label}".encode(), duration(reset_us(take, state, now)).encode()),
-        )
+    if requests is not None:
+        left, rate, reset = requests
+        found.append((b"x-ratelimit-limit-requests", b"%d" % rate.burst))
+        found.append((b"x-ratelimit-remaining-requests", b"%d" % left))
+        found.append((b"x-ratelimit-reset-requests", duration(reset).encode()))
+    if tokens is not None:
+        left, rate, reset = tokens
+        found.append((b"x-ratelimit-limit-tokens", b"%d" % rate.burst))
+        found.append((b"x-ratelimit-remaining-tokens", b"%d" % left))
+        found.append((b"x-ratelimit-reset-tokens", duration(reset).encode()))
     if policies:
         found.append((b"ratelimit-policy", ", ".join(policies).encode()))
         found.append((b"ratelimit", ", ".join(states).encode()))
@@ -157,11 +169,11 @@ def rate_limit_headers(admission: Admission, decision: Decision) -> Headers:
 
 
 @lru_cache(maxsize=4096)
-def _policy(rate: Rate) -> tuple[str, str]:
-    """The rate's name as a structured-field string, and its member of `RateLimit-Policy` (window in seconds)."""
-    quoted = "".join(c if " " <= c <= "~" else "?" for c in rate.id).replace("\\", "\\\\").replace('"', '\\"')
-    unit = "" if rate.unit is Unit.REQUESTS else f';qu="{rate.unit}"'
-    return f'"{quoted}"', f'"{quoted}";q={rate.amount};w={max(1, rate.period_us // SECOND_US)}{unit}'
+def _policy(name: str, amount: int, period_us: int, of_requests: bool) -> tuple[str, str]:
+    """A rate's name as a structured-field string, and its member of `RateLimit-Policy` (window in seconds)."""
+    quoted = "".join(c if " " <= c <= "~" else "?" for c in name).replace("\\", "\\\\").replace('"', '\\"')
+    unit = "" if of_requests else ';qu="tokens"'
+    return f'"{quoted}"', f'"{quoted}";q={amount};w={max(1, period_us // SECOND_US)}{unit}'
 
 
 def duration(us: int) -> str:

@@ -9,8 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tollgate.wire.errors import invalid_request
+
 IMAGE_TOKENS = 1_000
 """What one image is taken to cost unless the policy says otherwise; settling corrects it."""
+
+MAX_PARTS = 100_000
+"""Elements of all arrays in a prompt, token ids apart: more take long to walk over, and no provider takes them."""
 
 # Base64 bytes per token. Speech: 10 tokens a second, at 4 kB/s of MP3 (WAV is larger, so it is overestimated).
 # Documents: about 1,500 tokens for a page of 60 kB.
@@ -42,6 +47,8 @@ class Prompt:
     count: int = 1
     """How many prompts there are; each gets answers of its own."""
     reference: str | None = None
+    parts: int = 0
+    """Elements of arrays seen so far."""
 
     def add(self, value: Any, image_tokens: int = IMAGE_TOKENS, *, content: bool = True) -> None:
         """Count `value`. Media and references are looked for in `content` only, not in tools' schemas, which may well
@@ -68,6 +75,9 @@ class Prompt:
                     else:
                         push(member)
             elif kind is list:
+                self.parts += len(item)
+                if self.parts > MAX_PARTS:
+                    raise invalid_request(f"The prompt has more than {MAX_PARTS} parts.", code="array_above_max_length")
                 stack += item
             elif item is not None:
                 size += _SCALAR_BYTES
@@ -77,9 +87,14 @@ class Prompt:
 
     def _part(self, part: dict[str, Any], image_tokens: int) -> int:
         """Look at one object of the content; returns how many bytes of it are media rather than text."""
-        if self.reference is None:
-            self.reference = _reference(part)
         kind = part.get("type")
+        if self.reference is None:
+            if type(part.get("file_id")) is str:
+                self.reference = "file_id"
+            elif "audio" in part and _is_stored(part["audio"]):
+                self.reference = "audio.id"
+            elif kind == "item_reference":
+                self.reference = "item_reference"
         media = _MEDIA.get(kind) if type(kind) is str else None
         if media is None:
             return 0
@@ -95,15 +110,20 @@ class Prompt:
         if type(value) is not list:
             self.add(value, content=False)
             return
-        if value and all(type(item) is int for item in value):
+        if are_integers(value):
             self.tokens += len(value)
             return
         self.count = max(1, len(value))
         for item in value:
-            if type(item) is list and all(type(token) is int for token in item):
+            if type(item) is list and are_integers(item):
                 self.tokens += len(item)
             else:
                 self.add(item, content=False)
+
+
+def are_integers(items: list[Any]) -> bool:
+    """Whether these are token ids, at least one. (True and False are not.)"""
+    return set(map(type, items)) == {int}
 
 
 def _bytes(text: str) -> int:
@@ -122,14 +142,6 @@ def _payload(part: dict[str, Any]) -> str:
     return ""
 
 
-def _reference(part: dict[str, Any]) -> str | None:
-    """What in this object refers to something stored at the provider."""
-    if type(part.get("file_id")) is str:
-        return "file_id"
-    kind = part.get("type")
-    if kind in ("item_reference", "container_upload"):
-        return str(kind)
-    audio = part.get("audio")
-    if type(audio) is dict and type(audio.get("id")) is str:
-        return "audio.id"
-    return None
+def _is_stored(audio: Any) -> bool:
+    """Whether an assistant message's `audio` names an earlier answer."""
+    return type(audio) is dict and type(audio.get("id")) is str

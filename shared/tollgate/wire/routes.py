@@ -16,7 +16,7 @@ from typing import Any
 from tollgate.domain.usage import BYTES_PER_TOKEN, tokens_of
 from tollgate.wire.body import Body, BodyError
 from tollgate.wire.errors import Api, invalid_request, not_available, shown
-from tollgate.wire.prompt import IMAGE_TOKENS, Prompt
+from tollgate.wire.prompt import IMAGE_TOKENS, Prompt, are_integers
 
 MAX_TOKENS = 2**31 - 1
 """No maximum, nor its product with the number of answers, may be larger: more is a mistake or an attack."""
@@ -51,9 +51,9 @@ class Feature(StrEnum):
     """Fallback models and plugins of the upstream's own choosing."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
-    """What one request asks for."""
+    """What one request asks for. (Not frozen: a frozen one takes three times as long to make.)"""
 
     route: Route
     model: str
@@ -117,14 +117,15 @@ class Route:
         prompt = self._measure(fields, image_tokens)
         if prompt.reference is not None and Feature.REFERENCES not in allowed:
             raise not_available(self.prompt, f"Referring to stored content ({prompt.reference})")
-        answers = prompt.count * max([1, *(_count(fields, name) or 1 for name in self.multiples)])
-        largest = max((_count(fields, name) or 0 for name in self.maxima), default=0)
-        limit_field = next((name for name in self.maxima if fields.get(name) is not None), "")
+        answers = prompt.count
+        if self.multiples:
+            answers *= max(_largest(fields, self.multiples)[0], 1)
+        largest, limit_field = _largest(fields, self.maxima)
         max_output: int | None = largest * answers or None
-        if answers > MAX_TOKENS or (max_output or 0) > MAX_TOKENS:
+        if answers > MAX_TOKENS or largest * answers > MAX_TOKENS:
             raise invalid_request(
                 f"{answers} answers of up to {largest} tokens are more than this API can count.",
-                limit_field or next((name for name in self.multiples if fields.get(name) is not None), self.prompt),
+                limit_field or _largest(fields, self.multiples)[1] or self.prompt,
                 "integer_above_max_value",
             )
         changes: dict[str, str] = {}
@@ -234,6 +235,16 @@ def _count(fields: Mapping[str, Any], name: str) -> int | None:
     return value
 
 
+def _largest(fields: Mapping[str, Any], names: tuple[str, ...]) -> tuple[int, str]:
+    """The largest of these counts and the name of the first one given; 0 and nothing if none is."""
+    largest, first = 0, ""
+    for name in names:
+        if name in fields and (value := _count(fields, name)) is not None:
+            first = first or name
+            largest = max(largest, value)
+    return largest, first
+
+
 def _check_messages(value: Any) -> None:
     if type(value) is not list:
         raise _wrong_type("messages", "an array", value)
@@ -252,10 +263,12 @@ def _check_texts(name: str, value: Any) -> None:
         raise _wrong_type(name, "a string or an array", value)
     if not value:
         raise invalid_request(f"'{name}' must not be empty.", name, "empty_array")
+    if are_integers(value):
+        return
     kind = type(value[0])
     for at, item in enumerate(value):
-        same = type(item) is kind and kind in (str, int, list)
-        if not same or (kind is list and not all(type(token) is int for token in item)):
+        same = type(item) is kind and kind in (str, list)
+        if not same or (kind is list and not are_integers(item)):
             raise _wrong_type(f"{name}[{at}]", "a string, a token id or an array of token ids, as its neighbours", item)
 
 

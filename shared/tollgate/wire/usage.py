@@ -20,7 +20,8 @@ from tollgate.wire.sse import Splitter, data_of
 Loads = Callable[[bytes], Any]
 """A JSON parser; raises ValueError for what is not JSON."""
 
-_USAGE_VALUE = re.compile(rb'"usage"\s*:(?!\s*null)')
+_USAGE = b'"usage"'
+_NULL = re.compile(rb"\s*:\s*null")
 _DONE = b"[DONE]"
 
 _MARKS: dict[Shape, tuple[bytes, ...]] = {
@@ -182,9 +183,14 @@ class StreamReader(UsageReader):
         return self._usage
 
     def _matters(self, data: bytes) -> bool:
-        if b'"usage"' in data and _USAGE_VALUE.search(data) is not None:
+        """Whether some event in `data` may have to be parsed. (Chunks mostly say ``"usage":null`` at the most.)"""
+        at = data.find(_USAGE)
+        if at >= 0 and (_NULL.match(data, at + 7) is None or data.find(_USAGE, at + 7) >= 0):
             return True
-        return any(mark in data for mark in self._marks)
+        for mark in self._marks:  # noqa: SIM110 (a generator would cost more than the search)
+            if mark in data:
+                return True
+        return False
 
     def _read(self, event: bytes) -> bool:
         """Learn from one event; True if it is the usage chunk, which nobody but us may have asked for."""
