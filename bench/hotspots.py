@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rig import BENCH, CannotRun, Rig
 
-SECONDS = 6.0
+SECONDS = 12.0
 CONNECTIONS = 64
 
 
@@ -43,7 +43,9 @@ def main() -> int:
     except CannotRun as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{load.requests} requests, {load.rps:.0f}/s, {used / load.requests:.0f} us of CPU each, {load.refused} refused")
+    print(
+        f"{load.requests} requests, {load.rps:.0f}/s, {used / load.requests:.0f} us of CPU each, {load.refused} refused"
+    )
     if options.calls:
         print_calls(found["calls"], load.requests, options.top)
     else:

@@ -192,7 +192,10 @@ class Rig:
 
     def redis(self, *command: str) -> str:
         """One Redis command; its reply as text."""
-        with socket.create_connection(("127.0.0.1", self.redis_port), 5) as connection, connection.makefile("rb") as file:
+        with (
+            socket.create_connection(("127.0.0.1", self.redis_port), 5) as connection,
+            connection.makefile("rb") as file,
+        ):
             connection.sendall(" ".join(command).encode() + b"\r\n")
             first = file.readline()
             return file.read(int(first[1:])).decode() if first.startswith(b"$") else first[1:].strip().decode()
@@ -221,7 +224,9 @@ class Rig:
         return target
 
     def _environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("TOLLGATE_", "AWS_", "REDIS_"))}
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("TOLLGATE_", "AWS_", "REDIS_"))
+        }
         return {**kept, "PYTHONPATH": str(ROOT / "shared")}
 
     def _tool(self, name: str, command: list[str], port: int) -> None:
