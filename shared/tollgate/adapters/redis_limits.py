@@ -167,6 +167,9 @@ class RedisLimitStore:
             self._connection = opening.result()
 
 
+_UNSEEN = State(0)
+
+
 def _sorted(
     takes: Sequence[Take],
 ) -> tuple[list[tuple[int, RateTake]], list[tuple[int, BudgetTake]], list[tuple[int, SlotTake]]]:
@@ -190,8 +193,7 @@ def _decision(reply: list[int], order: list[int], store: str) -> Decision:
     if status is Status.COLD:
         decision.cold = tuple(sorted(order[i] for i in reply[4:]))
     elif status in (Status.ADMITTED, Status.REFUSED):
-        states = [State(0)] * len(order)
-        for position, i in enumerate(order):
-            states[i] = State(reply[4 + 2 * position], reply[5 + 2 * position])
-        decision.states = states
+        states = decision.states = [_UNSEEN] * len(order)
+        for i, value, granted in zip(order, reply[4::2], reply[5::2], strict=True):
+            states[i] = State(value, granted)
     return decision
