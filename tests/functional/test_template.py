@@ -86,6 +86,17 @@ def test_the_endpoint_is_regional_and_throttled() -> None:
     assert health["ThrottlingRateLimit"] < 10
 
 
+def test_access_logs_are_there_when_asked_for_and_hold_no_credentials() -> None:
+    assert "AccessLogGroup" not in deployed()
+    assert "AccessLogSetting" not in deployed()["GatewayApiStage"]["Properties"]
+    stack = deployed(AccessLogs="yes")
+    setting = stack["GatewayApiStage"]["Properties"]["AccessLogSetting"]
+    assert setting["DestinationArn"] == {"Fn::GetAtt": ["AccessLogGroup", "Arn"]}
+    line = json.loads(setting["Format"])
+    assert {"request_id", "ip", "status", "caller"} <= line.keys()
+    assert "authorization" not in setting["Format"].lower()
+
+
 @pytest.mark.parametrize(
     ("name", "error"),
     [
@@ -312,9 +323,14 @@ def test_access_tokens_carry_the_tenant_and_no_user_can_change_theirs() -> None:
         assert "aws.cognito.signin.user.admin" not in client["AllowedOAuthScopes"]
 
 
-def test_the_authorizer_takes_tokens_of_both_clients_only() -> None:
-    variables = resources("AWS::Lambda::Function")["AuthorizerFunction"]["Environment"]["Variables"]
+def test_the_authorizer_takes_tokens_of_named_clients_only() -> None:
+    def variables_of(stack: dict[str, Any]) -> Any:
+        return stack["AuthorizerFunction"]["Properties"]["Environment"]["Variables"]
+
+    variables = variables_of(deployed())
     assert variables["TOLLGATE_CLIENT_IDS"] == {"Fn::Sub": "${MachineClient},${PublicClient}"}
+    more = variables_of(deployed(MoreClientIds="abc"))["TOLLGATE_CLIENT_IDS"]
+    assert more == {"Fn::Sub": "${MachineClient},${PublicClient},${MoreClientIds}"}
     issuer = variables["TOLLGATE_ISSUER"]["Fn::Sub"]
     assert variables["TOLLGATE_JWKS_URL"]["Fn::Sub"] == f"{issuer}/.well-known/jwks.json"
 
