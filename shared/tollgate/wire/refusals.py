@@ -23,7 +23,7 @@ from tollgate.domain.limits import (
     refusal,
 )
 from tollgate.wire.errors import ApiError, exceeds_plan_limit, insufficient_quota, rate_limit_exceeded
-from tollgate.wire.headers import duration, limit_type
+from tollgate.wire.headers import duration, limit_type, rate_limit_headers
 
 Largest = Callable[[Limit, int], int | None]
 """``largest(limit, amount)``: the largest maximum of an answer with which the request needs at most `amount` of
@@ -33,10 +33,16 @@ Largest = Callable[[Limit, int], int | None]
 def refusal_error(
     admission: Admission, decision: Decision, *, param: str | None = None, largest: Largest | None = None
 ) -> ApiError:
-    """The error for a refused admission (precondition: `decision` is REFUSED).
+    """The error for a refused admission (precondition: `decision` is REFUSED), with the headers that say what is left.
 
     `param`: the field by which the caller limited the answer, if so; with it, `largest` says what would fit.
     """
+    error = _worded(admission, decision, param, largest)
+    error.headers |= {name.decode(): value.decode() for name, value in rate_limit_headers(admission, decision)}
+    return error
+
+
+def _worded(admission: Admission, decision: Decision, param: str | None, largest: Largest | None) -> ApiError:
     why = refusal(admission, decision)
     take = why.take
     kind = limit_type(take.limit.scope, local=decision.local)
