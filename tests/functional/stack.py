@@ -140,7 +140,7 @@ class DevStack:
         assert self.process.stdout is not None
         line = _line_within(self.process, START_S)
         if not line:
-            self.process.kill()
+            self.stop(signal.SIGKILL)
             raise AssertionError(f"tollgate dev did not start:\n{self.log()}")
         self.ready = json.loads(line)
 

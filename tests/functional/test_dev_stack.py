@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -21,6 +22,8 @@ import pytest
 from openai import OpenAI
 
 from tests.functional.stack import ROOT, DevStack, tollgate
+from tests.servers import redis_server, wait_for_port
+from tollgate.local.children import free_port
 
 QUESTION: dict[str, Any] = {"model": "small", "messages": [{"role": "user", "content": "Hello, world"}]}
 
@@ -149,9 +152,13 @@ def test_a_port_that_is_taken_is_one_clear_line(stack: DevStack) -> None:
 
 
 def test_two_stacks_run_side_by_side(stack: DevStack) -> None:
-    with DevStack() as other:
+    """The second one with an upstream of its own, `--upstream`, which is the first one's demo model."""
+    with DevStack("--upstream", stack.ready["model_url"]) as other:
+        assert set(other.pids) == {"redis", "aws", "proxy"}
         assert set(other.pids.values()).isdisjoint(stack.pids.values())
-        assert ask(other, other.ready["token"])[0] == 200
+        before = stack.model_counts()["requests"]
+        assert ask(other, other.ready["token"], model="large")[0] == 200
+        assert stack.model_counts()["requests"] == before + 1
         assert ask(stack, stack.ready["token"])[0] == 200
         other.new_tenant("only-here", "free")
         assert "only-here" in other.run("tenant", "list").stdout
@@ -159,9 +166,29 @@ def test_two_stacks_run_side_by_side(stack: DevStack) -> None:
         # a token of the one is none for the other
         assert ask(stack, other.ready["token"])[0] == 401
         inside = descendants(other.process.pid)
-        assert other.stop() == 0
+        assert other.stop(signal.SIGINT) == 0
         assert not [pid for pid in inside if alive(pid)]
     assert ask(stack, stack.ready["token"])[0] == 200
+
+
+def test_redis_and_aws_may_run_already() -> None:
+    """`REDIS_URL` and `AWS_ENDPOINT_URL` are used as they are, and what a former stack made there is found again."""
+    port = free_port()
+    command = [sys.executable, "-m", "tollgate.local.aws", "--port", str(port)]
+    with redis_server() as redis_url, subprocess.Popen(command) as aws:
+        try:
+            wait_for_port(port, aws)
+            given = {"REDIS_URL": redis_url, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+            with DevStack(env=given) as first:
+                assert set(first.pids) == {"model", "proxy"}
+                assert {name: first.ready[name.lower()] for name in given} == given
+                assert ask(first, first.token(first.new_tenant("mine", "pro"), "alice"))[0] == 200
+                assert first.stop() == 0
+            with DevStack(env=given) as second:
+                assert [(row["user"], row["requests"]) for row in second.usage_of("mine", 1)] == [("alice", 1)]
+                assert ask(second, second.token("mine", "alice"))[0] == 200
+        finally:
+            aws.kill()
 
 
 @pytest.fixture(scope="module")
@@ -210,19 +237,9 @@ def test_sigterm_loses_no_usage_and_leaves_no_process(own: DevStack) -> None:
     assert "dead letters" not in own.log()
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_no_process_is_left(how: signal.Signals) -> None:
-    """Not even by SIGKILL, which gives no chance to tidy up."""
+def test_no_process_is_left_by_sigkill() -> None:
+    """Which gives no chance to tidy up."""
     with DevStack() as running:
         inside = descendants(running.process.pid)
-        assert running.stop(how) == (0 if how is signal.SIGINT else -how)
+        assert running.stop(signal.SIGKILL) == -signal.SIGKILL
         wait(lambda: not [pid for pid in inside if alive(pid)])
-
-
-def test_an_upstream_of_ones_own(stack: DevStack) -> None:
-    """`--upstream` sends every model there; no demo model is started."""
-    before = stack.model_counts()["requests"]
-    with DevStack("--upstream", stack.ready["model_url"]) as other:
-        assert "model" not in other.pids
-        assert ask(other, other.ready["token"], model="large")[0] == 200
-    assert stack.model_counts()["requests"] == before + 1

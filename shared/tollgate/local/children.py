@@ -36,12 +36,16 @@ def say(message: str) -> None:
 
 
 def free_port() -> int:
-    """A TCP port on loopback where nobody listens now."""
+    """A TCP port on loopback where nobody listens now, and that this process was not given before."""
     for _ in range(100):
         port = random.choice(PORTS)
-        if not taken(port):
+        if port not in _given and not taken(port):
+            _given.add(port)
             return port
     raise NotStarted(f"no free port between {PORTS.start} and {PORTS.stop} on 127.0.0.1")
+
+
+_given: set[int] = set()
 
 
 def taken(port: int) -> bool:

@@ -504,7 +504,7 @@ def main() -> None:
     # a closed connection is what some faults are: uvicorn's complaints about them say nothing
     uvicorn.run(
         DemoModel(Pace.from_env(os.environ)), host="127.0.0.1", port=port, log_level="critical", access_log=False,
-        lifespan="off", timeout_graceful_shutdown=1,
+        lifespan="off", timeout_graceful_shutdown=1, timeout_keep_alive=75,  # longer than the gateway keeps a connection
     )  # fmt: skip
 
 

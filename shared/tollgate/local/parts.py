@@ -100,7 +100,7 @@ async def start(options: Options, exits: AsyncExitStack, gave_up: Callable[[], N
     announced["TOLLGATE_DEV_MODEL_URL"] = model_url  # `policy apply` sends upstreams there too
     if options.upstream:
         announced["TOLLGATE_DEV_UPSTREAM"] = options.upstream
-    if aws is not None:  # else they may be somebody's real ones, and a terminal has its own
+    if environ.get("AWS_ACCESS_KEY_ID") == CREDENTIALS["AWS_ACCESS_KEY_ID"]:  # never somebody's real ones
         announced |= CREDENTIALS
     exits.callback(discovery.announce(url, announced, environ).close)
     return Ready(
@@ -151,9 +151,10 @@ def _with_aws(environ: Mapping[str, str], endpoint: str, *, embedded: bool) -> d
     a part in it."""
     region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or REGION
     no_proxy = ",".join(filter(None, (environ.get("NO_PROXY") or environ.get("no_proxy"), "127.0.0.1,localhost")))
+    given = {name: value for name, value in environ.items() if not embedded or name not in PERSONAL}
     found = {
-        **CREDENTIALS,
-        **{name: value for name, value in environ.items() if not embedded or name not in PERSONAL},
+        **({} if "AWS_PROFILE" in given else CREDENTIALS),
+        **given,
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_REGION": region,
         "AWS_DEFAULT_REGION": region,
@@ -267,7 +268,8 @@ async def _proxy(
     command = [sys.executable, "-m", "uvicorn", "functions.proxy.app:app", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--loop", "uvloop", "--http", "httptools", "--ws", "none", "--lifespan", "on", "--no-access-log"]
     command += ["--no-server-header", "--no-date-header", "--log-level", "warning"]
-    command += ["--timeout-graceful-shutdown", str(PROXY_DRAIN_S)]
+    # longer than our client keeps an idle connection: else both ends may use and close it at the same moment
+    command += ["--timeout-graceful-shutdown", str(PROXY_DRAIN_S), "--timeout-keep-alive", "75"]
     # by this it knows that it is behind API Gateway, and believes the request context
     on_lambda = {"AWS_LAMBDA_FUNCTION_NAME": "tollgate-proxy", "POWERTOOLS_SERVICE_NAME": "proxy"}
     child = Child("proxy", command, {**environ, **on_lambda}, ready=lambda: _healthy(http, port), on_output=pipe.feed)
