@@ -20,8 +20,6 @@ MAX_MEMBERS = 1_000
 MAX_OBJECTS = 20_000
 """Objects in a body. Each costs a microsecond or so, and a few MB of them would hold up everyone else for seconds."""
 
-_BLANK = " \t\n\r"
-
 
 class BodyError(ApiError):
     """400: the body is not what a JSON API can work with."""
@@ -115,47 +113,46 @@ class Body:
         scan = _scan if text.count("{") <= MAX_OBJECTS else _counting_scanner()
         at = _skip(text, 0)
         try:
-            if text[at : at + 1] != "{":
-                if at == len(text):
-                    raise JSONDecodeError("The body is empty", text, at)
+            if text[at] != "{":
                 self._finish(text, scan(text, at)[1])
                 raise BodyError("The body must be a JSON object.", code="invalid_type")
             start = at + 1
             at = _skip(text, start)
-            if text[at : at + 1] == "}":
+            if text[at] == "}":
                 self._finish(text, at + 1)
                 return start
             while True:
-                if text[at : at + 1] != '"':
+                if text[at] != '"':
                     raise JSONDecodeError("Expecting property name enclosed in double quotes", text, at)
                 key, at = _scan_string(text, at + 1, True)
                 if key in fields:
                     raise BodyError(f"The key {shown(key)} occurs twice.", param=key, code="duplicate_key")
-                if text[at : at + 1] != ":":
+                if text[at] != ":":
                     at = _skip(text, at)
-                    if text[at : at + 1] != ":":
+                    if text[at] != ":":
                         raise JSONDecodeError("Expecting ':' delimiter", text, at)
                 begin = at + 1
-                if text[begin : begin + 1] in _BLANK:
+                if text[begin] <= " ":
                     begin = _skip(text, begin)
                 fields[key], at = scan(text, begin)
                 spans[key] = (begin, at)
-                mark = text[at : at + 1]
-                if mark in _BLANK:
+                if text[at] <= " ":
                     at = _skip(text, at)
-                    mark = text[at : at + 1]
-                if mark == "}":
-                    self._finish(text, at + 1)
-                    return start
-                if mark != ",":
-                    raise JSONDecodeError("Expecting ',' delimiter", text, at)
+                if text[at] != ",":
+                    break
                 at += 1
-                if text[at : at + 1] in _BLANK:
+                if text[at] <= " ":
                     at = _skip(text, at)
                 if len(fields) == MAX_MEMBERS:
                     raise _Rejected(f"it has more than {MAX_MEMBERS} members")
+            if text[at] != "}":
+                raise JSONDecodeError("Expecting ',' delimiter", text, at)
         except StopIteration as stop:
             raise JSONDecodeError("Expecting value", text, stop.value) from None
+        except IndexError:
+            raise JSONDecodeError("Unexpected end", text, len(text)) from None
+        self._finish(text, at + 1)
+        return start
 
     @staticmethod
     def _finish(text: str, at: int) -> None:

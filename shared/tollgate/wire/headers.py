@@ -18,7 +18,6 @@ from tollgate.domain.limits import (
     RateTake,
     Scope,
     Unit,
-    remaining,
 )
 from tollgate.wire.errors import Api, invalid_request, shown
 
@@ -140,15 +139,15 @@ def rate_limit_headers(admission: Admission, decision: Decision) -> Headers:
         rate = take.limit
         if rate.scope is Scope.GLOBAL:
             continue
-        left = remaining(take, state, now)
-        reset = max(0, state.value - now)
         of_requests = rate.unit is Unit.REQUESTS
+        name, policy, burst_us = _policy(rate.id, rate.amount, rate.burst, rate.period_us, of_requests)
+        reset = max(0, state.value - now)
+        left = rate.units(burst_us - reset)
         if of_requests:
             if requests is None or left < requests[0]:
                 requests = (left, rate, reset)
         elif tokens is None or left < tokens[0]:
             tokens = (left, rate, reset)
-        name, policy = _policy(rate.id, rate.amount, rate.period_us, of_requests)
         policies.append(policy)
         states.append(f"{name};r={left};t={-(-reset // SECOND_US)}")
     found: Headers = []
@@ -169,11 +168,14 @@ def rate_limit_headers(admission: Admission, decision: Decision) -> Headers:
 
 
 @lru_cache(maxsize=4096)
-def _policy(name: str, amount: int, period_us: int, of_requests: bool) -> tuple[str, str]:
-    """A rate's name as a structured-field string, and its member of `RateLimit-Policy` (window in seconds)."""
+def _policy(name: str, amount: int, burst: int, period_us: int, of_requests: bool) -> tuple[str, str, int]:
+    """What can be said about a rate in advance: its name as a structured-field string, its member of
+    `RateLimit-Policy` (window in seconds), and its burst in microseconds."""
     quoted = "".join(c if " " <= c <= "~" else "?" for c in name).replace("\\", "\\\\").replace('"', '\\"')
     unit = "" if of_requests else ';qu="tokens"'
-    return f'"{quoted}"', f'"{quoted}";q={amount};w={max(1, period_us // SECOND_US)}{unit}'
+    policy = f'"{quoted}";q={amount};w={max(1, period_us // SECOND_US)}{unit}'
+    rate = Rate(Scope.USER, Unit.REQUESTS if of_requests else Unit.TOKENS, amount, period_us, burst, name)
+    return f'"{quoted}"', policy, rate.burst_us
 
 
 def duration(us: int) -> str:

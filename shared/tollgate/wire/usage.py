@@ -147,15 +147,17 @@ class StreamReader(UsageReader):
         self._withhold = withhold
         self._marks = _MARKS[shape]
         self._splitter = Splitter()
+        self._partial = False
         self._done = False
         self._counts = _AnthropicCounts() if shape is Shape.MESSAGES else None
 
     def feed(self, chunk: bytes) -> bytes:
-        splitter = self._splitter
         self._tally.add(chunk)
-        if not splitter.pending and chunk.endswith(b"\n\n") and not self._matters(chunk):
+        if not self._partial and chunk.endswith(b"\n\n") and not self._matters(chunk):
             return chunk
+        splitter = self._splitter
         events = splitter.feed(chunk)
+        self._partial = splitter.pending > 0
         if not self._withhold:
             for event in events:
                 if self._matters(event):
@@ -165,6 +167,7 @@ class StreamReader(UsageReader):
 
     def rest(self) -> bytes:
         last = self._splitter.rest()
+        self._partial = False
         if self._matters(last) and self._read(last) and self._withhold:
             return b""
         return last if self._withhold else b""
@@ -175,7 +178,7 @@ class StreamReader(UsageReader):
 
     @property
     def mid_event(self) -> bool:
-        return not self._withhold and self._splitter.pending > 0
+        return self._partial and not self._withhold
 
     def finish(self) -> Usage | None:
         if self._counts is not None:
@@ -188,7 +191,7 @@ class StreamReader(UsageReader):
         if at >= 0 and (_NULL.match(data, at + 7) is None or data.find(_USAGE, at + 7) >= 0):
             return True
         for mark in self._marks:  # noqa: SIM110 (a generator would cost more than the search)
-            if mark in data:
+            if data.find(mark) >= 0:  # three times as fast as `in`, which tries its operand as a number first
                 return True
         return False
 
