@@ -501,10 +501,11 @@ def main() -> None:
     port = parser.parse_args().port
     import uvicorn
 
-    # a closed connection is what some faults are: uvicorn's complaints about them say nothing
+    # a closed connection is what some faults are: uvicorn's complaints about them say nothing. Idle connections live
+    # longer here than in the gateway's pool: else both ends may use and close one at the same moment
     uvicorn.run(
         DemoModel(Pace.from_env(os.environ)), host="127.0.0.1", port=port, log_level="critical", access_log=False,
-        lifespan="off", timeout_graceful_shutdown=1, timeout_keep_alive=75,  # longer than the gateway keeps a connection
+        lifespan="off", timeout_graceful_shutdown=1, timeout_keep_alive=75,
     )  # fmt: skip
 
 
