@@ -8,50 +8,64 @@ from unittest.mock import patch
 import botocore.auth
 import botocore.credentials
 from botocore.awsrequest import AWSRequest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tollgate.adapters.sigv4 import Credentials, signed_headers
 
 NOW = datetime(2026, 11, 21, 12, 0, 7, tzinfo=UTC)
-names = st.sampled_from(["content-type", "x-amz-target", "accept", "x-custom"])
-values = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=30)
-segments = st.lists(st.text("abcXYZ019-_.~", min_size=1, max_size=8).filter(lambda s: s.strip(".")), max_size=4)
-queries = st.dictionaries(st.text("abc-_", min_size=1, max_size=5), st.text("xyz09", max_size=5), max_size=3)
+REGION = "eu-central-1"
+
+names = st.sampled_from(["content-type", "x-amz-target", "accept", "x-custom", "Anthropic-Version"])
+values = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=30)
+segments = st.text("abcXYZ019-_.~:", max_size=8) | st.sampled_from([".", "..", "", "a%3A0", "%2F", "%C3%A9"])
+parameters = st.tuples(st.text("abc-_", min_size=1, max_size=5), st.text("xyz09+", max_size=5) | st.just("%2F%20"))
+
+
+def theirs(
+    method: str, url: str, headers: list[tuple[str, str]], body: bytes, service: str, credentials: Credentials
+) -> str:
+    request = AWSRequest(method, url, data=body)
+    for name, value in headers:
+        request.headers.add_header(name, value)
+    known = botocore.credentials.Credentials(credentials.access_key, credentials.secret_key, credentials.token or None)
+    with patch("botocore.auth.get_current_datetime", return_value=NOW.replace(tzinfo=None)):
+        botocore.auth.SigV4Auth(known, service, REGION).add_auth(request)
+    return str(request.headers["Authorization"])
 
 
 @given(
-    st.sampled_from(["POST", "GET", "PUT"]),
-    st.sampled_from(["https://dynamodb.eu-central-1.amazonaws.com", "http://127.0.0.1:4566"]),
-    segments,
-    queries,
-    st.dictionaries(names, values),
-    st.binary(max_size=100),
-    st.sampled_from(["dynamodb", "bedrock", "secretsmanager"]),
-    st.sampled_from(["", "session/token+with=signs"]),
+    method=st.sampled_from(["POST", "GET", "PUT"]),
+    origin=st.sampled_from(["https://dynamodb.eu-central-1.amazonaws.com", "http://127.0.0.1:4566", "http://[::1]:80"]),
+    path=st.lists(segments, max_size=5),
+    query=st.lists(parameters, max_size=4),
+    headers=st.lists(st.tuples(names, values), max_size=5),
+    body=st.binary(max_size=100),
+    service=st.sampled_from(["dynamodb", "bedrock", "secretsmanager"]),
+    token=st.sampled_from(["", "session/token+with=signs"]),
 )
+@example("POST", "https://bedrock-runtime.eu-central-1.amazonaws.com", ["model", "a.b-v1%3A0", "invoke"], [],
+         [("accept", "a  b"), ("x-custom", "1"), ("x-custom", "2")], b"{}", "bedrock", "t")  # fmt: skip
 def test_signs_as_botocore_does(
-    method: str, origin: str, path: list[str], query: dict[str, str], headers: dict[str, str], body: bytes,
-    service: str, token: str,
+    method: str, origin: str, path: list[str], query: list[tuple[str, str]], headers: list[tuple[str, str]],
+    body: bytes, service: str, token: str,
 ) -> None:  # fmt: skip
-    url = f"{origin}/{'/'.join(path)}" + ("?" + "&".join(f"{k}={v}" for k, v in query.items()) if query else "")
+    url = f"{origin}/{'/'.join(path)}" + ("?" + "&".join(f"{k}={v}" for k, v in query) if query else "")
+    credentials = Credentials("AKIDEXAMPLE", "secret/key", token)
     ours = dict(
         signed_headers(
             method,
             url,
-            [(name.encode(), value.encode()) for name, value in headers.items()],
+            [(name.encode(), value.encode()) for name, value in headers],
             body,
             service=service,
-            region="eu-central-1",
-            credentials=Credentials("AKIDEXAMPLE", "secret/key", token),
+            region=REGION,
+            credentials=credentials,
             now_s=NOW.timestamp(),
         )
     )
-    theirs = AWSRequest(method, url, headers, body)
-    known = botocore.credentials.Credentials("AKIDEXAMPLE", "secret/key", token or None)
-    with patch("botocore.auth.get_current_datetime", return_value=NOW.replace(tzinfo=None)):
-        botocore.auth.SigV4Auth(known, service, "eu-central-1").add_auth(theirs)
-    assert ours[b"authorization"].decode() == theirs.headers["Authorization"]
+    assert ours[b"authorization"].decode() == theirs(method, url, headers, body, service, credentials)
+    assert ours.get(b"x-amz-security-token", b"").decode() == token
 
 
 def test_credentials_do_not_print() -> None:

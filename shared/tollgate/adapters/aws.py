@@ -8,17 +8,19 @@ container and instance roles), which is imported only then, on a thread.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import orjson
 
 from tollgate.adapters.http import HttpClient
-from tollgate.adapters.http_message import Timeouts, UpstreamError
+from tollgate.adapters.http_message import TimedOut, Timeouts, UpstreamError
+from tollgate.adapters.server_clock import ServerClock
 from tollgate.adapters.sigv4 import Credentials, signed_headers
 from tollgate.ports import SecretUnavailable
 
@@ -28,8 +30,8 @@ MAX_ANSWER = 20 * 1024 * 1024
 TRIES = 4
 BACKOFF = 0.05
 """Seconds; doubled at each try, with full jitter (AWS Architecture Blog, "Exponential Backoff And Jitter")."""
-CREDENTIALS_LIFE = 300.0
-"""Seconds that resolved credentials are kept; the resolver refreshes them well before they expire."""
+CREDENTIALS_CHECK = 60.0
+"""Seconds after which botocore is asked again; it renews credentials 10 to 15 minutes before they expire."""
 
 _PROTOCOLS = {
     "dynamodb": ("DynamoDB_20120810", "1.0"),
@@ -38,7 +40,8 @@ _PROTOCOLS = {
 }
 _RETRYABLE = frozenset(
     {
-        "ProvisionedThroughputExceededException", "ThrottlingException", "ThrottledException", "RequestLimitExceeded",
+        "ProvisionedThroughputExceededException", "ThrottlingException", "ThrottledException", "Throttling",
+        "RequestThrottled", "RequestThrottledException", "TooManyRequestsException", "RequestLimitExceeded",
         "LimitExceededException", "InternalServerError", "InternalFailure", "ServiceUnavailable",
         "TransactionInProgressException",
     }
@@ -62,27 +65,38 @@ class AwsError(Exception):
 
 
 class NoCredentials(AwsError):
-    def __init__(self) -> None:
-        super().__init__("NoCredentials", "no AWS credentials: set AWS_PROFILE or AWS_ACCESS_KEY_ID", 401, {})
+    """Nobody to sign as."""
+
+    def __init__(self, reason: str = "set AWS_PROFILE or AWS_ACCESS_KEY_ID") -> None:
+        super().__init__("NoCredentials", f"no AWS credentials: {reason}", 401, {})
 
 
 class CredentialSource:
-    """The environment's credentials, else botocore's."""
+    """The environment's credentials, else botocore's, which it renews before they expire."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
-        self._resolved: tuple[float, Credentials] | None = None
+        self._resolver = _Resolver()
+        self._found: Credentials | None = None
+        self._check_at = 0.0
+        self._first = asyncio.Lock()
 
     async def get(self) -> Credentials:
         """Raises `NoCredentials`."""
-        found = environment_credentials(self._environ)
-        if found is not None:
-            return found
-        now = time.monotonic()
-        if self._resolved is None or now - self._resolved[0] > CREDENTIALS_LIFE:
-            resolved = await asyncio.get_running_loop().run_in_executor(None, _resolve)
-            self._resolved = (now, resolved)
-        return self._resolved[1]
+        given = environment_credentials(self._environ)
+        if given is not None:
+            return given
+        if self._found is None:
+            async with self._first:
+                return self._found or await self._ask()
+        if time.monotonic() >= self._check_at:
+            return await self._ask()
+        return self._found
+
+    async def _ask(self) -> Credentials:
+        self._check_at = time.monotonic() + CREDENTIALS_CHECK  # first: the others go on with what there is
+        self._found = await asyncio.get_running_loop().run_in_executor(None, self._resolver)
+        return self._found
 
 
 def environment_credentials(environ: Mapping[str, str]) -> Credentials | None:
@@ -92,14 +106,24 @@ def environment_credentials(environ: Mapping[str, str]) -> Credentials | None:
     return Credentials(access, secret, environ.get("AWS_SESSION_TOKEN", ""))
 
 
-def _resolve() -> Credentials:
-    import botocore.session
+class _Resolver:
+    """botocore's chain: profiles, SSO, container and instance roles. It may call out, so it runs on a thread."""
 
-    found = botocore.session.get_session().get_credentials()
-    if found is None:
-        raise NoCredentials
-    frozen = found.get_frozen_credentials()
-    return Credentials(frozen.access_key, frozen.secret_key, frozen.token or "")
+    _credentials: Any = None
+
+    def __call__(self) -> Credentials:
+        import botocore.exceptions
+        import botocore.session
+
+        try:
+            if self._credentials is None:
+                self._credentials = botocore.session.get_session().get_credentials()
+            if self._credentials is None:
+                raise NoCredentials
+            frozen = self._credentials.get_frozen_credentials()
+        except botocore.exceptions.BotoCoreError as error:
+            raise NoCredentials(str(error)) from error
+        return Credentials(frozen.access_key, frozen.secret_key, frozen.token or "")
 
 
 def endpoint(service: str, region: str, environ: Mapping[str, str]) -> str:
@@ -128,8 +152,6 @@ class AwsClient:
         json_version: str,
         credentials: CredentialSource,
     ) -> None:
-        self.clock_offset_us = 0
-        """The service's clock minus ours, from the `Date` of its last answer (whole seconds)."""
         self._http = http
         self._service = service
         self._region = region
@@ -137,6 +159,12 @@ class AwsClient:
         self._target = target_prefix
         self._content_type = f"application/x-amz-json-{json_version}".encode()
         self._credentials = credentials
+        self._clock = ServerClock()
+
+    @property
+    def clock_offset_us(self) -> int:
+        """The service's clock minus ours (µs), from the `Date` of its answers; wrong by about a second at most."""
+        return self._clock.offset_us
 
     @classmethod
     def for_service(cls, service: str, http: HttpClient, environ: Mapping[str, str]) -> AwsClient:
@@ -147,21 +175,25 @@ class AwsClient:
         return cls(http, service, region, endpoint(service, region, environ), prefix, version, source)
 
     async def call(self, operation: str, payload: dict[str, Any], *, retry: bool = False) -> dict[str, Any]:
-        """One operation. `retry`: call again when throttled or on the service's own failure, a few times; for what
-        may be done twice without harm. Raises `AwsError`, `UpstreamError`."""
+        """One operation. `retry`: call again when throttled, on the service's own failure and on lost connections, a
+        few times; for what may be done twice without harm. Not after a timeout: the caller has waited long enough.
+        Raises `AwsError`, `UpstreamError`."""
         body = orjson.dumps(payload)
         tries = TRIES if retry else 1
         for attempt in range(tries):
             try:
                 return await self._once(operation, body)
             except (AwsError, UpstreamError) as error:
-                if attempt + 1 == tries or (isinstance(error, AwsError) and not error.retryable):
+                hopeless = isinstance(error, TimedOut) or (isinstance(error, AwsError) and not error.retryable)
+                if hopeless or attempt + 1 == tries:
                     raise
                 await asyncio.sleep(random.random() * BACKOFF * 2**attempt)
         raise AssertionError("unreachable")
 
     async def _once(self, operation: str, body: bytes) -> dict[str, Any]:
         headers = [(b"content-type", self._content_type), (b"x-amz-target", f"{self._target}.{operation}".encode())]
+        credentials = await self._credentials.get()
+        sent_us = time.time_ns() // 1000
         signed = signed_headers(
             "POST",
             self._url,
@@ -169,35 +201,25 @@ class AwsClient:
             body,
             service=self._service,
             region=self._region,
-            credentials=await self._credentials.get(),
-            now_s=time.time() + self.clock_offset_us / 1e6,
+            credentials=credentials,
+            now_s=(sent_us + self._clock.offset_us) / 1e6,
         )
         response = await self._http.request("POST", self._url, signed, body, TIMEOUTS)
+        if (date := response.header(b"date")) is not None:
+            self._clock.observe(date, sent_us, time.time_ns() // 1000)
         answer = await response.read(MAX_ANSWER)
-        self._note_date(response.header(b"date"))
         try:
             parsed = orjson.loads(answer) if answer else {}
         except ValueError:
             parsed = None
         if not isinstance(parsed, dict):
-            raise AwsError("BadAnswer", f"{self._service} answered {response.status} without JSON", 502, {})
+            status = response.status if response.status >= 400 else 502
+            raise AwsError("BadAnswer", f"{self._service} answered {response.status} without JSON", status, {})
         if response.status == 200:
             return parsed
         code = str(parsed.get("__type") or parsed.get("code") or response.status).rpartition("#")[2].partition(":")[0]
         message = parsed.get("message") or parsed.get("Message") or ""
         raise AwsError(code, str(message), response.status, parsed)
-
-    def _note_date(self, date: bytes | None) -> None:
-        if date is None:
-            return
-        try:
-            server = parsedate_to_datetime(date.decode("latin-1")).timestamp()
-        except ValueError:
-            return
-        local = time.time()
-        # The header has whole seconds: within that second our own clock is as good.
-        behind = server - local
-        self.clock_offset_us = 0 if -1 <= behind <= 0 else int(behind * 1_000_000)
 
 
 class Secrets:
@@ -259,12 +281,19 @@ def _encode_set(value: Any) -> dict[str, Any]:
     return {"SS": sorted(value)}
 
 
+def _encode_float(value: float) -> dict[str, Any]:
+    if not math.isfinite(value):
+        raise TypeError("DynamoDB's numbers are finite")
+    return {"N": repr(value)}
+
+
 _ENCODERS: dict[type, Callable[[Any], dict[str, Any]]] = {
     str: lambda v: {"S": v},
     bool: lambda v: {"BOOL": v},
     int: lambda v: {"N": str(v)},
     Decimal: lambda v: {"N": str(v)},
-    float: lambda v: {"N": repr(v)},
+    float: _encode_float,
+    bytes: lambda v: {"B": b64encode(v).decode()},
     type(None): lambda v: {"NULL": True},
     list: lambda v: {"L": [to_dynamo(item) for item in v]},
     tuple: lambda v: {"L": [to_dynamo(item) for item in v]},
@@ -285,6 +314,8 @@ def from_dynamo(value: Mapping[str, Any]) -> Any:
         return [from_dynamo(item) for item in held]
     if kind == "NULL":
         return None
-    if kind in ("SS", "NS"):
-        return set(held) if kind == "SS" else {from_dynamo({"N": item}) for item in held}
+    if kind == "B":
+        return b64decode(held)
+    if kind in ("SS", "NS", "BS"):
+        return {from_dynamo({kind[0]: item}) for item in held}
     return held

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import sha256
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import quote, urlsplit
 
 Header = tuple[bytes, bytes]
 
@@ -37,7 +37,7 @@ def signed_headers(
 ) -> list[Header]:
     """`headers` with x-amz-date, x-amz-security-token (where there is one) and authorization added.
 
-    Every given header is signed, and the host of `url`; names in lower case. `now_s` in epoch seconds: AWS accepts
+    Every given header is signed, and the host of `url`, which must be encoded as it will be sent. `now_s` in epoch seconds: AWS accepts
     5 minutes of error.
     """
     parts = urlsplit(url)
@@ -45,8 +45,10 @@ def signed_headers(
     sent = [*headers, (b"x-amz-date", stamp.encode())]
     if credentials.token:
         sent.append((b"x-amz-security-token", credentials.token.encode()))
-    lines = {name.decode().lower(): b" ".join(value.split()).decode("latin-1") for name, value in sent}
-    lines["host"] = _authority(parts.scheme, parts.hostname or "", parts.port)
+    lines = {"host": _authority(parts.scheme, parts.hostname or "", parts.port)}
+    for name, value in sent:
+        key, text = name.decode().lower(), b" ".join(value.split()).decode("latin-1")
+        lines[key] = f"{lines[key]},{text}" if key in lines else text
     names = ";".join(sorted(lines))
     canonical = "\n".join(
         [
@@ -61,8 +63,8 @@ def signed_headers(
     )
     scope = f"{stamp[:8]}/{region}/{service}/aws4_request"
     to_sign = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{sha256(canonical.encode()).hexdigest()}"
-    key = _signing_key(credentials.secret_key, stamp[:8], region, service)
-    signature = hmac.digest(key, to_sign.encode(), "sha256").hex()
+    signing_key = _signing_key(credentials.secret_key, stamp[:8], region, service)
+    signature = hmac.digest(signing_key, to_sign.encode(), "sha256").hex()
     proof = f"Credential={credentials.access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
     return [*sent, (b"authorization", b"AWS4-HMAC-SHA256 " + proof.encode())]
 
@@ -82,10 +84,19 @@ def _authority(scheme: str, host: str, port: int | None) -> str:
 
 
 def _path(path: str) -> str:
-    """The path as it is sent, encoded once more: what every service but S3 expects."""
-    return quote(path or "/", safe="/~-._")
+    """The path as it is sent, but without empty and dot segments, and encoded once more: every service but S3 does
+    the same before it compares."""
+    kept: list[str] = []
+    for segment in path.split("/"):
+        if segment == "..":
+            kept[-1:] = []
+        elif segment not in ("", "."):
+            kept.append(segment)
+    end = "/" if kept and path.endswith("/") else ""
+    return "/" + quote("/".join(kept), safe="/~-._") + end
 
 
 def _query(query: str) -> str:
-    pairs = sorted((quote(k, safe="~-._"), quote(v, safe="~-._")) for k, v in parse_qsl(query, keep_blank_values=True))
+    """The parameters as they are sent, sorted by name, then value."""
+    pairs = sorted(pair.partition("=")[::2] for pair in query.split("&")) if query else []
     return "&".join(f"{name}={value}" for name, value in pairs)

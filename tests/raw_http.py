@@ -1,0 +1,104 @@
+"""An HTTP server for tests that sends exactly the bytes that a test wants, when it wants."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from tollgate.adapters.http import HttpClient
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+class Peer:
+    """The server's end of one connection."""
+
+    def __init__(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.number = number
+        """0 for the first connection that the server got."""
+        self.reader, self.writer = reader, writer
+        self.gone = asyncio.Event()
+        """Set once the handler has ended."""
+
+    async def request(self) -> bytes:
+        """One whole request; IncompleteReadError when the client has gone."""
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        length = next((int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"content-length:")), 0)
+        return head + await self.reader.readexactly(length)
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def trickle(self, data: bytes) -> None:
+        """Byte by byte, each in a packet of its own as far as the kernel allows."""
+        for i in range(len(data)):
+            await self.send(data[i : i + 1])
+            await asyncio.sleep(0)
+
+
+Handler = Callable[[Peer], Awaitable[None]]
+
+
+class Server:
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self.peers: list[Peer] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        peer = Peer(len(self.peers), reader, writer)
+        self.peers.append(peer)
+        with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            await self._handler(peer)
+        peer.gone.set()
+        writer.close()
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for peer in self.peers:
+            with suppress(ConnectionError, ssl.SSLError, TimeoutError):
+                peer.writer.transport.abort()
+                await peer.writer.wait_closed()
+
+
+@asynccontextmanager
+async def serve(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[Server, str]]:
+    server = Server(handler)
+    listener = await asyncio.start_server(server.accept, "127.0.0.1", 0, ssl=tls)
+    port = listener.sockets[0].getsockname()[1]
+    try:
+        yield server, f"{'https' if tls else 'http'}://127.0.0.1:{port}/path"
+    finally:
+        listener.close()
+        await server.stop()
+
+
+@asynccontextmanager
+async def client(**options: Any) -> AsyncIterator[HttpClient]:
+    http = HttpClient(**options)
+    try:
+        yield http
+    finally:
+        await http.aclose()
+
+
+def answering(*responses: bytes, close: bool = False) -> Handler:
+    """Answers the requests of each connection in turn, then waits for the client to go (or closes)."""
+
+    async def handle(peer: Peer) -> None:
+        for response in responses:
+            await peer.request()
+            await peer.send(response)
+        if not close:
+            await peer.reader.read()
+
+    return handle
