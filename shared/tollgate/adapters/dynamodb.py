@@ -74,6 +74,25 @@ class Expression:
         return found
 
 
+class Write(Expression):
+    """One UpdateItem: what it sets and removes, and the conditions that must all hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sets: list[str] = []
+        self.removes: list[str] = []
+        self.conditions: list[str] = []
+
+    @property
+    def update(self) -> str:
+        clauses = (("SET ", self.sets), ("REMOVE ", self.removes))
+        return " ".join(verb + ", ".join(terms) for verb, terms in clauses if terms)
+
+    @property
+    def condition(self) -> str:
+        return " AND ".join(self.conditions)
+
+
 class Table:
     """One table. `patient`: nobody waits, so whatever may pass is tried again for seconds; else only what DynamoDB has
     turned away unseen (throttling) is, at once and seldom."""
@@ -110,26 +129,24 @@ class Table:
         payload = {"TableName": self.name, "Item": encode_item(item), **_condition(condition, expression)}
         await self._call("PutItem", payload)
 
-    async def update(
-        self, key: Key, update: str, expression: Expression, *, condition: str = "", returns: str = "NONE"
-    ) -> Plain:
+    async def update(self, key: Key, write: Write, *, returns: str = "NONE") -> Plain:
         """What `returns` asks for (``ALL_OLD``, ``UPDATED_NEW`` ...). Raises `ConditionFailed`."""
         payload = {
             "TableName": self.name,
             "Key": encode_item(key),
-            "UpdateExpression": update,
+            "UpdateExpression": write.update,
             "ReturnValues": returns,
-            **_condition(condition, expression),
+            **_condition(write.condition, write),
         }
         return decode_item((await self._call("UpdateItem", payload)).get("Attributes", {}))
 
-    async def delete(self, key: Key, *, condition: str = "") -> Plain:
+    async def delete(self, key: Key, *, condition: str = "", expression: Expression | None = None) -> Plain:
         """The item that was deleted, empty if there was none. Raises `ConditionFailed`."""
         payload = {
             "TableName": self.name,
             "Key": encode_item(key),
             "ReturnValues": "ALL_OLD",
-            **_condition(condition, None),
+            **_condition(condition, expression),
         }
         return decode_item((await self._call("DeleteItem", payload)).get("Attributes", {}))
 
