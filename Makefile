@@ -83,3 +83,11 @@ lock: ## pin the bundles' libraries and the SAM CLI (needs uv; versions follow r
 	done
 	@cd requirements && $(UV) pip compile -q --no-header --no-emit-index-url --no-annotate --generate-hashes --universal \
 	  --python-version 3.11 sam.in -o sam.lock
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures (bench/README.md); ARGS are those of bench/run.py
+
+.PHONY: bench
+
+bench: setup ## measure the gateway beside a bare proxy and a direct call (Linux, a C compiler)
+	@$(BIN)/python bench/run.py $(ARGS)

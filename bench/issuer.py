@@ -1,4 +1,4 @@
-"""An issuer of real RS256 tokens, and a stand-in for AWS that only counts what it is asked; both on one loopback port."""
+"""An issuer of real RS256 tokens, and a stand-in for AWS that only counts what it is asked; both on one port."""
 
 from __future__ import annotations
 

@@ -66,15 +66,25 @@ class Process:
 
     def cpu_us(self) -> int:
         """CPU used so far, user and system, in microseconds (the kernel counts in steps of 10 ms)."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) * _TICK_US
+        total = 0
+        for pid in self._family():
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            total += (int(fields[11]) + int(fields[12])) * _TICK_US
+        return total
 
     def rss_mb(self) -> float:
         """Resident memory in MB (10^6 bytes)."""
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024 / 1e6
-        raise CannotRun(f"{self.name} is gone")
+        total = 0
+        for pid in self._family():
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                if line.startswith("VmRSS:"):
+                    total += int(line.split()[1]) * 1024
+        return total / 1e6
+
+    def _family(self) -> list[int]:
+        """The process and its children: some servers do their work in one."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [self.pid, *map(int, children)]
 
     def wait_for_port(self, port: int, seconds: float = 20) -> None:
         deadline = time.monotonic() + seconds
@@ -109,7 +119,7 @@ class Rig:
             raise CannotRun("the benchmarks need Linux: the load tools use epoll, the figures come from /proc")
         cores = sorted(os.sched_getaffinity(0))
         self.cores = len(cores)
-        self._tools_core, self._gateway_core = {cores[0]}, {cores[-1]}
+        self._tools_core, self.gateway_core = {cores[0]}, {cores[-1]}
         self._folder = Path(tempfile.mkdtemp(prefix="tollgate-bench-"))
         self._processes: list[Process] = []
         self._logs = 0
@@ -234,7 +244,7 @@ class Rig:
 
     def _serve(self, name: str, command: Sequence[str], env: Mapping[str, str]) -> tuple[Process, int]:
         port = _free_port()
-        process = self._start(name, [word.replace("{port}", str(port)) for word in command], env, self._gateway_core)
+        process = self._start(name, [word.replace("{port}", str(port)) for word in command], env, self.gateway_core)
         process.wait_for_port(port)
         return process, port
 
