@@ -124,16 +124,21 @@ class Child:
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         piped = self._on_output is not None
-        process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE if piped else asyncio.subprocess.DEVNULL,
-            env=self._env,
-            start_new_session=True,
+        spawning = asyncio.ensure_future(
+            asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE if piped else asyncio.subprocess.DEVNULL,
+                env=self._env,
+                start_new_session=True,
+            )
         )
-        self._process = process
-        if piped:
-            self._reader = asyncio.create_task(self._read(process))
+        try:
+            await asyncio.shield(spawning)
+        finally:  # also when cancelled: `stop` must know of a process that is just being made
+            process = self._process = await spawning
+            if piped:
+                self._reader = asyncio.create_task(self._read(process))
         return process
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:

@@ -17,10 +17,13 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from types import FrameType
 from typing import TextIO
 
 from tollgate.local.children import NotStarted, kill_all, say
 from tollgate.local.functions import LogLines
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ def run_dev(
     """Run the stack until SIGINT or SIGTERM; the exit code. `upstream` is an OpenAI-compatible server that answers
     for every model; `policy` is a file."""
     options = Options(port, upstream, policy, json_output, verbose or bool(os.environ.get("TOLLGATE_VERBOSE")))
+    for number in STOPPING:  # until the event loop takes them over
+        signal.signal(number, _leave)
     out = sys.stdout
     # what the functions in this process print is their log, not this command's output
     sys.stdout = LogLines(verbose=options.verbose)
@@ -106,7 +111,7 @@ async def _run(options: Options, out: TextIO) -> int:
         stop.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOPPING:
         loop.add_signal_handler(number, asked)
     async with AsyncExitStack() as exits:
         starting = asyncio.create_task(start(options, exits, gave_up))
@@ -121,6 +126,11 @@ async def _run(options: Options, out: TextIO) -> int:
             await asyncio.wait({starting})
         say("stopping")
     return int(broken.is_set())
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Nothing was started yet."""
+    raise SystemExit(0)
 
 
 def _new_loop() -> Callable[[], AbstractEventLoop] | None:
