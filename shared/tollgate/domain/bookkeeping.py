@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tollgate.domain import keys
 from tollgate.domain.limits import BudgetTake, Unit, Window
-from tollgate.domain.records import UsageClose
+from tollgate.domain.records import UsageClose, counts_as_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,12 @@ def subjects(entry: UsageClose) -> list[str]:
 
 
 def moves(entry: UsageClose) -> Moves:
-    """What entering `entry` adds. A call that never left the gateway used nothing, and moves nothing."""
+    """What entering `entry` adds. A call that never left the gateway used nothing, and moves nothing; one at which the
+    upstream failed is in the report, but no budget pays for it."""
     if entry.outcome == "not_sent":
         return {}
-    amounts = {Unit.REQUESTS: 1, Unit.TOKENS: entry.total_tokens, Unit.MICROUSD: entry.cost_microusd}
+    requests = int(counts_as_request(entry.outcome, entry.status, entry.total_tokens))
+    amounts = {Unit.REQUESTS: requests, Unit.TOKENS: entry.total_tokens, Unit.MICROUSD: entry.cost_microusd}
     found: Moves = {}
     for subject in subjects(entry):
         for window in Window:

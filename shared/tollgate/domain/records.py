@@ -21,6 +21,12 @@ Outcome = Literal["ok", "client_gone", "upstream_error", "upstream_closed", "tim
 never left the gateway (nothing was used)."""
 
 
+def counts_as_request(outcome: Outcome, status: int, tokens: int) -> bool:
+    """Whether a call counts against budgets of requests: not where it never left the gateway, nor where the upstream
+    failed and gave nothing. The same for settling and for the ledger, or one would undo the other."""
+    return outcome != "not_sent" and not (status >= 500 and tokens == 0)
+
+
 class BadRecord(ValueError):
     """A usage record that cannot be entered; the message names the field."""
 

@@ -55,9 +55,10 @@ class Grant:
     decision: Decision
     cost: Cost
 
-    def settlement(self, tokens: int, microusd: int, *, sent: bool) -> Settlement:
+    def settlement(self, tokens: int, microusd: int, *, counts: bool) -> Settlement:
+        """What was really used; `counts`: also as a request (see `counts_as_request`)."""
         taken = self.admission.takes
-        amounts = used(taken, tokens, microusd, sent=sent)
+        amounts = used(taken, tokens, microusd, sent=counts)
         return Settlement(self.admission.id, taken, amounts, self.admission.tenant, self.decision.store)
 
 

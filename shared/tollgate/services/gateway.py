@@ -18,7 +18,7 @@ from tollgate.adapters import telemetry
 from tollgate.adapters.http_message import TimedOut, UpstreamError
 from tollgate.domain.identity import Identity, KeysUnavailable, TooManyFailures, Unauthorized
 from tollgate.domain.limits import BudgetTake
-from tollgate.domain.records import Outcome, UsageClose, UsageOpen
+from tollgate.domain.records import Outcome, UsageClose, UsageOpen, counts_as_request
 from tollgate.domain.usage import Usage, estimate
 from tollgate.ports import Response, SecretUnavailable, UsageLog
 from tollgate.services.account import Account
@@ -162,7 +162,7 @@ class Gateway:
                 usage = None
                 if job.reader is not None:
                     usage = estimate(job.reader.finish(), wanted.input_tokens, job.reader.produced_bytes)
-                await self._close(job, "upstream_closed", 0, usage, sent=True)
+                await self._close(job, "upstream_closed", 0, usage)
 
     async def _known(self, exchange: Exchange) -> tuple[Identity, str]:
         """Who calls; 401 for everyone else, 429 for a flood of forgeries. `exp` is checked again at every use."""
@@ -215,7 +215,7 @@ class Gateway:
             await self._give_back(job)
         if problem is None:  # no route had room
             problem = errors.upstream_error()
-        await self._close(job, outcome, problem.status, None, sent=outcome != "not_sent")
+        await self._close(job, outcome, problem.status, None)
         raise problem
 
     async def _relay(self, job: Job, response: Response) -> None:
@@ -233,6 +233,7 @@ class Gateway:
         exchange = job.exchange
         await exchange.start(response.status, headers)
         outcome: Outcome = "ok"
+        problem: ApiError | None = None
         try:
             async for chunk in response:
                 if passed := reader.feed(chunk):
@@ -241,12 +242,20 @@ class Gateway:
                 await exchange.send(rest)
         except UpstreamError as error:
             outcome = "timed_out" if isinstance(error, TimedOut) else "upstream_closed"
-            gap = b"\n\n" if reader.mid_event else b""
-            await exchange.send(gap + failure(error).event(job.route.api, job.grant.request.id))
-        usage = reader.finish()
-        if usage is None or outcome != "ok":
+            problem = failure(error)
+        status, usage = response.status, reader.finish()
+        if problem is not None:
             usage = estimate(usage, job.grant.request.input_tokens, reader.produced_bytes)
-        await self._close(job, outcome, response.status, usage, sent=True)
+        elif usage is None:
+            if reader.saw_done or reader.produced_bytes:
+                usage = estimate(None, job.grant.request.input_tokens, reader.produced_bytes)
+            else:  # it ended in order, but nothing of it was an answer
+                outcome, status = "upstream_error", 502
+                problem = None if reader.error else errors.upstream_error()
+        if problem is not None:
+            gap = b"\n\n" if reader.mid_event else b""
+            await exchange.send(gap + problem.event(job.route.api, job.grant.request.id))
+        await self._close(job, outcome, status, usage)
         await exchange.finish()
 
     async def _relay_whole(self, job: Job, response: Response, reader: UsageReader, headers: list[Header]) -> None:
@@ -256,19 +265,19 @@ class Gateway:
         except UpstreamError as error:
             problem = failure(error)
             outcome: Outcome = "timed_out" if isinstance(error, TimedOut) else "upstream_closed"
-            await self._close(job, outcome, problem.status, None, sent=True)
+            await self._close(job, outcome, problem.status, None)
             raise problem from error
         reader.feed(answer)
         usage = reader.finish()
         if not reader.saw_done:
-            await self._close(job, "upstream_error", 502, None, sent=True)
+            await self._close(job, "upstream_error", 502, None)
             raise errors.upstream_error("The model provider's answer is not JSON.")
         if usage is None:
             usage = estimate(None, job.grant.request.input_tokens, reader.produced_bytes)
         headers.append((b"content-length", str(len(answer)).encode()))
         await exchange.start(response.status, headers)
         await exchange.send(answer)
-        await self._close(job, "ok", response.status, usage, sent=True)
+        await self._close(job, "ok", response.status, usage)
         await exchange.finish()
 
     async def _relay_refusal(self, job: Job, response: Response) -> None:
@@ -278,7 +287,7 @@ class Gateway:
         except UpstreamError as error:
             problem, passed = failure(error), b""
         status = response.status if problem is None else problem.status
-        await self._close(job, "upstream_error", status, Usage(), sent=problem is None)
+        await self._close(job, "upstream_error", status, Usage())
         if problem is not None:
             raise problem
         headers = [*from_upstream(response.headers), *self._own_headers(job)]
@@ -309,9 +318,9 @@ class Gateway:
             use_case=job.label,
         )
 
-    async def _close(self, job: Job, outcome: Outcome, status: int, usage: Usage | None, *, sent: bool) -> None:
+    async def _close(self, job: Job, outcome: Outcome, status: int, usage: Usage | None) -> None:
         """Settle what was held and record what was used. `usage` None: nothing of an answer was seen, nothing is
-        charged; `sent`: whether it counts as a request."""
+        charged."""
         job.closed = True
         grant = job.grant
         known = usage or Usage(estimated=usage is None)
@@ -320,10 +329,11 @@ class Gateway:
         if outcome == "ok" and job.call.max_output is None:
             per_answer = -(-known.output_tokens // job.call.answers)
             self._lengths.learn(job.who.tenant, grant.request.model, per_answer)
-        settlement = grant.settlement(known.total_tokens, cost, sent=sent)
+        counts = counts_as_request(outcome, status, known.total_tokens)
+        settlement = grant.settlement(known.total_tokens, cost, counts=counts)
         await self._admitter.settle(settlement)
         if job.also is not None:
-            await self._admitter.settle(job.also.settlement(known.total_tokens, cost, sent=sent))
+            await self._admitter.settle(job.also.settlement(known.total_tokens, cost, counts=counts))
         record = UsageClose(
             id=grant.request.id,
             ts_us=grant.decision.now_us,
@@ -362,7 +372,7 @@ class Gateway:
     async def _give_back(self, job: Job) -> None:
         """Return what a further upstream's limits gave, before the next one is asked."""
         if job.also is not None:
-            await self._admitter.settle(job.also.settlement(0, 0, sent=False))
+            await self._admitter.settle(job.also.settlement(0, 0, counts=False))
             job.also = None
 
     def _own_headers(self, job: Job) -> list[Header]:
