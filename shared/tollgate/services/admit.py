@@ -12,7 +12,17 @@ from dataclasses import dataclass
 
 from tollgate.domain.bucket_cache import BucketCache
 from tollgate.domain.identity import Identity
-from tollgate.domain.limits import Admission, BudgetTake, Decision, Limit, Settlement, Status, Unit
+from tollgate.domain.limits import (
+    Admission,
+    BudgetTake,
+    Decision,
+    Limit,
+    Settlement,
+    State,
+    Status,
+    Unit,
+    fits,
+)
 from tollgate.domain.policy import Policy, RouteSpec, TenantRecord
 from tollgate.domain.terms import Bound, Cost, Terms, takes, used
 from tollgate.ports import LimitStore, PolicyUnavailable, Spending, StoreUnavailable
@@ -91,7 +101,9 @@ class Admitter:
             for take in grant.admission.takes:
                 if isinstance(take, BudgetTake):
                     take.seed = seeds.get(take.key)
-            known = self._cache.refuses(grant.admission, self._clock())
+            known = impossible(grant.admission, self._cache.now_us(self._clock()))
+            if known is None:
+                known = self._cache.refuses(grant.admission, self._clock())
             if known is not None:
                 raise _refused(grant, *known)
             decision = await self._decide(grant, seeds)
@@ -190,6 +202,15 @@ class Admitter:
             message = "The gateway cannot read your budgets at the moment. Try again shortly."
             raise errors.unavailable(message, RETRY_AFTER_US, "limits_unavailable") from error
         seeds.update((take.key, amount) for take, amount in zip(cold, spent, strict=True))
+
+
+def impossible(admission: Admission, now_us: int) -> tuple[Admission, Decision] | None:
+    """A refusal of what is above a whole burst or budget: no store needs to be asked, and no wait can help."""
+    takes = [take for take in admission.takes if not fits(take, State(0), now_us)]
+    if not takes:
+        return None
+    known = Admission(admission.id, takes, admission.expires_us, admission.tenant)
+    return known, Decision(Status.REFUSED, now_us, [State(0) for _ in takes])
 
 
 def check_standing(policy: Policy, record: TenantRecord | None) -> None:

@@ -244,7 +244,7 @@ class Gateway:
             outcome = "timed_out" if isinstance(error, TimedOut) else "upstream_closed"
             problem = failure(error)
         status, usage = response.status, reader.finish()
-        if problem is not None:
+        if problem is not None and not (reader.saw_done and usage is not None):
             usage = estimate(usage, job.grant.request.input_tokens, reader.produced_bytes)
         elif usage is None:
             if reader.saw_done or reader.produced_bytes:
