@@ -229,8 +229,5 @@ def test_addresses_and_upstreams_have_their_own_limits() -> None:
     assert ip.key == ip_bounds(POLICY, "2001:db8::ffff")[0].key  # one /64 is one caller
     assert ip.key != ip_bounds(POLICY, "2001:db8:0:1::1")[0].key
     (upstream,) = upstream_bounds(POLICY, "here")
-    assert (
-        (upstream.limit.unit, upstream.limit.amount) == (Unit.TOKENS, 1000)
-        if isinstance(upstream.limit, Rate)
-        else False
-    )
+    assert isinstance(upstream.limit, Rate)
+    assert (upstream.limit.unit, upstream.limit.amount) == (Unit.TOKENS, 1000)
