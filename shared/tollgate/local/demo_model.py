@@ -150,7 +150,7 @@ class DemoModel:
             status, headers = STATUS_FAULTS[job.fault]
             await _answer(send, status, _error(f"the demo model was told to answer {status}", "demo_fault"), headers)
         elif job.fault == "fault-close":
-            return  # uvicorn closes a connection whose application said nothing
+            await _hang_up(send)
         elif job.fault == "fault-garbage" and not job.stream:
             await _answer(send, 200, b"<html>not JSON")
         elif job.stream and api.events is not None:
@@ -473,6 +473,15 @@ async def _body(receive: Receive) -> bytes:
         parts.append(message.get("body", b""))
         if not message.get("more_body"):
             return b"".join(parts)
+
+
+async def _hang_up(send: Send) -> None:
+    """Close the connection. ASGI has no message for that before an answer has begun (a server then answers 500 by
+    itself), so this takes hold of uvicorn's own connection; with another `send` nothing happens."""
+    transport = getattr(getattr(send, "__self__", None), "transport", None)
+    if transport is not None:
+        transport.close()
+        await asyncio.sleep(0.01)  # until uvicorn knows
 
 
 async def _answer(

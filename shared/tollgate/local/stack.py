@@ -23,7 +23,10 @@ from typing import TextIO
 from tollgate.local.children import NotStarted, kill_all, say
 from tollgate.local.functions import LogLines
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPPING = (signal.SIGINT, signal.SIGTERM) + (
+    # under nohup it is ignored, and stays so
+    () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+)
 
 
 @dataclass(frozen=True)
