@@ -60,7 +60,7 @@ build-%: $(STAMP)
 	@$(BIN)/python requirements/bundle.py $* "$(ARTIFACTS_DIR)" --arch $(BUNDLE_ARCH) --python $(BUNDLE_PYTHON)
 
 sam-check: $(STAMP) $(SAM_STAMP) ## lint the template, build every bundle, run each on its own
-	@AWS_DEFAULT_REGION=$${AWS_DEFAULT_REGION:-us-east-1} $(SAM_VENV)/bin/sam validate
+	@AWS_DEFAULT_REGION=$${AWS_DEFAULT_REGION:-us-east-1} $(SAM_VENV)/bin/sam validate --lint
 	@$(SAM_VENV)/bin/sam build
 	@$(BIN)/python -m pytest -m sam tests/functional/test_bundles.py
 
