@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tollgate.local import demo_text
-from tollgate.local.demo_model import APIS, DemoModel, Pace
+from tollgate.local.demo_answers import APIS
+from tollgate.local.demo_model import DemoModel, Pace
 
 FAST = Pace(first_s=0, between_s=0, answer_tokens=12)
 
