@@ -165,6 +165,11 @@ def test_poison_goes_to_the_queue_with_its_reason(world: World, function: Lambda
     assert letters[json.dumps(bad)].startswith("input_tokens: expected a whole number")
     assert function.invoke({"awslogs": {"data": "%%%"}}).payload["poison"] == 1
     assert [letter["record"] for letter in world.letters()] == ["%%%"]
+    # what is longer than a message may be is cut: it must not hold up the queue
+    assert function.invoke(subscription("\U0001f600" * 100_000)).payload["poison"] == 1
+    (letter,) = world.letters()
+    assert letter["cut"]
+    assert len(letter["record"]) == 20_000
 
 
 def test_a_line_of_log_says_what_was_done_in_the_shape_of_a_metric(function: LambdaFunction) -> None:

@@ -11,8 +11,10 @@ from tollgate.adapters.http import UpstreamError
 from tollgate.ports import StoreUnavailable
 from tollgate.services.meter import DeadLetter
 
-MAX_LINE = 200_000
-"""Characters of a line that are kept; no usage record is nearly as long, and a message holds 256 KB."""
+MAX_BODY = 250_000
+"""Bytes of a message; SQS takes 256 KB. No usage record is nearly as long."""
+CUT_TO = 20_000
+"""Characters that are kept of a longer line; each takes 12 bytes at most."""
 
 
 class LoggedDeadLetters:
@@ -34,7 +36,9 @@ class QueuedDeadLetters(LoggedDeadLetters):
     async def send(self, letters: Sequence[DeadLetter]) -> None:
         await super().send(letters)
         for letter in letters:
-            body = json.dumps({"reason": letter.reason, "record": letter.line[:MAX_LINE]})
+            body = json.dumps({"reason": letter.reason, "record": letter.line})
+            if len(body) > MAX_BODY:
+                body = json.dumps({"reason": letter.reason, "record": letter.line[:CUT_TO], "cut": True})
             try:
                 await self._sqs.call("SendMessage", {"QueueUrl": self._queue_url, "MessageBody": body}, retry=True)
             except (AwsError, UpstreamError) as error:
