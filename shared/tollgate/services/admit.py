@@ -28,10 +28,13 @@ from tollgate.domain.terms import Bound, Cost, Terms, takes, used
 from tollgate.ports import LimitStore, PolicyUnavailable, Spending, StoreUnavailable
 from tollgate.services.directory import Directory
 from tollgate.wire import errors
+from tollgate.wire.errors import Api
 from tollgate.wire.refusals import refusal_error
 
 MAX_ROUNDS = 5
 """Admission, and at most a reload of the policy, of a budget and of the day; then once more."""
+SPEAKS: dict[str, Api] = {"openai": "openai", "bedrock": "openai", "anthropic": "anthropic"}
+"""The shapes that each kind of upstream speaks. Requests are passed on, never translated."""
 RETRY_AFTER_US = 2_000_000
 """What a caller is told to wait when no store answers: longer than the breaker needs to notice."""
 
@@ -41,6 +44,8 @@ class Request:
     """What one call asks for, as far as admission cares. `output_tokens` is the answer's maximum, or None."""
 
     id: str
+    api: Api
+    """Whose shapes the caller speaks: the model's upstream has to speak them, too."""
     model: str
     input_tokens: int
     output_tokens: int | None
@@ -163,16 +168,18 @@ class Admitter:
         assert record is not None
         terms = self._directory.terms(policy, record, who, request.model)
         cost = expected_cost(terms, request, guess)
-        first = terms.model.route[0].upstream
+        routes = [r for r in terms.model.route if SPEAKS[policy.upstreams[r.upstream].api] == request.api]
+        if not routes:
+            raise errors.model_not_on_route(request.model)
         bounds: list[Bound] = [
             *self._directory.ip_bounds(policy, ip),
             *terms.bounds,
-            *self._directory.upstream_bounds(policy, first),
+            *self._directory.upstream_bounds(policy, routes[0].upstream),
         ]
         taken = takes(bounds, cost, self._cache.now_us(self._clock()))
         admission = Admission(request.id, taken, request.expires_us, who.tenant, record.version, policy.revision)
         undecided = Decision(Status.REFUSED, 0, [])
-        return Grant(request, policy, record, terms, terms.model.route, admission, undecided, cost)
+        return Grant(request, policy, record, terms, routes, admission, undecided, cost)
 
     async def _decide(self, grant: Grant, seeds: dict[str, int]) -> Decision:
         """One call to the store; where none answers, what the plan says."""

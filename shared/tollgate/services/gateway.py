@@ -144,6 +144,7 @@ class Gateway:
         expires = DEFAULT_HOLD_US if deadline is None else max(deadline - started, 0) + HOLD_MARGIN_US
         wanted = Request(
             request_id,
+            route.api,
             call.model,
             call.prompt_estimate(),
             call.max_output,
@@ -204,9 +205,13 @@ class Gateway:
                 if isinstance(error, UpstreamError) and error.sent:
                     outcome = "timed_out" if isinstance(error, TimedOut) else "upstream_closed"
                     break
+                await self._give_back(job)
                 continue
             if response.status < 300:
-                await self._relay(job, response)
+                try:
+                    await self._relay(job, response)
+                finally:
+                    await response.aclose()  # cancelled: the connection must not wait for its timeout
                 return
             if response.status not in NEXT_ROUTE or attempt + 1 == len(routes):
                 await self._relay_refusal(job, response)

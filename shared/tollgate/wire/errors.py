@@ -126,6 +126,11 @@ def model_not_found(model: str) -> ApiError:
     return ApiError(404, message, param="model", code="model_not_found")
 
 
+def model_not_on_route(model: str) -> ApiError:
+    message = f"The model {shown(model)} is served in another API's shapes, not on this route."
+    return ApiError(400, message, param="model", code="model_not_supported")
+
+
 def not_found(method: str, path: str) -> ApiError:
     return ApiError(404, f"Unknown request URL: {method} {path[:_ECHO]}.", code="unknown_url")
 
