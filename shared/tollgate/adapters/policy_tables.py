@@ -15,7 +15,7 @@ from typing import Any
 
 from tollgate.adapters import telemetry
 from tollgate.adapters.document_table import MAX_ACTIONS, Client, ConditionFailed, DocumentTable, Item
-from tollgate.adapters.policy_items import SNAPSHOT, body_of, body_text, items_of, pack, same, unpack
+from tollgate.adapters.policy_items import KINDS, SNAPSHOT, body_of, body_text, items_of, pack, same, unpack
 from tollgate.adapters.policy_items import document_of as document_of_items
 from tollgate.adapters.policy_items import without_bookkeeping as bare
 from tollgate.adapters.tenants_table import (
@@ -308,7 +308,7 @@ def _item_changes(items: Mapping[str, Item], policy: Policy) -> list[Change]:
 
 def _by_group(items: Mapping[str, Item]) -> dict[str, Any]:
     """The items as the policy's own tree, for its paths; also of items that are no part of one."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {group: {} for group in KINDS.values()}
     for key, entry in items.items():
         kind, separator, name = key.partition("#")
         if separator:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -62,6 +61,8 @@ def with_tables(operation: Callable[[PolicyTables], Awaitable[T]]) -> T:
 
 
 def with_http(operation: Callable[[HttpClient], Awaitable[T]]) -> T:
+    import asyncio
+
     from tollgate.adapters.http import HttpClient
 
     async def run() -> T:

@@ -18,13 +18,6 @@ from tollgate.domain.policy_paths import Path, parse, render
 
 _ASSIGNMENT = re.compile(r"(?s)(?P<path>(?:[^=\"]|\"(?:[^\"\\]|\\.)*\")*?)\s*(?P<more>\+?)=(?P<value>.*)")
 
-HELP = """\b
-  limits[0].requests=5                         the first limit's requests
-  limits[user.requests.minute].requests=5      the same, by what it limits
-  limits+={scope: user, requests: 5, per: day} one more limit
-  models=[small, large]                        a whole value
-"""
-
 
 def editor(assignments: Sequence[str], unset: Sequence[str]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """A function that makes all changes to a copy of plain data. Raises `click.UsageError` for what cannot be read;

@@ -6,10 +6,16 @@ from typing import Any
 
 import click
 
-from tollgate.cli import edits
 from tollgate.cli.connect import actor, with_tables
 from tollgate.cli.failures import NOT_FOUND, Fail
 from tollgate.cli.output import echo_json, json_option, table
+
+CHANGES = """\b
+  limits[0].requests=5                         the first limit's requests
+  limits[user.requests.minute].requests=5      the same, by what it limits
+  limits+={scope: user, requests: 5, per: day} one more limit
+  models=[small, large]                        a whole value
+"""
 
 
 @click.group()
@@ -51,7 +57,7 @@ def show(name: str, as_json: bool) -> None:
     "set",
     help=f"""Change a plan. The whole policy is checked first; felt within 10 s, without a deploy.
 
-{edits.HELP}
+{CHANGES}
 \b
   tollgate plan set free 'limits[0].requests=20' 'limits[0].burst=20'
   tollgate plan set free --unset 'budgets[user.tokens.day.small]'
@@ -64,9 +70,11 @@ def show(name: str, as_json: bool) -> None:
 @click.option("--create", "new", is_flag=True, help="Make a plan that is not there yet.")
 @json_option
 def set_(name: str, changes: tuple[str, ...], unset: tuple[str, ...], new: bool, as_json: bool) -> None:
+    from tollgate.cli.edits import editor
+
     if not changes and not unset:
         raise click.UsageError("nothing to change: give a CHANGE or --unset PATH")
-    edit = edits.editor(changes, unset)
+    edit = editor(changes, unset)
 
     def existing(data: dict[str, Any]) -> dict[str, Any]:
         if not data and not new:
@@ -87,6 +95,7 @@ def set_(name: str, changes: tuple[str, ...], unset: tuple[str, ...], new: bool,
 
 
 def _show(policy: Any, name: str, as_json: bool) -> None:
+    from tollgate.cli.edits import entry_line
     from tollgate.domain.policy_check import plain
     from tollgate.domain.policy_paths import nearest
 
@@ -102,4 +111,4 @@ def _show(policy: Any, name: str, as_json: bool) -> None:
     click.echo(f"when stores fail  {spec.when_stores_fail}")
     for group in ("limits", "budgets"):
         for entry in shown.get(group, []):
-            click.echo(f"{group.ljust(8)} {edits.entry_line(entry)}")
+            click.echo(f"{group.ljust(8)} {entry_line(entry)}")

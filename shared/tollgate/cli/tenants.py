@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tollgate.cli import edits
 from tollgate.cli.connect import actor, with_tables
 from tollgate.cli.output import echo_json, json_option, table
 
@@ -39,7 +38,9 @@ def create(name: str, plan: str, changes: tuple[str, ...], as_json: bool) -> Non
       tollgate tenant create acme --plan pro
       tollgate tenant create globex --plan free 'budgets+={scope: tenant, usd: 5, per: life}'
     """
-    edit = edits.editor(changes, ())
+    from tollgate.cli.edits import editor
+
+    edit = editor(changes, ())
 
     async def run(tables: Any) -> TenantRecord:
         from tollgate.domain.policy import TenantSpec
@@ -92,9 +93,11 @@ def set_(name: str, changes: tuple[str, ...], unset: tuple[str, ...], as_json: b
       tollgate tenant set acme 'budgets[0].usd=100'
       tollgate tenant set acme --unset 'limits[user.requests.minute]'
     """
+    from tollgate.cli.edits import editor
+
     if not changes and not unset:
         raise click.UsageError("nothing to change: give a CHANGE or --unset PATH")
-    edit = edits.editor(changes, unset)
+    edit = editor(changes, unset)
     _show(with_tables(lambda tables: tables.edit_tenant(name, edit, actor())), as_json, "changed")
 
 
@@ -115,6 +118,7 @@ def resume(name: str, as_json: bool) -> None:
 
 
 def _show(record: TenantRecord, as_json: bool, done: str = "") -> None:
+    from tollgate.cli.edits import entry_line
     from tollgate.domain.policy_check import plain
 
     if as_json:
@@ -126,4 +130,4 @@ def _show(record: TenantRecord, as_json: bool, done: str = "") -> None:
     shown = plain(record)
     for group in ("limits", "budgets"):
         for entry in shown.get(group, []):
-            click.echo(f"{group[:-1].ljust(8)} {edits.entry_line(entry)}")
+            click.echo(f"{group[:-1].ljust(8)} {entry_line(entry)}")

@@ -1,0 +1,488 @@
+"""The `tollgate` command against AWS alone (moto's server): output, errors, exit codes; no gateway runs here."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.aws_fixture import ENVIRON, aws_endpoint, dynamodb, make_table
+from tollgate import cli
+from tollgate.adapters.dynamodb_ledger import DynamoLedger
+from tollgate.cli.output import table
+from tollgate.cli.usage import group
+from tollgate.domain.records import UsageClose
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Shell:
+    """A terminal in which the environment names a deployed stack."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+
+    def __call__(self, *words: str) -> Done:
+        """Run a command in this process; whatever happens, it must end by SystemExit and show no stack trace."""
+        self._monkeypatch.setattr(sys, "argv", ["tollgate", *words])
+        self._capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = self._capsys.readouterr()
+        assert "Traceback" not in out + err
+        code = ended.value.code
+        assert isinstance(code, int)
+        return Done(code, out, err)
+
+    def ok(self, *words: str) -> Done:
+        done = self(*words)
+        assert (done.code, done.err) == (0, "")
+        return done
+
+    def fails(self, code: int, *words: str) -> str:
+        """The one line that a failing command says."""
+        done = self(*words)
+        assert (done.code, done.out) == (code, "")
+        assert done.err.count("\n") == 1
+        return done.err.strip()
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with aws_endpoint() as url:
+        yield url
+
+
+@pytest.fixture
+def environ(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """New tables, named by the environment."""
+    names = {name: f"{name.lower()}-{uuid.uuid4().hex}" for name in ("TOLLGATE_POLICY_TABLE", "TOLLGATE_TENANTS_TABLE")}
+    with asyncio.Runner() as runner, dynamodb(endpoint, runner) as client:
+        for name, key in (("TOLLGATE_POLICY_TABLE", "id"), ("TOLLGATE_TENANTS_TABLE", "tenant")):
+            definition = {
+                "TableName": names[name],
+                "BillingMode": "PAY_PER_REQUEST",
+                "AttributeDefinitions": [{"AttributeName": key, "AttributeType": "S"}],
+                "KeySchema": [{"AttributeName": key, "KeyType": "HASH"}],
+            }
+            runner.run(client.call("CreateTable", definition))
+        names["TOLLGATE_LEDGER_TABLE"] = runner.run(make_table(client, sort_key=True))
+    for name in [name for name in os.environ if name.startswith(("TOLLGATE_", "AWS_", "REDIS_"))]:
+        monkeypatch.delenv(name)
+    found = {**ENVIRON, **names, "AWS_ENDPOINT_URL": endpoint}
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(ROOT)
+    return found
+
+
+@pytest.fixture
+def shell(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(monkeypatch, capsys)
+
+
+@pytest.fixture
+def applied(shell: Shell) -> Shell:
+    shell.ok("policy", "apply")
+    return shell
+
+
+# -- the command itself ----------------------------------------------------------------------------------------------
+
+
+def all_commands() -> list[list[str]]:
+    found: list[list[str]] = []
+
+    def walk(command: Any, words: list[str]) -> None:
+        found.append(words)
+        for name, inner in getattr(command, "commands", {}).items():
+            walk(inner, [*words, name])
+
+    walk(cli.tollgate, [])
+    return found
+
+
+@pytest.mark.parametrize("words", all_commands(), ids=" ".join)
+def test_every_command_explains_itself_and_has_json(words: list[str], shell: Shell) -> None:
+    help_text = shell.ok(*words, "--help").out
+    assert len(help_text.splitlines()) > 5
+    if "Commands:" not in help_text:
+        assert "--json" in help_text
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = "boto3 botocore pydantic yaml asyncio httptools moto uvicorn jwt orjson"
+    code = f"import sys, tollgate.cli; print([m for m in {heavy.split()!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_it_runs_as_a_module_and_completes_words() -> None:
+    env = {**os.environ, "_TOLLGATE_COMPLETE": "bash_complete", "COMP_WORDS": "tollgate ten", "COMP_CWORD": "1"}
+    done = subprocess.run([sys.executable, "-m", "tollgate.cli"], capture_output=True, text=True, env=env, check=False)
+    assert done.stdout.strip() == "plain,tenant"
+
+
+def test_wrong_usage_is_one_line(shell: Shell) -> None:
+    assert shell.fails(2, "tenant", "create") == (
+        "tollgate: Missing argument 'NAME'. (tollgate tenant create --help shows how)"
+    )
+    assert "No such command 'tennant'" in shell.fails(2, "tennant")
+    assert "No such option" in shell.fails(2, "status", "--jsn")
+
+
+def test_nothing_to_talk_to(shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TOLLGATE_POLICY_TABLE")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert "no local stack is running and TOLLGATE_POLICY_TABLE is not set" in shell.fails(6, "tenant", "list")
+    monkeypatch.setenv("TOLLGATE_URL", "http://127.0.0.1:9")
+    assert "no local stack runs at http://127.0.0.1:9" in shell.fails(6, "plan", "list")
+
+
+def test_aws_that_does_not_answer(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert "DynamoDB cannot be reached" in shell.fails(6, "tenant", "list")
+    monkeypatch.undo()
+
+
+def test_a_table_that_is_not_there(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOLLGATE_POLICY_TABLE", "nowhere")
+    assert "there is no table 'nowhere': deploy the stack first" in shell.fails(6, "policy", "show")
+
+
+# -- policy ----------------------------------------------------------------------------------------------------------
+
+
+def test_policy_check(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shell.ok("policy", "check").out == "policy.yaml is right: 1 upstreams, 3 models, 3 plans, 0 tenants\n"
+    assert shell.ok("policy", "check", "--json").json["ok"] is True
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("version: 1\nplans:\n  free:\n    models: [smal]\n    limits: [{scope: user, requests: ten}]\n")
+    done = shell("policy", "check", str(wrong))
+    assert done.code == 5
+    assert done.err.splitlines() == [
+        f"{wrong}:5: plans.free.limits[0].requests: expected a whole number of at least 1, found 'ten'",
+    ]
+    done = shell("policy", "check", str(wrong), "--json")
+    assert (done.code, done.json["ok"]) == (5, False)
+    assert done.json["problems"][0]["path"] == "plans.free.limits[0].requests"
+    assert "cannot be read: No such file" in shell.fails(5, "policy", "check", "nowhere.yaml")
+    monkeypatch.setenv("TOLLGATE_PLANS__FREE__LIMITS__0__REQUESTS", "many")
+    assert shell.fails(5, "policy", "check").startswith("TOLLGATE_PLANS__FREE__LIMITS__0__REQUESTS: plans.free")
+
+
+def test_policy_diff_apply_and_show(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "+ plans.free: " in shell.ok("policy", "diff").out
+    monkeypatch.setenv("TOLLGATE_PLANS__FREE__LIMITS__0__REQUESTS", "1")  # this terminal's own: not written
+    first = shell.ok("policy", "apply", "--json").json
+    paths = {change["path"] for change in first["changes"]}
+    assert paths >= {"plans.free", "models.small", "upstreams.openai", "global"}
+    assert shell.ok("policy", "diff").out == "no difference\n"
+    assert shell.ok("policy", "apply").out == f"no difference; revision {first['revision']}\n"
+
+    shown = shell.ok("policy", "show").out
+    assert yaml.safe_load(shown)["plans"]["free"]["limits"][0]["requests"] == 10
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(shown)
+    assert shell.ok("policy", "diff", str(copy)).out == "no difference\n"  # what it shows can be applied
+    assert shell.ok("policy", "show", "--json").json["revision"] == first["revision"]
+
+    copy.write_text(shown.replace("requests: 10,", "requests: 12,"))
+    assert shell.ok("policy", "apply", str(copy)).out.startswith("~ plans.free.limits[0].requests: 10 -> 12\n")
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("version: 2")
+    assert "version: expected 1, found 2" in shell.fails(5, "policy", "apply", str(wrong))
+
+
+# -- plans -----------------------------------------------------------------------------------------------------------
+
+
+def test_plans(applied: Shell) -> None:
+    assert [line.split()[0] for line in applied.ok("plan", "list").out.splitlines()] == [
+        "plan", "enterprise", "free", "pro",
+    ]  # fmt: skip
+    assert {plan["plan"] for plan in applied.ok("plan", "list", "--json").json["plans"]} == {
+        "enterprise",
+        "free",
+        "pro",
+    }
+    assert "[user.requests.minute]  {scope: user, requests: 10" in applied.ok("plan", "show", "free").out
+    assert applied.ok("plan", "show", "free", "--json").json["budgets"][1]["models"] == ["small"]
+    assert applied.fails(3, "plan", "show", "fre") == "tollgate: there is no plan 'fre' (did you mean free?)"
+
+
+def test_plan_set(applied: Shell) -> None:
+    done = applied.ok(
+        "plan", "set", "free",
+        "limits[user.requests.minute].requests=20", "limits[0].burst=30", "models+=large",
+        "budgets+={scope: team, tokens: 5, per: month}", "--unset", "budgets[user.tokens.day.small]",
+        "--unset", "budgets[0]", "when_stores_fail=open", "--json",
+    )  # fmt: skip
+    plan = done.json
+    assert plan["limits"][0] == {"scope": "user", "requests": 20, "per": "minute", "burst": 30}
+    assert plan["models"] == ["small", "large"]
+    assert [budget["scope"] for budget in plan["budgets"]] == ["tenant", "team"]
+    assert plan["when_stores_fail"] == "open"
+    assert applied.ok("plan", "show", "free", "--json").json == plan
+    again = applied.ok("plan", "set", "free", "limits[0].burst=30")
+    assert again.out == "nothing changed\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (
+            ["free", "limits[0].requests=ten"],
+            5,
+            "limits[0].requests: expected a whole number of at least 1, found 'ten'",
+        ),
+        (["free", "models+=smal"], 5, "there is no model 'smal' (did you mean small?)"),
+        (["free", "limts=[]"], 5, "plans.free.limts: is not known (did you mean limits?)"),
+        (["free", "limits[9].requests=5"], 2, "limits has 3 entries, counted from 0: there is no [9]"),
+        (["free", "limits[user.requests.day].requests=5"], 2, "limits has no user.requests.day: it has user.requests."),
+        (["free", "limits[0].requests+=5"], 2, "only a list can be added to"),
+        (["free", "limits[0]+=5"], 2, "only a list can be added to"),
+        (["free", "models.x=5"], 2, "models"),
+        (["free", "limits"], 2, "'limits' is no change: write path=value"),
+        (["free", "limits=[1"], 2, "is not YAML"),
+        (["free", "=5"], 2, "the path is empty"),
+        (["free", "a..b=5"], 2, "cannot read '..b'"),
+        (["free", "--unset", "when_stores_fail"], 2, "when_stores_fail is not set"),
+        (["free", "--unset", "limits[0].requests"], 5, "exactly one of requests, tokens, concurrent"),
+        (["free"], 2, "nothing to change"),
+        (["fre", "models=[]"], 3, "there is no plan 'fre' (--create makes it)"),
+        (["new", "--create", "limits=[]"], 5, "plans.new.models: is missing"),
+        (["bad name", "--create", "models=[]"], 5, "cannot be a name"),
+    ],
+)
+def test_plan_set_refuses(applied: Shell, words: list[str], code: int, said: str) -> None:
+    assert said in applied.fails(code, "plan", "set", *words)
+    assert applied.ok("policy", "diff").out == "no difference\n"
+
+
+def test_a_new_plan(applied: Shell) -> None:
+    applied.ok("plan", "set", "trial", "--create", "models=[small]", "budgets+={scope: tenant, usd: 1.5, per: life}")
+    applied.ok("tenant", "create", "umbra", "--plan", "trial")
+    line = applied.fails(4, "policy", "apply")
+    assert line == "tollgate: these tenants are on a plan that would go: umbra (trial); give them another plan first"
+
+
+# -- tenants ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_life_of_a_tenant(applied: Shell) -> None:
+    made = applied.ok("tenant", "create", "acme", "--plan", "pro", "--json").json
+    assert (made["tenant"], made["plan"], made["state"], made["limits"]) == ("acme", "pro", "active", [])
+    assert applied.fails(4, "tenant", "create", "acme", "--plan", "pro") == "tollgate: there is a tenant 'acme' already"
+    assert applied.ok("tenant", "show", "acme", "--json").json == made
+
+    boosted = applied.ok(
+        "tenant", "set", "acme", "plan=free",
+        "limits+={scope: user, requests: 500, per: minute, until: 2026-12-01}", "--json",
+    ).json  # fmt: skip
+    assert boosted["limits"] == [{"scope": "user", "requests": 500, "per": "minute", "until": "2026-12-01T00:00:00Z"}]
+    assert (boosted["plan"], boosted["version"]) == ("free", made["version"] + 1)
+    assert "limit    [user.requests.minute]  {scope: user, requests: 500" in applied.ok("tenant", "show", "acme").out
+
+    assert applied.ok("tenant", "suspend", "acme").out.startswith("acme is suspended\n")
+    assert applied.ok("tenant", "suspend", "acme", "--json").json["state"] == "suspended"
+    applied.ok("policy", "apply")
+    assert applied.ok("tenant", "show", "acme", "--json").json["state"] == "suspended"
+    assert applied.ok("tenant", "resume", "acme", "--json").json["state"] == "active"
+    assert applied.ok("tenant", "set", "acme", "--unset", "limits[0]", "--json").json["limits"] == []
+
+
+def test_a_tenant_with_limits_of_its_own_from_the_start(applied: Shell) -> None:
+    made = applied.ok(
+        "tenant", "create", "acme", "--plan", "free", "budgets+={scope: tenant, usd: 5, per: life}", "--json"
+    ).json
+    assert made["budgets"] == [{"scope": "tenant", "usd": 5, "per": "life"}]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["create", "x", "--plan", "fre"], 5, "there is no plan 'fre' (did you mean free?)"),
+        (["create", "client#1", "--plan", "free"], 5, "expected a name of letters"),
+        (
+            ["create", "x", "--plan", "free", "budgets+={scope: user, usd: 5, per: week}"],
+            5,
+            "expected day, month or life",
+        ),
+        (["create", "x"], 2, "Missing option '--plan'"),
+        (["show", "nobody"], 3, "there is no tenant 'nobody'"),
+        (["set", "nobody", "plan=free"], 3, "there is no tenant 'nobody'"),
+        (["set", "nobody"], 2, "nothing to change"),
+        (["suspend", "nobody"], 3, "there is no tenant 'nobody'"),
+        (["list", "--limit", "0"], 2, "0 is not in the range"),
+    ],
+)
+def test_tenant_refuses(applied: Shell, words: list[str], code: int, said: str) -> None:
+    assert said in applied.fails(code, "tenant", *words)
+
+
+def test_a_tenant_needs_a_policy_first(shell: Shell) -> None:
+    assert "no policy was published yet" in shell.fails(3, "tenant", "create", "acme", "--plan", "pro")
+
+
+def test_tenants_are_listed(applied: Shell) -> None:
+    for name in ("acme", "globex", "initech"):
+        applied.ok("tenant", "create", name, "--plan", "pro")
+    rows = applied.ok("tenant", "list", "--json").json
+    assert sorted(row["tenant"] for row in rows["tenants"]) == ["acme", "globex", "initech"]
+    assert rows["next"] is None
+    page = applied.ok("tenant", "list", "--limit", "2", "--json").json
+    rest = applied.ok("tenant", "list", "--limit", "2", "--after", page["next"], "--json").json
+    assert len(page["tenants"]) + len(rest["tenants"]) == 3
+    assert "more: tollgate tenant list --limit 2 --after" in applied.ok("tenant", "list", "--limit", "2").out
+
+
+# -- usage and status ------------------------------------------------------------------------------------------------
+
+
+def close(tenant: str, user: str, model: str, day: int, tokens: int) -> UsageClose:
+    record = {
+        "event": "usage.close", "v": 1, "id": uuid.uuid4().hex, "ts_us": (1_795_219_200 + 86_400 * day) * 1_000_000,
+        "tenant": tenant, "user": user, "team": "", "key": "", "plan": "pro", "model": model, "upstream": "openai",
+        "upstream_model": model, "route": "chat", "outcome": "ok", "status": 200, "input_tokens": tokens,
+        "cached_input_tokens": 0, "cache_write_tokens": 0, "output_tokens": tokens // 2, "reasoning_tokens": 0,
+        "estimated": False, "cost_microusd": tokens * 3, "latency_ms": 5, "first_byte_ms": 2, "settle": [],
+    }  # fmt: skip
+    return UsageClose.parse(record)
+
+
+@pytest.fixture
+def used(environ: dict[str, str], endpoint: str, shell: Shell) -> Shell:
+    entries = [
+        close("acme", "ann", "small", 0, 10),
+        close("acme", "ann", "small", 0, 20),
+        close("acme", "bob", "large", 1, 1_000_000),
+        close("globex", "=cmd", "small", 1, 7),
+    ]
+    with asyncio.Runner() as runner, dynamodb(endpoint, runner) as client:
+        runner.run(DynamoLedger(client, environ["TOLLGATE_LEDGER_TABLE"]).enter(entries))
+    return shell
+
+
+def test_usage_rows_have_exactly_their_keys(used: Shell) -> None:
+    rows = used.ok("usage", "--json").json["rows"]
+    assert len(rows) == 3
+    assert rows[0] == {
+        "tenant": "acme", "user": "ann", "model": "small", "provider": "openai", "day": "2026-11-21", "requests": 2,
+        "input_tokens": 30, "output_tokens": 15, "total_tokens": 45, "cost_microusd": 90,
+    }  # fmt: skip
+
+
+def test_usage_is_narrowed_and_added_up(used: Shell) -> None:
+    def rows(*words: str) -> list[dict[str, Any]]:
+        return list(used.ok("usage", "--json", *words).json["rows"])
+
+    assert {row["tenant"] for row in rows("--tenant", "globex")} == {"globex"}
+    assert [row["user"] for row in rows("--tenant", "acme", "--user", "bob")] == ["bob"]
+    assert {row["day"] for row in rows("--since", "2026-11-22")} == {"2026-11-22"}
+    assert {row["day"] for row in rows("--until", "2026-11-21")} == {"2026-11-21"}
+    assert rows("--since", "2026-12-01") == []
+    by = rows("--by", "model,day")
+    assert [(row["model"], row["day"], row["requests"]) for row in by] == [
+        ("large", "2026-11-22", 1), ("small", "2026-11-21", 2), ("small", "2026-11-22", 1),
+    ]  # fmt: skip
+    assert set(by[0]) == {
+        "model", "day", "requests", "input_tokens", "output_tokens", "total_tokens", "cost_microusd",
+    }  # fmt: skip
+    assert "expected some of tenant, user, model, provider, day, found 'colour'" in used.fails(
+        2, "usage", "--by", "colour"
+    )
+    assert "expected a day such as" in used.fails(2, "usage", "--since", "yesterday-ish")
+
+
+def test_usage_for_people_and_for_spreadsheets(used: Shell) -> None:
+    lines = used.ok("usage", "--by", "tenant").out.splitlines()
+    assert [line.split() for line in lines] == [
+        ["tenant", "requests", "input", "output", "total", "cost"],
+        ["acme", "3", "1,000,030", "500,015", "1,500,045", "$3.000090"],
+        ["globex", "1", "7", "3", "10", "$0.000021"],
+        ["total", "4", "1,000,037", "500,018", "1,500,055", "$3.000111"],
+    ]
+    rows = list(csv.DictReader(io.StringIO(used.ok("usage", "--csv").out)))
+    assert rows[0]["cost_microusd"] == "90"
+    assert rows[2]["user"] == "'=cmd"  # a spreadsheet would run it
+    assert used.ok("usage", "--since", "2026-12-01").out == "nothing was used\n"
+
+
+def test_groups_partition_what_they_count() -> None:
+    rows = [{"tenant": t, "requests": 1, "input_tokens": 2, "output_tokens": 3, "total_tokens": 5, "cost_microusd": 7}
+            for t in "abab"]  # fmt: skip
+    assert [row["requests"] for row in group(rows, ["tenant"])] == [2, 2]
+    assert sum(row["cost_microusd"] for row in group(rows, [])) == 28
+
+
+def test_tables_fit_their_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [["a" * 80, "b" * 10, 5], ["c", "d", 1_000]]
+    monkeypatch.setenv("COLUMNS", "60")
+    assert max(map(len, table(("name", "other", "count"), rows).splitlines())) > 80  # a pipe gets everything
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    lines = table(("name", "other", "count"), rows).splitlines()
+    assert max(map(len, lines)) <= 60
+    assert lines[1].endswith("     5")
+    assert "…" in lines[1]
+
+
+def test_status_of_a_deployed_stack(applied: Shell) -> None:
+    applied.ok("tenant", "create", "acme", "--plan", "pro")
+    found = applied.ok("status", "--json").json
+    assert (found["url"], found["health"], found["tenants"], found["local"]) == (None, None, 1, False)
+    assert found["policy"] == applied.ok("policy", "show", "--json").json["revision"]
+
+
+def test_status_of_a_gateway_that_is_not_there(applied: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOLLGATE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("TOLLGATE_STORE_URL", "rediss://tollgate:secret@cache.example.com:6379/0")
+    done = applied("status")
+    assert done.code == 1
+    assert "health    does not answer" in done.out
+    assert "store     rediss://cache.example.com:6379/0" in done.out
+    assert "secret" not in done.out
+
+
+def test_serve_refuses_a_bad_setting_in_one_line(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOLLGATE_STORE_URL", "memcached://x")
+    assert "TOLLGATE_STORE_URL: expected memory://" in shell.fails(2, "serve")
+
+
+def test_token_needs_a_local_stack(shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert "TOLLGATE_USER_POOL_ID is not set" in shell.fails(6, "token", "--tenant", "acme", "--user", "ann")
+
+
+def test_what_should_not_happen_is_one_line_too(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tollgate.adapters.policy_tables import PolicyTables
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug,\nover two lines")
+
+    monkeypatch.setattr(PolicyTables, "__init__", broken)
+    assert shell.fails(1, "tenant", "list") == "tollgate: this should not happen: RuntimeError: a bug, over two lines"
