@@ -35,6 +35,8 @@ from tollgate.wire.usage import UsageReader, reader_for
 
 MAX_BODY = 4 * 1024 * 1024
 """Bytes of a request: Lambda's 6 MB payload limit, less what escaping may add."""
+MAX_HEADERS = 32 * 1024
+"""Bytes of all headers together; API Gateway's own limit is 10 KB, but a container has no API Gateway before it."""
 MAX_ANSWER = 64 * 1024 * 1024
 """Bytes of an answer that is not streamed (a batch of embeddings is the largest)."""
 LEAVE_US = 5_000_000
@@ -116,6 +118,8 @@ class Gateway:
         try:
             if 0 < self._max_in_flight < self._in_flight and exchange.path != "/healthz":
                 raise errors.unavailable("The gateway is serving as many requests as it can. Try again shortly.")
+            if exchange.header_bytes > MAX_HEADERS:
+                raise errors.headers_too_large()
             if route is not None and exchange.method == "POST":
                 await self._model_call(exchange, route, request_id)
             else:
