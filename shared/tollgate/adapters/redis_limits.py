@@ -137,7 +137,9 @@ class RedisLimitStore:
     async def _run(self, script: Script, names: Sequence[str], args: Sequence[str | int], *, idempotent: bool) -> Any:
         """One script call. Where the connection breaks (it does not time out), an idempotent call is made once more
         on a new one: Redis restarted, or closed an idle connection."""
-        connection = await self._connected()
+        connection = self._connection
+        if connection is None or not connection.usable:
+            connection = await self._connected()
         try:
             try:
                 return await connection.call("EVALSHA", script.sha, len(names), *names, *args)

@@ -6,7 +6,7 @@ Compiled once per tenant record, policy revision and user; per request only cost
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tollgate.domain import keys
@@ -46,6 +46,16 @@ class Bound:
     limit: Limit
     subject: str
     key: str
+    always: Take | None = field(init=False, repr=False, compare=False)
+    """What every request takes of it, where that is known beforehand: one request of a rate, or one slot."""
+
+    def __post_init__(self) -> None:
+        take: Take | None = None
+        if isinstance(self.limit, Concurrency):
+            take = SlotTake(self.subject, self.key, self.limit)
+        elif isinstance(self.limit, Rate) and self.limit.unit is Unit.REQUESTS:
+            take = RateTake(self.subject, self.key, self.limit, 1, 1)
+        object.__setattr__(self, "always", take)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,18 +126,17 @@ def takes(bounds: Iterable[Bound], cost: Cost, now_us: int) -> list[Take]:
     found: list[Take] = []
     for bound in bounds:
         limit = bound.limit
-        if isinstance(limit, Concurrency):
-            found.append(SlotTake(bound.subject, bound.key, limit))
-            continue
-        if limit.unit is Unit.REQUESTS:
-            amount = least = 1
-        elif limit.unit is Unit.TOKENS:
-            amount, least = cost.tokens, cost.least_tokens
-        else:
-            amount, least = cost.microusd, cost.least_microusd
-        if isinstance(limit, Rate):
-            found.append(RateTake(bound.subject, bound.key, limit, amount, least))
-        else:
+        if bound.always is not None:
+            found.append(bound.always)
+        elif isinstance(limit, Rate):
+            found.append(RateTake(bound.subject, bound.key, limit, cost.tokens, cost.least_tokens))
+        elif isinstance(limit, Budget):
+            if limit.unit is Unit.REQUESTS:
+                amount = least = 1
+            elif limit.unit is Unit.TOKENS:
+                amount, least = cost.tokens, cost.least_tokens
+            else:
+                amount, least = cost.microusd, cost.least_microusd
             label, start, end = limit.window.bounds(now_us)
             found.append(BudgetTake(bound.subject, f"{bound.key}:{label}", limit, amount, least, label, start, end))
     return found
