@@ -259,10 +259,13 @@ def _refused(grant: Grant, admission: Admission, decision: Decision) -> errors.A
 
 
 def expected_cost(terms: Terms, request: Request, guess: int) -> Cost:
-    """What to hold: the prompt's estimate and the answer's maximum, or a guess that may shrink to nothing."""
+    """What to hold: the prompt's estimate and the answer's maximum, or a guess that may shrink to nothing; but every
+    further answer of one request needs room for a token, or a thousand of them would slip in as one."""
     prompt = request.input_tokens
-    most = prompt + (guess if request.output_tokens is None else request.output_tokens)
-    least = prompt if request.output_tokens is None else most
+    most = least = prompt + (request.output_tokens or 0)
+    if request.output_tokens is None:
+        least = prompt + request.answers - 1
+        most = max(prompt + guess, least)
     price = terms.price
     if price is None:
         return Cost(most, least, 0, 0)

@@ -21,13 +21,14 @@ from tollgate.domain.limits import (
     Unit,
     Window,
     refusal,
+    remaining,
 )
 from tollgate.wire.errors import ApiError, exceeds_plan_limit, insufficient_quota, rate_limit_exceeded
 from tollgate.wire.headers import duration, limit_type, rate_limit_headers
 
 Largest = Callable[[Limit, int], int | None]
 """``largest(limit, amount)``: the largest maximum of an answer with which the request needs at most `amount` of
-`limit`, in the limit's unit; 0 where the prompt alone needs more, None where the maximum does not matter."""
+`limit`, in the limit's unit; 0 where none is small enough, None where the maximum does not matter."""
 
 
 def refusal_error(
@@ -53,10 +54,13 @@ def _worded(admission: Admission, decision: Decision, param: str | None, largest
         )
         return rate_limit_exceeded(message, SECOND_US, kind)
     if why.never:
-        return _never(take, kind, param, largest)
+        return _never(_narrowest(admission, largest) or take, decision.local, param, largest)
     hint = ""
-    if param and largest and (fit := largest(take.limit, why.remaining)):
-        hint = f" A {param} of up to {fit} would fit now."
+    if param and largest and not decision.local:  # alone, a container has not looked at the other limits
+        seen = zip(admission.takes, decision.states, strict=True)
+        fits = [largest(take.limit, remaining(take, state, decision.now_us)) for take, state in seen]
+        if fit := min((fit for fit in fits if fit is not None), default=0):
+            hint = f" A {param} of up to {fit} would fit now."
     left = _amount(why.remaining, take.limit.unit)
     if isinstance(take, BudgetTake):
         message = f"The budget of this {who} does not allow this request: {_described(take.limit)}, {left} left."
@@ -68,10 +72,26 @@ def _worded(admission: Admission, decision: Decision, param: str | None, largest
     )
 
 
-def _never(take: RateTake | BudgetTake, kind: str, param: str | None, largest: Largest | None) -> ApiError:
+def _narrowest(admission: Admission, largest: Largest | None) -> RateTake | BudgetTake | None:
+    """Of the limits that can never admit this request, the one that allows least: what fits it, fits all of them."""
+
+    def allows(take: RateTake | BudgetTake) -> int:
+        fit = largest(take.limit, _whole(take)) if largest and _whole(take) else None
+        return -1 if fit is None else fit
+
+    never = [t for t in admission.takes if not isinstance(t, SlotTake) and t.floor > _whole(t)]
+    return min(never, key=allows, default=None) if largest else None
+
+
+def _whole(take: RateTake | BudgetTake) -> int:
+    """The most that the limit ever has."""
+    return take.limit.burst if isinstance(take.limit, Rate) else take.limit.amount
+
+
+def _never(take: RateTake | BudgetTake, local: bool, param: str | None, largest: Largest | None) -> ApiError:
     """For a request that needs more than the whole burst or budget."""
-    limit = take.limit
-    whole = limit.burst if isinstance(limit, Rate) else limit.amount
+    limit, whole = take.limit, _whole(take)
+    kind = limit_type(limit.scope, local=local)
     if whole == 0:  # the plan's doing, whatever is asked
         return insufficient_quota(f"The budget of this {_who(take)} is {_described(limit)}.", kind)
     message = (
@@ -80,7 +100,8 @@ def _never(take: RateTake | BudgetTake, kind: str, param: str | None, largest: L
     )
     fit = largest(limit, whole) if param and largest else None
     if fit is not None:
-        message += f" The largest {param} that fits is {fit}." if fit else " The prompt alone is too large."
+        no_fit = f" No {param} is small enough: the prompt, or the number of answers, is too large."
+        message += f" The largest {param} that fits is {fit}." if fit else no_fit
     error = exceeds_plan_limit(message, param)
     error.headers["x-ratelimit-type"] = kind
     return error

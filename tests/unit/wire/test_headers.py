@@ -225,6 +225,15 @@ def test_what_would_fit_now() -> None:
     assert error.status == 402
     assert "A max_tokens of up to 380 would fit now." in error.message
     assert "would fit" not in refusal_error(*refused).message
+    # every limit has to have room for it, also those that would admit the request as it is
+    tighter = rate(Scope.TENANT, Unit.TOKENS, 100)
+    both = decided((take(budget(Unit.TOKENS, 1000), 500), 600), (take(tighter, 50), 0))
+    assert (
+        "A max_tokens of up to 80 would fit now." in refusal_error(*both, param="max_tokens", largest=largest).message
+    )
+    # alone, a container knows too little to say
+    alone = decided((take(budget(Unit.TOKENS, 1000), 500), 600), local=True)
+    assert "would fit" not in refusal_error(*alone, param="max_tokens", largest=largest).message
 
 
 @pytest.mark.parametrize("limit", [budget(Unit.TOKENS, 1000), rate(Scope.USER, Unit.TOKENS, 1000)])
@@ -235,8 +244,17 @@ def test_what_can_never_fit(limit: Limit) -> None:
     assert "The largest max_tokens that fits is 980." in error.message
     assert error.headers.items() >= {"x-should-retry": "false", "x-ratelimit-type": "User"}.items()
     assert "retry-after" not in error.headers
-    assert "prompt alone" in refusal_error(*refused, param="max_tokens", largest=lambda *_: 0).message
+    assert "No max_tokens is small enough" in refusal_error(*refused, param="max_tokens", largest=lambda *_: 0).message
     assert "largest" not in refusal_error(*refused).message
+
+
+def test_what_can_never_fit_names_the_narrowest_of_its_limits() -> None:
+    """Whichever waits longest: what the error says would fit must not be refused by another limit."""
+    limits = [budget(Unit.TOKENS, 3000), rate(Scope.USER, Unit.TOKENS, 1000), budget(Unit.TOKENS, 9000)]
+    refused = decided(*((take(limit, 5000), 0) for limit in limits))
+    error = refusal_error(*refused, param="max_tokens", largest=lambda _, amount: amount - 20)
+    assert "1000 tokens per minute" in error.message
+    assert "The largest max_tokens that fits is 980." in error.message
 
 
 def test_a_plan_with_nothing_in_it_is_402() -> None:
