@@ -30,6 +30,8 @@ class Peer:
         return head + await self.reader.readexactly(length)
 
     async def send(self, data: bytes) -> None:
+        if self.writer.is_closing():  # uvloop: writing would be a RuntimeError
+            raise ConnectionResetError
         self.writer.write(data)
         await self.writer.drain()
 

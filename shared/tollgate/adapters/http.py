@@ -141,6 +141,8 @@ class HttpClient:
         if self._closed:  # meanwhile
             connection.abort()
             raise ConnectFailed("the client was closed")
+        if connection.is_closing():  # a loop tick lies between the handshake and here
+            raise ConnectFailed(f"{url.host}:{url.port} closed the connection at once")
         return connection
 
     def _tls(self) -> ssl.SSLContext:

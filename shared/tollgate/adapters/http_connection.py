@@ -169,6 +169,10 @@ class Connection(asyncio.Protocol):
 
     # The pool's side
 
+    def is_closing(self) -> bool:
+        """Whether the transport is known to be ending. Writing to it would be lost (or, on uvloop, a RuntimeError)."""
+        return self._transport.is_closing()
+
     def is_live(self) -> bool:
         """Whether an idle connection can still be used.
 
