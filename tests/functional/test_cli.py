@@ -473,6 +473,17 @@ def test_serve_refuses_a_bad_setting_in_one_line(shell: Shell, monkeypatch: pyte
     assert "TOLLGATE_STORE_URL: expected memory://" in shell.fails(2, "serve")
 
 
+def test_serve_refuses_a_bad_policy_with_its_lines(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("version: 1\nplans: {free: {models: [x]}}\n")
+    monkeypatch.delenv("TOLLGATE_POLICY_TABLE")
+    monkeypatch.setenv("TOLLGATE_POLICY", str(policy))
+    monkeypatch.setenv("TOLLGATE_STORE_URL", "memory://")
+    assert shell.fails(5, "serve").startswith(f"{policy}:2: plans.free.models[0]: there is no model 'x'")
+
+
 def test_token_needs_a_local_stack(shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert "TOLLGATE_USER_POOL_ID is not set" in shell.fails(6, "token", "--tenant", "acme", "--user", "ann")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -57,7 +58,14 @@ def serve(ctx: click.Context, host: str, port: int, workers: int, as_json: bool)
     """
     from tollgate.bootstrap import serve as run
 
-    ctx.exit(run(host, port, workers))
+    if not all(os.environ.get(name) for name in TABLES):
+        from tollgate.adapters.policy_file import load
+
+        load(os.environ.get("TOLLGATE_POLICY") or "policy.yaml", os.environ)  # its mistakes stop here, a line each
+    try:
+        ctx.exit(run(host, port, workers))
+    except SystemExit as ended:  # uvicorn has said why, and has exit codes of its own
+        ctx.exit(FAILED if ended.code else 0)
 
 
 @click.command()
