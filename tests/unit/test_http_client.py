@@ -652,6 +652,23 @@ async def test_a_cancelled_request_drops_its_connection() -> None:
 
 
 @on_both_loops
+async def test_a_cancellation_in_the_tick_of_the_end_spares_the_connection() -> None:
+    """By then it is back in the pool, or carries somebody else's request."""
+    async with serve(answering(OK, OK)) as (server, url), client() as http:
+        task = asyncio.ensure_future(http.request("GET", url))
+        wake = Response._wake
+
+        def wake_and_cancel(response: Response) -> None:
+            wake(response)
+            task.cancel()
+
+        with patch.object(Response, "_wake", wake_and_cancel), pytest.raises(asyncio.CancelledError):
+            await task
+        assert await fetch(http, url) == (200, b"ok")
+        assert len(server.peers) == 1
+
+
+@on_both_loops
 async def test_closing_after_the_end_keeps_the_connection() -> None:
     async with serve(answering(OK, OK)) as (server, url), client() as http:
         response = await http.request("GET", url)

@@ -115,7 +115,9 @@ class Response(AsyncIterator[bytes]):
         try:
             await waiter
         except asyncio.CancelledError:
-            connection.fail(ClosedEarly("the reader was cancelled", after_bytes=self._received))
+            # Not `connection`: where the end came in the same tick, it may be carrying somebody else's request by now.
+            if self._connection is not None:
+                self._connection.fail(ClosedEarly("the reader was cancelled", after_bytes=self._received))
             raise
 
     # What the connection does to its response; it is the only writer.
