@@ -224,7 +224,9 @@ class PolicyTables:
         self._refuse_unrelated(policy, record.tenant, record)
         return record
 
-    async def settle_version(self, tenant: str, before: Item | None, after: Item | None) -> int:
+    async def settle_version(
+        self, tenant: str, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None
+    ) -> int:
         """The version that an edit is known by. One that was made by hand, in the console, has none of its own, and
         gets one here; 0 if it changed nothing that matters, or was overtaken by another edit."""
         old = version_of(before or {})
