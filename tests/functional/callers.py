@@ -143,7 +143,7 @@ class Callers:
         """A user of a new tenant on `plan`; `limits` and `budgets` are its own, in place of the plan's of the same
         kind and beside its others."""
         tenant = f"t-{self._run}-{next(self._numbers)}"
-        self._put(tenant, plan, limits, budgets, {})
+        self.put(tenant, plan, limits=limits, budgets=budgets)
         return self.colleague(tenant, user)
 
     def colleague(self, of: Caller | str, user: str) -> Caller:
@@ -151,26 +151,17 @@ class Callers:
         tenant = of if isinstance(of, str) else of.tenant
         return Caller(self._stack.url, tenant, user, self.token(tenant, user))
 
-    def change(
+    def put(
         self,
-        caller: Caller,
+        tenant: str,
         plan: str = "lab",
         *,
         limits: Sequence[Mapping[str, Any]] = (),
         budgets: Sequence[Mapping[str, Any]] = (),
         **attributes: Any,
     ) -> None:
-        """Edit the tenant's item, as an operator does in the console: without a version, which the publisher gives."""
-        self._put(caller.tenant, plan, limits, budgets, attributes)
-
-    def _put(
-        self,
-        tenant: str,
-        plan: str,
-        limits: Sequence[Mapping[str, Any]],
-        budgets: Sequence[Mapping[str, Any]],
-        attributes: Mapping[str, Any],
-    ) -> None:
+        """Make or replace a tenant's item, as an operator does in the console: without a version, which the publisher
+        gives it."""
         item = {"tenant": tenant, "plan": plan, "limits": list(limits), "budgets": list(budgets), **attributes}
         self._table("TENANTS").put_item(Item=item)
 

@@ -235,7 +235,7 @@ def test_n_answers_count_n_times(callers: Callers) -> None:
 def test_a_larger_budget_is_felt_within_10_s_without_a_new_token(callers: Callers) -> None:
     caller = callers(budgets=[{"scope": "user", "requests": 1, "per": "day"}])
     assert statuses(caller, 3) == [200, 402, 402]
-    callers.change(caller, budgets=[{"scope": "user", "requests": 3, "per": "day"}])
+    callers.put(caller.tenant, budgets=[{"scope": "user", "requests": 3, "per": "day"}])
     wait_for(lambda: caller.chat(max_tokens=1).status == 200)
     assert statuses(caller, 2) == [200, 402], "what was used before counts"
 
@@ -243,10 +243,10 @@ def test_a_larger_budget_is_felt_within_10_s_without_a_new_token(callers: Caller
 def test_a_suspended_tenant_is_refused_within_10_s(callers: Callers) -> None:
     caller = callers()
     assert caller.chat(max_tokens=1).status == 200
-    callers.change(caller, state="suspended")
+    callers.put(caller.tenant, state="suspended")
     wait_for(lambda: caller.chat(max_tokens=1).status == 403)
     assert caller.chat(max_tokens=1).error["code"] == "account_suspended"
-    callers.change(caller)
+    callers.put(caller.tenant)
     wait_for(lambda: caller.chat(max_tokens=1).status == 200)
 
 
