@@ -37,8 +37,8 @@ def signed_headers(
 ) -> list[Header]:
     """`headers` with x-amz-date, x-amz-security-token (where there is one) and authorization added.
 
-    Every given header is signed, and the host of `url`, which must be encoded as it will be sent. `now_s` in epoch seconds: AWS accepts
-    5 minutes of error.
+    Every given header is signed, and the host of `url`, which must be encoded as it will be sent. `now_s` in epoch
+    seconds: AWS accepts 5 minutes of error.
     """
     parts = urlsplit(url)
     stamp = datetime.fromtimestamp(now_s, UTC).strftime("%Y%m%dT%H%M%SZ")
