@@ -6,12 +6,13 @@ Each port is as small as its callers allow. A failure is raised as the error nam
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from tollgate.domain.identity import Identity
-from tollgate.domain.limits import Admission, BudgetTake, Decision, Settlement
-from tollgate.domain.policy import Policy, TenantRecord
-from tollgate.domain.records import UsageClose
+if TYPE_CHECKING:  # the policy's schema costs pydantic, which not every function needs
+    from tollgate.domain.identity import Identity
+    from tollgate.domain.limits import Admission, BudgetTake, Decision, Settlement
+    from tollgate.domain.policy import Policy, TenantRecord
+    from tollgate.domain.records import UsageClose
 
 
 class StoreUnavailable(Exception):
