@@ -8,7 +8,7 @@ from typing import Any
 
 from tollgate.adapters import telemetry
 from tollgate.adapters.aws import from_dynamo
-from tollgate.domain.policy_check import PolicyErrors
+from tollgate.domain.policy_document import PolicyErrors
 from tollgate.services.publish import Edits, Published, TenantEdit, publish
 
 

@@ -16,7 +16,8 @@ from tollgate.adapters.policy_file import load, parse
 from tollgate.adapters.policy_items import body_of, items_of, unpack
 from tollgate.adapters.policy_tables import Conflict, NotFound, PolicyTables
 from tollgate.domain.policy import Policy, TenantRecord, TenantSpec
-from tollgate.domain.policy_check import PolicyErrors, check, plain
+from tollgate.domain.policy_check import check
+from tollgate.domain.policy_document import PolicyErrors, plain
 from tollgate.ports import PolicyUnavailable
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tollgate.adapters.policy_file import FilePolicySource, PolicyErrors, fragment, load, parse
-from tollgate.domain.policy_check import Problem, failure_mode, plain
+from tollgate.domain.policy_document import Problem, plain
 from tollgate.domain.policy_paths import render
 
 ROOT = Path(__file__).parents[2]
@@ -372,14 +372,14 @@ def test_the_environment_sets_single_values() -> None:
     assert policy.upstreams["openai"].timeouts.total == 10.5
     assert [spec.id for spec in policy.everyone.limits] == ["global.requests.second"]
     assert policy.tenants["globex"].limits[0].requests == 1
-    assert failure_mode(policy) == "closed"
+    assert policy.redis_failure_mode == "closed"
 
 
 def test_the_failure_mode_is_the_environments_then_the_policys() -> None:
     open_ = "redis_failure_mode: open\n" + GOOD
-    assert [failure_mode(parse(text, {})) for text in (GOOD, open_)] == ["fallback", "open"]
-    assert failure_mode(parse(open_, {"REDIS_FAILURE_MODE": "closed"})) == "closed"
-    assert failure_mode(parse(open_, {"REDIS_FAILURE_MODE": ""})) == "open"
+    assert [parse(text, {}).redis_failure_mode for text in (GOOD, open_)] == [None, "open"]
+    assert parse(open_, {"REDIS_FAILURE_MODE": "closed"}).redis_failure_mode == "closed"
+    assert parse(open_, {"REDIS_FAILURE_MODE": ""}).redis_failure_mode == "open"
     (found,) = problems(GOOD, {"REDIS_FAILURE_MODE": "shut"})
     assert str(found).startswith("REDIS_FAILURE_MODE: redis_failure_mode: expected fallback, open or closed")
 

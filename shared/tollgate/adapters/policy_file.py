@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from tollgate.domain.policy import Policy, TenantRecord
-from tollgate.domain.policy_check import Document, Place, PolicyErrors, Problem, check
+from tollgate.domain.policy_check import check
+from tollgate.domain.policy_document import Document, Place, PolicyErrors, Problem
 from tollgate.domain.policy_overrides import override
 from tollgate.domain.policy_paths import Path
 

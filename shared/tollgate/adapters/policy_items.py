@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 from tollgate.domain.policy import Policy
-from tollgate.domain.policy_check import Document, Place, PolicyErrors, Problem, canonical, plain
+from tollgate.domain.policy_document import Document, Place, PolicyErrors, Problem, canonical, plain
 from tollgate.domain.policy_paths import Path
 
 SNAPSHOT = "snapshot"

@@ -30,16 +30,9 @@ from tollgate.adapters.tenants_table import (
     version_of,
 )
 from tollgate.domain.policy import Policy, TenantRecord, TenantSpec
-from tollgate.domain.policy_check import (
-    Document,
-    PolicyErrors,
-    Problem,
-    check,
-    check_record,
-    plain,
-    tenant_problems,
-)
+from tollgate.domain.policy_check import check, check_record, tenant_problems
 from tollgate.domain.policy_diff import Change, changes
+from tollgate.domain.policy_document import Document, PolicyErrors, Problem, plain
 from tollgate.domain.policy_overrides import GROUPS, override
 from tollgate.ports import PolicyUnavailable
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from tollgate.adapters.document_table import Client, ConditionFailed, DocumentTable, Item
 from tollgate.domain.policy import TenantRecord, TenantSpec
-from tollgate.domain.policy_check import Document, Place, canonical, check_record, plain
+from tollgate.domain.policy_check import check_record
+from tollgate.domain.policy_document import Document, Place, canonical, plain
 from tollgate.domain.policy_paths import Path
 
 FIELDS = tuple(TenantRecord.model_fields)

@@ -39,7 +39,7 @@ def editor(assignments: Sequence[str], unset: Sequence[str]) -> Callable[[dict[s
 
 def _read(text: str) -> tuple[Path, bool, Any]:
     from tollgate.adapters.policy_file import fragment
-    from tollgate.domain.policy_check import PolicyErrors
+    from tollgate.domain.policy_document import PolicyErrors
 
     found = _ASSIGNMENT.fullmatch(text)
     if found is None:

@@ -35,7 +35,7 @@ def describe(error: Exception) -> Failure:
     # what raised these has imported them already
     from tollgate.adapters.policy_tables import Conflict, NotFound
     from tollgate.bootstrap import BadSetting
-    from tollgate.domain.policy_check import PolicyErrors
+    from tollgate.domain.policy_document import PolicyErrors
     from tollgate.ports import PolicyUnavailable, StoreUnavailable
 
     if isinstance(error, PolicyErrors):

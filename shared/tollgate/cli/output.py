@@ -20,7 +20,7 @@ def json_option(command: F) -> F:
 
 
 def echo_json(value: Any) -> None:
-    from tollgate.domain.policy_check import jsonable
+    from tollgate.domain.policy_document import jsonable
 
     click.echo(json.dumps(jsonable(value), ensure_ascii=False))
 

@@ -32,7 +32,7 @@ def plan() -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """List the plans that the tables hold."""
-    from tollgate.domain.policy_check import plain
+    from tollgate.domain.policy_document import plain
 
     policy = with_tables(lambda tables: tables.edited())
     if as_json:
@@ -96,7 +96,7 @@ def set_(name: str, changes: tuple[str, ...], unset: tuple[str, ...], new: bool,
 
 def _show(policy: Any, name: str, as_json: bool) -> None:
     from tollgate.cli.edits import entry_line
-    from tollgate.domain.policy_check import plain
+    from tollgate.domain.policy_document import plain
     from tollgate.domain.policy_paths import nearest
 
     spec = policy.plans.get(name)

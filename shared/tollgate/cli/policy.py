@@ -95,7 +95,7 @@ def apply(file: str | None, as_json: bool) -> None:
 def show(as_json: bool) -> None:
     """Print the policy of the tables, as a file that `check` and `apply` take."""
     found = with_tables(lambda tables: tables.edited())
-    from tollgate.domain.policy_check import jsonable, plain
+    from tollgate.domain.policy_document import jsonable, plain
 
     shown: dict[str, Any] = jsonable(plain(found))
     shown.pop("revision", None)

@@ -44,7 +44,8 @@ def create(name: str, plan: str, changes: tuple[str, ...], as_json: bool) -> Non
 
     async def run(tables: Any) -> TenantRecord:
         from tollgate.domain.policy import TenantSpec
-        from tollgate.domain.policy_check import Document, Place, check_record
+        from tollgate.domain.policy_check import check_record
+        from tollgate.domain.policy_document import Document, Place
 
         document = Document(edit({"plan": plan}), places={(): Place(f"tenant {name}")})
         record: TenantRecord = await tables.create_tenant(name, check_record(TenantSpec, document), actor())
@@ -119,7 +120,7 @@ def resume(name: str, as_json: bool) -> None:
 
 def _show(record: TenantRecord, as_json: bool, done: str = "") -> None:
     from tollgate.cli.edits import entry_line
-    from tollgate.domain.policy_check import plain
+    from tollgate.domain.policy_document import plain
 
     if as_json:
         echo_json({"limits": [], "budgets": [], **plain(record), "tenant": record.tenant})

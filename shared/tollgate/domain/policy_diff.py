@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tollgate.domain.policy_check import canonical
+from tollgate.domain.policy_document import canonical
 from tollgate.domain.policy_paths import Path, render
 
 

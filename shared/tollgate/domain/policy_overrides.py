@@ -21,7 +21,7 @@ from itertools import pairwise
 from typing import Any, NoReturn
 
 from tollgate.domain.policy import Policy
-from tollgate.domain.policy_check import Document, Place, Problem
+from tollgate.domain.policy_document import Document, Place, Problem
 from tollgate.domain.policy_paths import Path, choices, fields, inner, kind_at, nearest, options, render
 
 GROUPS = ("PLANS", "MODELS", "UPSTREAMS", "GLOBAL", "TENANTS")

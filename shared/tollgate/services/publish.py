@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tollgate.domain.policy import Policy, TenantSpec
-from tollgate.domain.policy_check import PolicyErrors
+from tollgate.domain.policy_document import PolicyErrors
 from tollgate.ports import LimitStore
 
 Image = Mapping[str, Any]
