@@ -25,7 +25,7 @@ CHUNKS = 20
 SLOW_MS = 20
 _TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
 _SERVER = ("--loop", "uvloop", "--http", "httptools", "--ws", "none", "--no-access-log", "--log-level", "warning")
-_NO_HEADERS = ("--no-server-header", "--no-date-header")
+_NO_HEADERS = ("--no-server-header", "--no-date-header", "--no-proxy-headers")
 """As `tollgate serve` starts uvicorn."""
 
 

@@ -94,7 +94,7 @@ def main() -> None:
     signal.signal(signal.SIGUSR2, report_to_file)
     uvicorn.run(
         "tollgate.bootstrap:serve_application", factory=True, port=port, loop="uvloop", http="httptools", ws="none",
-        access_log=False, log_level="warning", server_header=False, date_header=False,
+        access_log=False, log_level="warning", server_header=False, proxy_headers=False, date_header=False,
     )  # fmt: skip
 
 

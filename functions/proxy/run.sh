@@ -5,4 +5,4 @@
 cd "$LAMBDA_TASK_ROOT" || exit 1
 exec python3 -m uvicorn functions.proxy.app:app --host 127.0.0.1 --port "${AWS_LWA_PORT:-8080}" \
     --loop uvloop --http httptools --ws none --lifespan on --no-access-log --no-server-header --no-date-header \
-    --log-level warning
+    --no-proxy-headers --log-level warning

@@ -311,6 +311,7 @@ def serve(host: str = "127.0.0.1", port: int = 8080, workers: int = 1) -> int:
         log_level="warning",
         server_header=False,
         date_header=False,
+        proxy_headers=False,  # uvicorn would believe X-Forwarded-For from any loopback client; see `BearerTokens`
         timeout_graceful_shutdown=300,
     )
     return 0
