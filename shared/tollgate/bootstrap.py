@@ -277,7 +277,10 @@ def serve_application() -> Application:
     """For `tollgate serve`: the authorizer's code runs in this process."""
     settings = Settings.read()
     cap = _whole(settings.environ, "TOLLGATE_MAX_IN_FLIGHT", 1000)
-    identify = BearerTokens.from_env(settings.environ)
+    try:
+        identify = BearerTokens.from_env(settings.environ)
+    except ValueError as error:
+        raise BadSetting(str(error)) from error
     return Application(lambda: gateway(settings, identify, lambda exchange: None, max_in_flight=cap))
 
 

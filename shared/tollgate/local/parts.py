@@ -267,7 +267,7 @@ async def _proxy(
     exits.push_async_callback(pipe.close)
     command = [sys.executable, "-m", "uvicorn", "functions.proxy.app:app", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--loop", "uvloop", "--http", "httptools", "--ws", "none", "--lifespan", "on", "--no-access-log"]
-    command += ["--no-server-header", "--no-date-header", "--log-level", "warning"]
+    command += ["--no-server-header", "--no-date-header", "--no-proxy-headers", "--log-level", "warning"]
     # longer than our client keeps an idle connection: else both ends may use and close it at the same moment
     command += ["--timeout-graceful-shutdown", str(PROXY_DRAIN_S), "--timeout-keep-alive", "75"]
     # by this it knows that it is behind API Gateway, and believes the request context
@@ -316,6 +316,7 @@ async def _gateway(
     config = uvicorn.Config(
         application, http="httptools", ws="none", lifespan="off", log_config=None, log_level="critical",
         access_log=False, server_header=False, timeout_graceful_shutdown=DRAIN_S, timeout_keep_alive=60,
+        proxy_headers=False,  # as on AWS, no caller can say where they are
     )  # fmt: skip
     server = Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))

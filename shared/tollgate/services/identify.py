@@ -45,7 +45,10 @@ class BearerTokens:
     def __init__(self, verifier: TokenVerifier, trusted_proxies: str = "") -> None:
         """`trusted_proxies`: comma-separated networks whose X-Forwarded-For is believed. Raises ValueError."""
         self._verifier = verifier
-        self._trusted = [ip_network(text.strip()) for text in trusted_proxies.split(",") if text.strip()]
+        try:
+            self._trusted = [ip_network(text.strip()) for text in trusted_proxies.split(",") if text.strip()]
+        except ValueError as error:
+            raise ValueError(f"TOLLGATE_TRUSTED_PROXIES: expected networks with commas between: {error}") from None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> BearerTokens:
