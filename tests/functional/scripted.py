@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.tokens import key_set
+
 WAIT_S = 15.0
 """How long a script waits for its test before it gives up, in seconds."""
 
@@ -138,6 +140,10 @@ class ScriptedUpstream:
                     upstream._script(Exchange(self, received))
                 except (BrokenPipeError, ConnectionResetError):
                     self.close_connection = True  # the gateway had enough
+
+            def do_GET(self) -> None:
+                """The signing keys of the tests' own issuer, whatever is asked for."""
+                Exchange(self, Received(self.path, {}, b"")).whole(200, key_set())
 
             def log_message(self, format: str, *args: Any) -> None:
                 """Nobody reads it."""
