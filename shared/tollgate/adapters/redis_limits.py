@@ -170,6 +170,7 @@ class RedisLimitStore:
 
 
 _UNSEEN = State(0)
+_STATUSES = {int(status): status for status in Status}
 
 
 def _sorted(
@@ -190,7 +191,7 @@ def _sorted(
 
 
 def _decision(reply: list[int], order: list[int], store: str) -> Decision:
-    status = Status(reply[0])
+    status = _STATUSES[reply[0]]
     decision = Decision(status, reply[1], [], (), reply[2], reply[3], store)
     if status is Status.COLD:
         decision.cold = tuple(sorted(order[i] for i in reply[4:]))

@@ -87,14 +87,12 @@ class Rate:
     """Stable across changes of the amount, so that a changed plan keeps its buckets; e.g. ``user.tokens.60s``."""
     burst_us: int = field(init=False, repr=False, compare=False)
     """What the whole burst adds to the TAT."""
+    refundable: bool = field(init=False, repr=False, compare=False)
+    """Whether settling may give something back (requests never are given back)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "burst_us", self.inc_us(self.burst))
-
-    @property
-    def refundable(self) -> bool:
-        """Whether settling may give something back (requests never are given back)."""
-        return self.unit is Unit.TOKENS
+        object.__setattr__(self, "refundable", self.unit is Unit.TOKENS)
 
     def inc_us(self, cost: int) -> int:
         """What `cost` adds to the TAT, in microseconds.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any, Literal, get_args
 
 SCHEMA = 1
@@ -53,7 +52,13 @@ class UsageOpen:
     use_case: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        return {"event": "usage.open", "v": SCHEMA, **dict(zip(_OPEN_FIELDS, _open_values(self), strict=True))}
+        return {
+            "event": "usage.open", "v": SCHEMA, "id": self.id, "ts_us": self.ts_us, "tenant": self.tenant,
+            "user": self.user, "team": self.team, "key": self.key, "plan": self.plan, "model": self.model,
+            "upstream": self.upstream, "upstream_model": self.upstream_model, "route": self.route,
+            "input_tokens": self.input_tokens, "output_tokens": self.output_tokens,
+            "cost_microusd": self.cost_microusd, "expires_us": self.expires_us, "use_case": self.use_case,
+        }  # fmt: skip
 
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> UsageOpen:
@@ -114,7 +119,17 @@ class UsageClose:
     budget_models: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        return {"event": "usage.close", "v": SCHEMA, **dict(zip(_CLOSE_FIELDS, _close_values(self), strict=True))}
+        return {
+            "event": "usage.close", "v": SCHEMA, "id": self.id, "ts_us": self.ts_us, "tenant": self.tenant,
+            "user": self.user, "team": self.team, "key": self.key, "plan": self.plan, "model": self.model,
+            "upstream": self.upstream, "upstream_model": self.upstream_model, "route": self.route,
+            "outcome": self.outcome, "status": self.status, "input_tokens": self.input_tokens,
+            "cached_input_tokens": self.cached_input_tokens, "cache_write_tokens": self.cache_write_tokens,
+            "output_tokens": self.output_tokens, "reasoning_tokens": self.reasoning_tokens,
+            "estimated": self.estimated, "cost_microusd": self.cost_microusd, "latency_ms": self.latency_ms,
+            "first_byte_ms": self.first_byte_ms, "use_case": self.use_case, "settle": self.settle,
+            "budget_models": self.budget_models,
+        }  # fmt: skip
 
     @property
     def total_tokens(self) -> int:
@@ -141,9 +156,6 @@ class UsageClose:
             **values,
         )
 
-
-_OPEN_FIELDS, _CLOSE_FIELDS = UsageOpen.__slots__, UsageClose.__slots__
-_open_values, _close_values = attrgetter(*_OPEN_FIELDS), attrgetter(*_CLOSE_FIELDS)
 
 _TEXTS = ("id", "tenant", "user", "team", "key", "plan", "model", "upstream", "upstream_model", "route", "use_case")
 _COUNTS = (

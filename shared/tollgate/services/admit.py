@@ -35,6 +35,8 @@ MAX_ROUNDS = 5
 """Admission, and at most a reload of the policy, of a budget and of the day; then once more."""
 SPEAKS: dict[str, Api] = {"openai": "openai", "bedrock": "openai", "anthropic": "anthropic"}
 """The shapes that each kind of upstream speaks. Requests are passed on, never translated."""
+UNTOUCHED = State(0)
+"""A bucket that nothing was taken from."""
 RETRY_AFTER_US = 2_000_000
 """What a caller is told to wait when no store answers: longer than the breaker needs to notice."""
 
@@ -213,11 +215,11 @@ class Admitter:
 
 def impossible(admission: Admission, now_us: int) -> tuple[Admission, Decision] | None:
     """A refusal of what is above a whole burst or budget: no store needs to be asked, and no wait can help."""
-    takes = [take for take in admission.takes if not fits(take, State(0), now_us)]
+    takes = [take for take in admission.takes if not fits(take, UNTOUCHED, now_us)]
     if not takes:
         return None
     known = Admission(admission.id, takes, admission.expires_us, admission.tenant)
-    return known, Decision(Status.REFUSED, now_us, [State(0) for _ in takes])
+    return known, Decision(Status.REFUSED, now_us, [UNTOUCHED for _ in takes])
 
 
 def check_standing(policy: Policy, record: TenantRecord | None) -> None:

@@ -371,9 +371,11 @@ class Gateway:
                 [(take.kind, take.key, amount) for take, amount in zip(settlement.takes, settlement.used, strict=True)]
             ),
             budget_models=tuple(
-                (take.key, tuple(sorted(take.limit.models)))
-                for take in settlement.takes
-                if isinstance(take, BudgetTake) and take.limit.models is not None
+                [
+                    (take.key, tuple(sorted(take.limit.models)))
+                    for take in settlement.takes
+                    if isinstance(take, BudgetTake) and take.limit.models is not None
+                ]
             ),
         )
         self._log.write(record.as_dict())
