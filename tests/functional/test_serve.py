@@ -284,6 +284,20 @@ def test_no_more_in_flight_than_allowed(upstream: ScriptedUpstream, folder: Path
         assert running.caller().chat().status == 200
 
 
+@pytest.mark.parametrize(("mode", "status"), [("closed", 503), ("open", 200), ("", 503)])
+def test_no_store_answers(upstream: ScriptedUpstream, folder: Path, mode: str, status: int) -> None:
+    """There is no Redis, and no DynamoDB behind it. `open`: this process decides alone; else the plan says closed."""
+    env = {"TOLLGATE_STORE_URL": "redis://127.0.0.1:1/0", "REDIS_FAILURE_MODE": mode}
+    with Served(policy(upstream, folder), upstream, **env) as running:
+        answers = [running.caller().chat() for _ in range(6)]
+    assert [answer.status for answer in answers] == [status] * 6
+    if status == 503:
+        assert {answer.error["code"] for answer in answers} == {"limits_unavailable"}
+        assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
+    else:
+        assert answers[-1].headers["x-ratelimit-remaining-requests"] == "99994", "limits hold all the same"
+
+
 def test_two_workers_end_together(upstream: ScriptedUpstream, folder: Path) -> None:
     with Served(policy(upstream, folder), upstream, "--workers", "2") as running:
         assert {running.caller().chat().status for _ in range(8)} == {200}
