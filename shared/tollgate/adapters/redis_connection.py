@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -71,7 +72,7 @@ class RedisConnection(asyncio.Protocol):
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
-        self._out: list[bytes] = []
+        self._out: list[tuple[bytes, asyncio.Future[Any]]] = []
         self._pending: deque[tuple[float, asyncio.Future[Any]]] = deque()
         self._timeout = reply_timeout
         self._timer: asyncio.TimerHandle | None = None
@@ -111,16 +112,13 @@ class RedisConnection(asyncio.Protocol):
     def call(self, *command: str | bytes | int) -> asyncio.Future[Any]:
         """Issue one command. The future gives its reply, or raises `RedisReplyError` or `StoreUnavailable`."""
         future: asyncio.Future[Any] = self._loop.create_future()
-        if self._broken is not None or len(self._pending) >= MAX_PENDING:
+        if self._broken is not None or len(self._pending) + len(self._out) >= MAX_PENDING:
             future.set_exception(StoreUnavailable(self._broken or "too many Redis commands in flight"))
             return future
         if not self._out:
             self._loop.call_soon(self._flush)
-        self._out.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub says one-element tuple
-        deadline = self._loop.time() + self._timeout
-        self._pending.append((deadline, future))
-        if self._timer is None:
-            self._timer = self._loop.call_at(deadline, self._check_deadline)
+        packed = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub says one-element tuple
+        self._out.append((packed, future))
         return future
 
     def close(self) -> None:
@@ -151,20 +149,27 @@ class RedisConnection(asyncio.Protocol):
     # -- internals
 
     def _flush(self) -> None:
+        """Write what was issued in this tick. Redis's time starts now, by the real clock: the loop's own stands still
+        during a tick, and a busy process would count its own slowness against Redis."""
         out, self._out = self._out, []
-        if self._transport is not None and self._broken is None:
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+        if self._transport is None or self._broken is not None:
+            return
+        self._transport.write(out[0][0] if len(out) == 1 else b"".join([packed for packed, _ in out]))
+        deadline = time.monotonic() + self._timeout
+        self._pending.extend([(deadline, future) for _, future in out])
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout, self._check_deadline)
 
     def _check_deadline(self) -> None:
         """One timer for all: replies come in order, so only the oldest command can be the first to time out."""
         self._timer = None
         if not self._pending:
             return
-        deadline = self._pending[0][0]
-        if deadline <= self._loop.time():
+        left = self._pending[0][0] - time.monotonic()
+        if left <= 0:
             self._break("Redis did not answer in time")
         else:
-            self._timer = self._loop.call_at(deadline, self._check_deadline)
+            self._timer = self._loop.call_later(left, self._check_deadline)
 
     def _break(self, reason: str) -> None:
         if self._broken is not None:
@@ -174,8 +179,10 @@ class RedisConnection(asyncio.Protocol):
             self._timer.cancel()
         if self._transport is not None:
             self._transport.abort()
-        pending, self._pending = self._pending, deque()
-        for _, future in pending:
+        waiting = [future for _, future in (*self._pending, *self._out)]
+        self._pending.clear()
+        self._out.clear()
+        for future in waiting:
             if not future.done():
                 future.set_exception(StoreUnavailable(reason))
         if self.on_lost is not None:
