@@ -249,16 +249,6 @@ def test_a_larger_budget_is_felt_within_10_s_without_a_new_token(callers: Caller
     assert statuses(caller, 2) == [200, 402], "what was used before counts"
 
 
-def test_a_suspended_tenant_is_refused_within_10_s(callers: Callers) -> None:
-    caller = callers()
-    assert caller.chat(max_tokens=1).status == 200
-    callers.put(caller.tenant, state="suspended")
-    wait_for(lambda: caller.chat(max_tokens=1).status == 403)
-    assert caller.chat(max_tokens=1).error["code"] == "account_suspended"
-    callers.put(caller.tenant)
-    wait_for(lambda: caller.chat(max_tokens=1).status == 200)
-
-
 def test_the_caller_sees_own_limits_and_use(callers: Callers) -> None:
     caller = callers(budgets=[{"scope": "user", "tokens": 1000, "per": "day"}])
     assert caller.chat(max_tokens=5).status == 200
