@@ -11,7 +11,6 @@ import asyncio
 import ipaddress
 from binascii import crc_hqx
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,15 +137,17 @@ class RedisCluster:
 
     async def _connected(self, slot: int) -> RedisConnection:
         """A connection to the slot's master; where that cannot be reached, to the one that has taken its place."""
-        owner = self._owners[slot]
+        owner, failure = self._owners[slot], StoreUnavailable("no node of the Redis Cluster owns the slot")
         if owner is not None:
-            with suppress(StoreUnavailable):
+            try:
                 return await owner.connected()
+            except StoreUnavailable as error:
+                failure = error
         await self.refresh()
-        owner = self._owners[slot]
-        if owner is None:
-            raise StoreUnavailable("no node of the Redis Cluster owns the slot")
-        return await owner.connected()
+        successor = self._owners[slot]
+        if successor is None or successor is owner:
+            raise failure
+        return await successor.connected()
 
     async def _repeat(self, call: Call, connection: RedisConnection, error: Exception) -> Any:
         """The reply to a call that was answered with `error`; raises `StoreUnavailable` where it stays without."""
@@ -179,7 +180,7 @@ class RedisCluster:
         raise StoreUnavailable("the Redis Cluster keeps redirecting")
 
     def _named(self, error: RedisReplyError, asked: RedisConnection) -> RedisNode:
-        """The node that a redirection names (``MOVED 3999 host:port``); without a host, it is the one that was asked."""
+        """The node that a redirection names (``MOVED 3999 host:port``); without a host, the one that was asked."""
         host, _, port = str(error).rpartition(" ")[2].rpartition(":")
         asked_node = next((n for n in (*self._nodes.values(), self._seed) if n.connection is asked), self._seed)
         return self._node(host or asked_node.address.host, int(port))

@@ -161,7 +161,11 @@ class RedisClusterLimitStore:
         part = Admission(admission.id, group.takes, life, admission.tenant)
         version = f"{{{tag}}}version"
         if tag == GLOBAL:
-            part.policy_version, part.tenant_version, version = admission.policy_version, self._epoch * budgets, EPOCH
+            part.policy_version, part.tenant_version, version = (
+                admission.policy_version,
+                (self._epoch if budgets else 0),
+                EPOCH,
+            )
         elif tag == tenant:
             part.tenant_version = admission.tenant_version
         return part, (_marker(tag, admission.id), f"{{{tag}}}policy", version, f"{{{tag}}}epoch.{self._epoch}")
