@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from tollgate.adapters.aws import AwsError, CredentialSource
 from tollgate.adapters.redis_connection import Login, RedisAddress
@@ -41,7 +41,7 @@ def token(cache: str, user: str, serverless: bool, region: str, credentials: Cre
     query = {"Action": "connect", "User": user}
     if serverless:
         query["ResourceType"] = "ServerlessCache"
-    url = f"https://{cache}/?{urlencode(query)}"
+    url = f"https://{cache}/?{urlencode(query, quote_via=quote)}"
     signed = presigned_url(
         url, service="elasticache", region=region, credentials=credentials, now_s=now_s, expires_s=LIFETIME_S
     )
