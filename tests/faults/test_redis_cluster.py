@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -11,7 +12,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.contract.test_limit_store import USER, budget, slot
+from tests.faults.test_redis_outage import until
 from tests.redis_cluster import Cluster, redis_cluster
+from tollgate.adapters.failover import FailoverLimitStore
+from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.redis_cluster import hash_tag, slot_of
 from tollgate.adapters.redis_cluster_limits import SUSPECT, RedisClusterLimitStore, _grouped
 from tollgate.domain import keys
@@ -54,8 +58,10 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 
 @asynccontextmanager
-async def opened(cluster: Cluster, count: int = 1) -> AsyncIterator[list[RedisClusterLimitStore]]:
-    stores = [RedisClusterLimitStore(cluster.url, reply_timeout=2) for _ in range(count)]
+async def opened(
+    cluster: Cluster, count: int = 1, reply_timeout: float = 2
+) -> AsyncIterator[list[RedisClusterLimitStore]]:
+    stores = [RedisClusterLimitStore(cluster.url, reply_timeout=reply_timeout) for _ in range(count)]
     try:
         yield stores
     finally:
@@ -285,6 +291,51 @@ class TestFailures:
                             break
                         except StoreUnavailable:
                             await asyncio.sleep(0.05)
+
+        run(scenario)
+
+    def test_what_others_took_is_given_back_when_one_does_not_answer(self, cluster: Cluster) -> None:
+        async def scenario() -> None:
+            async with opened(cluster, reply_timeout=0.2) as (store,):
+                takes = [requests(100), by_address(100)]
+                assert (await store.admit(admission(*takes))).admitted
+                stalled = cluster.processes[cluster.owner(TENANT_SLOT)]
+                stalled.send_signal(signal.SIGSTOP)
+                try:
+                    with pytest.raises(StoreUnavailable, match="in time"):
+                        await store.admit(admission(*takes))
+                    assert await levels(store, takes[1]) == [99]
+                finally:
+                    stalled.send_signal(signal.SIGCONT)
+                assert (await levels(store, takes[1])) == [99]
+
+        run(scenario)
+
+    def test_under_the_failover_a_dead_master_costs_no_admission(self, cluster: Cluster) -> None:
+        async def scenario() -> None:
+            second = MemoryLimitStore()
+            second.name = "second"
+            primary = RedisClusterLimitStore(cluster.url, reply_timeout=0.5)
+            store = FailoverLimitStore(primary, second, MemoryLimitStore(), lambda: "fallback")
+            dead = cluster.owner(TENANT_SLOT)
+            try:
+                takes = [now_budget(1), by_address(100)]
+                assert (await store.admit(admission(*takes))).store == "redis"
+                cluster.kill(dead)
+                for _ in range(6):
+                    decision = await store.admit(admission(*takes))
+                    assert (decision.admitted, decision.store) == (True, "second")
+                assert store.deciding == "second"
+                cluster.start(dead)
+                cluster.wait()
+                await until(lambda: store.deciding == "redis")
+                cold = await store.admit(admission(now_budget(1, seed=None), by_address(100)))
+                assert (cold.status, cold.store) == (Status.COLD, "redis")
+            finally:
+                if dead not in cluster.processes:
+                    cluster.start(dead)
+                    cluster.wait()
+                await store.aclose()
 
         run(scenario)
 
