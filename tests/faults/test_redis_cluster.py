@@ -230,6 +230,27 @@ class TestMovingSlots:
 
         run(scenario)
 
+    def test_a_slot_on_its_way_is_waited_for(self, cluster: Cluster) -> None:
+        async def scenario() -> None:
+            async with opened(cluster) as (store,):
+                assert (await store.admit(admission(requests(10), by_address(100)))).admitted
+                source = cluster.owner(TENANT_SLOT)
+                target = (source + 1) % 3
+
+                def arrive() -> None:
+                    cluster.move_keys(TENANT_SLOT, source, target)
+                    cluster.close_migration(TENANT_SLOT, target)
+
+                cluster.open_migration(TENANT_SLOT, source, target)
+                asyncio.get_running_loop().call_later(0.01, arrive)
+                try:
+                    assert (await store.admit(admission(requests(10), by_address(100)))).admitted
+                    assert await levels(store, requests(10), by_address(100)) == [8, 98]
+                finally:
+                    cluster.move_slot(TENANT_SLOT, cluster.owner(TENANT_SLOT), source)
+
+        run(scenario)
+
     def test_during_a_migration_nothing_is_admitted_twice(self, cluster: Cluster) -> None:
         """What a script needs is on both sides: the cluster says ASK or TRYAGAIN, and nobody guesses."""
 

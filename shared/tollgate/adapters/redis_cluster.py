@@ -28,8 +28,10 @@ from tollgate.ports import StoreUnavailable
 SLOTS = 16_384
 REFRESH_EVERY = 0.25
 """Seconds between two readings of the slot map, however many answers ask for one."""
-MAX_REPEATS = 4
-"""Of one call: a node that forgot the script, a redirection or two, a lost connection."""
+MAX_REPEATS = 6
+"""Of one call: a node that forgot the script, a redirection or two, a lost connection, a slot on its way."""
+MIGRATION_PAUSE = 0.015
+"""Seconds until a script is called again whose keys are on both sides of a migration: one slot's take milliseconds."""
 RETIRE_AFTER = 5.0
 """Seconds that a node which left the map has to answer what it was asked."""
 
@@ -166,7 +168,10 @@ class RedisCluster:
                     self._owners[call.slot] = node
                     self._refresh()
                 connection = await node.connected()
-            else:  # CLUSTERDOWN, TRYAGAIN (keys on both sides of a migration), LOADING, READONLY ...
+            elif error.code == "TRYAGAIN":
+                await asyncio.sleep(MIGRATION_PAUSE)
+                connection, asking = await self._connected(call.slot), False
+            else:  # CLUSTERDOWN, LOADING, READONLY ...
                 raise StoreUnavailable(f"Redis answered {error}")
             allowed = connection.call("ASKING") if asking else None  # in one write with the call that it is for
             reply = connection.call(*call.command(whole=whole))
@@ -177,7 +182,7 @@ class RedisCluster:
                 return await reply
             except (RedisReplyError, StoreUnavailable) as again:
                 error = again
-        raise StoreUnavailable("the Redis Cluster keeps redirecting")
+        raise StoreUnavailable(f"the Redis Cluster keeps answering {error}")
 
     def _named(self, error: RedisReplyError, asked: RedisConnection) -> RedisNode:
         """The node that a redirection names (``MOVED 3999 host:port``); without a host, the one that was asked."""
