@@ -6,15 +6,16 @@
 -- request ids by expiry. A take may be granted less than it asks for, but never less than its floor.
 --
 -- KEYS  1 marker of this request (string: when its hold expires (us), then what was granted, in take order)
---       2 policy version   3 tenant version   4 epoch (when this store last started empty or came back; us)
+--       2 policy version   3 tenant version   4 epoch of budgets (when this store last started empty or came back; us)
 --       then one per rate (TAT), one per budget, one per concurrency limit (slots)
--- ARGV  1 now (us; 0: the server's clock)   2 hold life (us)   3 policy version   4 tenant version (0: unversioned)
+-- ARGV  1 now (us; 0: the server's clock)   2 hold life (us; 0: only look, take nothing)
+--       3 policy version   4 tenant version (0: unversioned)
 --       5 request id   6 rates   7 budgets   8 concurrency limits, then
 --       per rate: inc, floor, burst, keep (all us; keep: least life of the key, so that a late debt finds it)
 --       per budget: cost, floor, limit (its unit), window start, window end (us), seed (what the ledger knows; '' none)
 --       per concurrency limit: limit
 -- Result {status, now, policy version, tenant version, ...}
---       1 admitted / 0 refused: then value, granted per take. value: TAT (us), committed, slots in use
+--       1 admitted (or would be) / 0 refused: then value, granted per take. value: TAT (us), committed, slots in use
 --       2 stale: a newer policy or tenant record exists   4 a budget's window does not contain now
 --       3 cold: then the positions (from 0) of budgets that must be loaded from the ledger
 --
@@ -41,7 +42,7 @@ if (policy > 0 and known_policy > policy) or (tenant > 0 and known_tenant > tena
   return {2, now, known_policy, known_tenant}
 end
 local epoch = tonumber(head[4] or nil)
-if not epoch then
+if not epoch and budgets > 0 then
   epoch = now
   call('SET', KEYS[4], now, 'PX', MONTH_MS)
 end
@@ -125,7 +126,7 @@ for i = 1, slots do
 end
 
 -- Then take all, or nothing.
-if fits and not again then
+if fits and not again and life > 0 then
   local expiry = now + life
   local marks = {format('%.0f', expiry)}
   arg, k, take = 9, 5, 0
@@ -151,14 +152,14 @@ if fits and not again then
     value[take], marks[take + 1] = value[take] + 1, '1'
     k = k + 1
   end
-  call('SET', KEYS[1], table.concat(marks, ' '), 'PX', ceil(life / 1000))
+  if take > 0 then call('SET', KEYS[1], table.concat(marks, ' '), 'PX', ceil(life / 1000)) end
   if known_policy < policy then call('SET', KEYS[2], policy, 'PX', MONTH_MS) end
   if known_tenant < tenant then call('SET', KEYS[3], tenant, 'PX', MONTH_MS) end
 end
 
-local result = {fits and 1 or 0, now, known_policy, known_tenant}
+local result, taken = {fits and 1 or 0, now, known_policy, known_tenant}, fits and (again or life > 0)
 for i = 1, take do
   result[3 + 2 * i] = value[i]
-  result[4 + 2 * i] = fits and granted[i] or 0
+  result[4 + 2 * i] = taken and granted[i] or 0
 end
 return result

@@ -154,10 +154,10 @@ class Adapters:
         if scheme == "dynamodb":
             return self._dynamodb(rest)
         from tollgate.adapters.failover import FailoverLimitStore
-        from tollgate.adapters.redis_limits import RedisLimitStore
+        from tollgate.adapters.redis_store import redis_limit_store
 
         try:
-            redis = RedisLimitStore(settings.store_url)
+            redis = redis_limit_store(settings.store_url, settings.environ)
         except ValueError as error:
             raise BadSetting(f"TOLLGATE_STORE_URL: {error}") from error
         fallback = self._dynamodb(settings.limits_table) if settings.limits_table else None

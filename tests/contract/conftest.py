@@ -12,10 +12,12 @@ import redis
 import uvloop
 
 from tests.aws_fixture import aws_endpoint, dynamodb, make_table
+from tests.redis_cluster import Cluster, redis_cluster
 from tests.servers import redis_server
 from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.dynamodb_limits import DynamoLimitStore
 from tollgate.adapters.memory_limits import MemoryLimitStore
+from tollgate.adapters.redis_cluster_limits import RedisClusterLimitStore
 from tollgate.adapters.redis_limits import RedisLimitStore
 from tollgate.domain.limits import Admission, Decision, Settlement, Take
 from tollgate.ports import LimitStore
@@ -54,6 +56,12 @@ def redis_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    with redis_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
 def runner() -> Iterator[asyncio.Runner]:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # the loop that the proxy runs on
         yield runner
@@ -65,7 +73,7 @@ def dynamodb_client(runner: asyncio.Runner) -> Iterator[AwsClient]:
         yield client
 
 
-STORES = ["memory", "redis", "dynamodb"]
+STORES = ["memory", "redis", "cluster", "dynamodb"]
 
 
 def make_driver(kind: str, runner: asyncio.Runner, request: pytest.FixtureRequest) -> Driver:
@@ -76,6 +84,10 @@ def make_driver(kind: str, runner: asyncio.Runner, request: pytest.FixtureReques
         client = request.getfixturevalue("dynamodb_client")
         table = runner.run(make_table(client))
         driver = Driver(DynamoLimitStore(client, table, clock=lambda: driver.now), runner)
+    elif kind == "cluster":
+        cluster: Cluster = request.getfixturevalue("cluster")
+        cluster.flush()
+        driver = Driver(RedisClusterLimitStore(cluster.url, clock=lambda: driver.now, reply_timeout=5), runner)
     else:
         url = request.getfixturevalue("redis_url")
         with redis.Redis.from_url(url) as client:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from unittest.mock import patch
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import botocore.auth
 import botocore.credentials
+import botocore.session
 from botocore.awsrequest import AWSRequest
+from botocore.model import ServiceId
+from botocore.signers import RequestSigner
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tollgate.adapters.sigv4 import Credentials, signed_headers
+from tollgate.adapters.sigv4 import Credentials, presigned_url, signed_headers
 
 NOW = datetime(2026, 11, 21, 12, 0, 7, tzinfo=UTC)
 REGION = "eu-central-1"
@@ -70,3 +74,31 @@ def test_signs_as_botocore_does(
 
 def test_credentials_do_not_print() -> None:
     assert "secret" not in repr(Credentials("AKID", "secret", "secret-token"))
+
+
+def their_url(url: str, credentials: Credentials) -> str:
+    """As AWS's own example for ElastiCache makes it."""
+    known = botocore.credentials.Credentials(credentials.access_key, credentials.secret_key, credentials.token or None)
+    events = botocore.session.get_session().get_component("event_emitter")
+    signer = RequestSigner(ServiceId("elasticache"), REGION, "elasticache", "v4", known, events)
+    request = {"method": "GET", "url": url, "body": {}, "headers": {}, "context": {}}
+    with patch("botocore.auth.get_current_datetime", return_value=NOW.replace(tzinfo=None)):
+        return str(signer.generate_presigned_url(request, "connect", expires_in=900, region_name=REGION))
+
+
+@given(
+    origin=st.sampled_from(["https://my-cache", "http://my-cache", "https://my-cache:6379"]),
+    user=st.text("abcXYZ019-_.~ :/+=&%é", min_size=1, max_size=20),
+    serverless=st.booleans(),
+    token=st.sampled_from(["", "session/token+with=signs"]),
+)
+def test_presigns_as_botocore_does(origin: str, user: str, serverless: bool, token: str) -> None:
+    query = {"Action": "connect", "User": user} | ({"ResourceType": "ServerlessCache"} if serverless else {})
+    url = f"{origin}/?{urlencode(query, quote_via=quote)}"
+    credentials = Credentials("AKIDEXAMPLE", "secret/key", token)
+    ours = presigned_url(
+        url, service="elasticache", region=REGION, credentials=credentials, now_s=NOW.timestamp(), expires_s=900
+    )
+    theirs = urlsplit(their_url(url, credentials))
+    assert urlsplit(ours)[:3] == theirs[:3]
+    assert parse_qs(urlsplit(ours).query) == parse_qs(theirs.query)

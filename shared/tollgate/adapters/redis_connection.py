@@ -11,13 +11,15 @@ import asyncio
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import hiredis
 
+from tollgate.adapters import telemetry
 from tollgate.ports import StoreUnavailable
 
 CONNECT_TIMEOUT = 0.5
@@ -26,6 +28,13 @@ REPLY_TIMEOUT = 0.1
 """Seconds. A script call takes about 0.1 ms; an order of magnitude above the worst healthy pause."""
 MAX_PENDING = 10_000
 """Commands in flight. More means that Redis does not keep up: fail at once rather than grow."""
+RENEW_LOGIN = 10 * 3600.0
+"""Seconds after which a connection logs in again: ElastiCache ends IAM connections that are 12 hours old."""
+RENEW_AGAIN = 600.0
+"""Seconds between two tries, where a renewal failed."""
+
+Login = Callable[[], Awaitable[tuple[str, str]]]
+"""Gives a user and a password that was made for this login. Raises `StoreUnavailable`."""
 
 
 class RedisReplyError(Exception):
@@ -34,6 +43,10 @@ class RedisReplyError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.code = message.partition(" ")[0]
+
+
+class ConnectionLost(StoreUnavailable):
+    """The server closed the connection: it restarted, or ended an idle one. A new connection may well work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +60,40 @@ class RedisAddress:
     password: str | None = field(default=None, repr=False)
     db: int = 0
     verify: bool = True
+    """Whether the server's certificate is checked."""
+    cluster: bool = False
+    iam: str | None = None
+    """The name of the ElastiCache cache that `username` logs in to with IAM tokens."""
+    server_name: str | None = None
+    """Whom the certificate must name, where that is not `host`."""
 
     @classmethod
     def parse(cls, url: str) -> RedisAddress:
-        """``redis[s]://[user:password@]host[:port][/db][?verify=no]``. Raises ValueError, without the password."""
+        """``redis[s]://[user:password@]host[:port][/db][?cluster=yes][&iam=cache-name][&verify=no]``. Raises
+        ValueError, without the password."""
         parts = urlsplit(url)
         if parts.scheme not in ("redis", "rediss") or not parts.hostname:
             raise ValueError(f"expected redis://host:port or rediss://host:port, found the scheme {parts.scheme!r}")
         path = parts.path.strip("/")
         if path and not path.isdecimal():
             raise ValueError(f"the path of a Redis URL is a database number, found {path!r}")
-        verify = parse_qs(parts.query).get("verify", ["yes"])[-1] != "no"
+        query = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+        verify, cluster, iam = query.pop("verify", "yes"), query.pop("cluster", "no"), query.pop("iam", None)
+        if query:
+            raise ValueError(f"a Redis URL knows cluster, iam and verify, found {', '.join(map(repr, sorted(query)))}")
+        for name, value in (("verify", verify), ("cluster", cluster)):
+            if value not in ("yes", "no"):
+                raise ValueError(f"{name} is yes or no in a Redis URL, found {value!r}")
         username = unquote(parts.username) if parts.username else None
         password = unquote(parts.password) if parts.password else None
+        if iam is not None and (not iam or parts.scheme != "rediss" or username is None or password is not None):
+            raise ValueError("iam needs rediss://user@host:port?iam=cache-name: TLS, a user and no password")
+        if cluster == "yes" and int(path or 0):
+            raise ValueError("a Redis Cluster has no database but 0")
         return cls(
-            parts.hostname, parts.port or 6379, parts.scheme == "rediss", username, password, int(path or 0), verify
-        )
+            parts.hostname, parts.port or 6379, parts.scheme == "rediss", username, password, int(path or 0),
+            verify == "yes", cluster == "yes", iam,
+        )  # fmt: skip
 
 
 class RedisConnection(asyncio.Protocol):
@@ -76,26 +107,29 @@ class RedisConnection(asyncio.Protocol):
         self._pending: deque[tuple[float, asyncio.Future[Any]]] = deque()
         self._timeout = reply_timeout
         self._timer: asyncio.TimerHandle | None = None
-        self._broken: str | None = None
-        self.on_lost: Callable[[], None] | None = None
+        self._broken: StoreUnavailable | None = None
 
     @classmethod
-    async def open(cls, address: RedisAddress, reply_timeout: float = REPLY_TIMEOUT) -> RedisConnection:
-        """Connect, authenticate and choose the database. Raises `StoreUnavailable`."""
+    async def open(
+        cls, address: RedisAddress, reply_timeout: float = REPLY_TIMEOUT, login: Login | None = None
+    ) -> RedisConnection:
+        """Connect, authenticate (as `login` says, else as the address does) and choose the database. Raises
+        `StoreUnavailable`."""
         loop = asyncio.get_running_loop()
-        context: ssl.SSLContext | None = None
-        if address.tls:
-            context = ssl.create_default_context()
-            if not address.verify:
-                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context = tls_context(address.verify) if address.tls else None
+        server_name = (address.server_name or address.host) if address.tls else None
+        credentials: tuple[str, ...] = ()
+        if login is not None:
+            credentials = await login()
+        elif address.password is not None:
+            credentials = (address.username, address.password) if address.username else (address.password,)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 _, connection = await loop.create_connection(
-                    lambda: cls(reply_timeout), address.host, address.port, ssl=context
+                    lambda: cls(reply_timeout), address.host, address.port, ssl=context, server_hostname=server_name
                 )
-                if address.password is not None:
-                    user = [address.username] if address.username else []
-                    await connection.call("AUTH", *user, address.password)
+                if credentials:
+                    await connection.call("AUTH", *credentials)
                 if address.db:
                     await connection.call("SELECT", address.db)
         except (OSError, TimeoutError) as error:
@@ -113,7 +147,7 @@ class RedisConnection(asyncio.Protocol):
         """Issue one command. The future gives its reply, or raises `RedisReplyError` or `StoreUnavailable`."""
         future: asyncio.Future[Any] = self._loop.create_future()
         if self._broken is not None or len(self._pending) + len(self._out) >= MAX_PENDING:
-            future.set_exception(StoreUnavailable(self._broken or "too many Redis commands in flight"))
+            future.set_exception(_again(self._broken or StoreUnavailable("too many Redis commands in flight")))
             return future
         if not self._out:
             self._loop.call_soon(self._flush)
@@ -122,7 +156,7 @@ class RedisConnection(asyncio.Protocol):
         return future
 
     def close(self) -> None:
-        self._break("the connection to Redis was closed")
+        self._break(StoreUnavailable("the connection to Redis was closed"))
 
     # -- asyncio.Protocol
 
@@ -141,10 +175,10 @@ class RedisConnection(asyncio.Protocol):
                 else:
                     future.set_result(reply)
         except (hiredis.ProtocolError, IndexError) as error:
-            self._break(f"what answers is not Redis: {type(error).__name__}")
+            self._break(StoreUnavailable(f"what answers is not Redis: {type(error).__name__}"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._break("the connection to Redis was lost")
+        self._break(ConnectionLost("the connection to Redis was lost"))
 
     # -- internals
 
@@ -167,11 +201,11 @@ class RedisConnection(asyncio.Protocol):
             return
         left = self._pending[0][0] - time.monotonic()
         if left <= 0:
-            self._break("Redis did not answer in time")
+            self._break(StoreUnavailable("Redis did not answer in time"))
         else:
             self._timer = self._loop.call_later(left, self._check_deadline)
 
-    def _break(self, reason: str) -> None:
+    def _break(self, reason: StoreUnavailable) -> None:
         if self._broken is not None:
             return
         self._broken = reason
@@ -184,9 +218,89 @@ class RedisConnection(asyncio.Protocol):
         self._out.clear()
         for future in waiting:
             if not future.done():
-                future.set_exception(StoreUnavailable(reason))
-        if self.on_lost is not None:
-            self.on_lost()
+                future.set_exception(_again(reason))
+
+
+class RedisNode:
+    """One server and the connection to it, which is opened when it is first needed, and again after it was lost.
+
+    With a `login` the connection logs in again before the server ends it.
+    """
+
+    def __init__(self, address: RedisAddress, reply_timeout: float = REPLY_TIMEOUT, login: Login | None = None) -> None:
+        self.address = address
+        self._reply_timeout = reply_timeout
+        self._login = login
+        self._connection: RedisConnection | None = None
+        self._opening: asyncio.Future[RedisConnection] | None = None
+        self._renewal: asyncio.TimerHandle | asyncio.Task[None] | None = None
+
+    @property
+    def connection(self) -> RedisConnection | None:
+        """The connection, where there is a usable one."""
+        connection = self._connection
+        return connection if connection is not None and connection.usable else None
+
+    async def connected(self) -> RedisConnection:
+        """The connection, opened if need be; one attempt, however many wait for it. Raises `StoreUnavailable`."""
+        if (connection := self.connection) is not None:
+            return connection
+        if self._opening is None:
+            self._opening = asyncio.ensure_future(RedisConnection.open(self.address, self._reply_timeout, self._login))
+            self._opening.add_done_callback(self._opened)
+        return await asyncio.shield(self._opening)
+
+    def close(self) -> None:
+        for running in (self._opening, self._renewal):
+            if running is not None:
+                running.cancel()
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._renewal = None
+
+    def _opened(self, opening: asyncio.Future[RedisConnection]) -> None:
+        self._opening = None
+        if not opening.cancelled() and opening.exception() is None:
+            self._connection = opening.result()
+            if self._login is not None:
+                self._renew_in(self._login, RENEW_LOGIN)
+
+    def _renew_in(self, login: Login, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._renewal is not None:
+            self._renewal.cancel()
+
+        def start() -> None:
+            self._renewal = loop.create_task(self._renew(login))
+
+        self._renewal = loop.call_later(seconds, start)
+
+    async def _renew(self, login: Login) -> None:
+        connection, wait = self.connection, RENEW_LOGIN
+        if connection is None:
+            return  # the next one logs in when it is opened
+        try:
+            await connection.call("AUTH", *await login())
+        except (RedisReplyError, StoreUnavailable) as error:
+            telemetry.log("WARNING", "the login to Redis was not renewed", reason=str(error))
+            wait = RENEW_AGAIN
+        self._renewal = None
+        self._renew_in(login, wait)
+
+
+@lru_cache(maxsize=2)
+def tls_context(verify: bool) -> ssl.SSLContext:
+    """TLS 1.2 or newer; made once, because reading the machine's certificates takes longer than a handshake."""
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if not verify:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def _again(error: StoreUnavailable) -> StoreUnavailable:
+    """The same error for another future: an exception belongs to one traceback."""
+    return type(error)(*error.args)
 
 
 _NOTHING = object()

@@ -3,13 +3,19 @@ settlement."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tollgate.adapters.redis_connection import REPLY_TIMEOUT, RedisAddress, RedisConnection, RedisReplyError
+from tollgate.adapters.redis_connection import (
+    REPLY_TIMEOUT,
+    ConnectionLost,
+    Login,
+    RedisAddress,
+    RedisNode,
+    RedisReplyError,
+)
 from tollgate.domain import keys
 from tollgate.domain.limits import (
     Admission,
@@ -36,6 +42,17 @@ class Script:
         self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
 
 
+class Scripts:
+    """All of them."""
+
+    def __init__(self) -> None:
+        self.admit = Script("admit")
+        self.settle = Script("settle")
+        self.raise_floor = Script("raise_floor")
+        self.publish = Script("publish")
+        self.reopen = Script("reopen")
+
+
 def _lua_folder() -> Path:
     """`lua/` beside the package (a deployed bundle) or beside its source root (a checkout)."""
     package = Path(__file__).resolve().parents[1]
@@ -54,82 +71,52 @@ class RedisLimitStore:
     name = "redis"
 
     def __init__(
-        self, url: str, *, reply_timeout: float = REPLY_TIMEOUT, clock: Callable[[], int] | None = None
+        self,
+        url: str,
+        *,
+        reply_timeout: float = REPLY_TIMEOUT,
+        clock: Callable[[], int] | None = None,
+        login: Login | None = None,
     ) -> None:
-        self._address = RedisAddress.parse(url)
-        self._reply_timeout = reply_timeout
+        self._node = RedisNode(RedisAddress.parse(url), reply_timeout, login)
         self._clock = clock
-        self._connection: RedisConnection | None = None
-        self._opening: asyncio.Future[RedisConnection] | None = None
-        self._admit = Script("admit")
-        self._settle = Script("settle")
-        self._raise_floor = Script("raise_floor")
-        self._publish = Script("publish")
-        self._reopen = Script("reopen")
+        self._scripts = Scripts()
 
     async def admit(self, admission: Admission) -> Decision:
-        rates, budgets, slots = _sorted(admission.takes)
         subject = keys.tenant_subject(admission.tenant)
-        names = [f"{subject}m:{admission.id}", POLICY_VERSION, f"{subject}version", EPOCH]
-        args: list[str | int] = [
-            self._now(), admission.expires_us, admission.policy_version, admission.tenant_version,
-            admission.id, len(rates), len(budgets), len(slots),
-        ]  # fmt: skip
-        for _, rate in rates:
-            names.append(rate.key)
-            keep = admission.expires_us if rate.limit.refundable else 0
-            args += (rate.inc_us, rate.floor_us, rate.limit.burst_us, keep)
-        for _, budget in budgets:
-            names.append(budget.key)
-            args += (budget.cost, budget.floor, budget.limit.amount, budget.start_us, budget.end_us)
-            args.append("" if budget.seed is None else budget.seed)
-        for _, slot in slots:
-            names.append(slot.key)
-            args.append(slot.limit.amount)
-        reply = await self._run(self._admit, names, args, idempotent=True)
-        return _decision(reply, [i for i, _ in (*rates, *budgets, *slots)], self.name)
+        head = (f"{subject}m:{admission.id}", POLICY_VERSION, f"{subject}version", EPOCH)
+        names, args, order = admit_call(admission, head, self._now())
+        return read_decision(await self._run(self._scripts.admit, names, args, idempotent=True), order, self.name)
 
     async def settle(self, settlement: Settlement) -> bool:
-        rates, budgets, slots = _sorted(settlement.takes)
-        tenant = settlement.tenant
-        names = [f"{keys.tenant_subject(tenant)}m:{settlement.id}"]
-        args: list[str | int] = [self._now(), settlement.id, len(rates), len(budgets), len(slots)]
-        for i, rate in rates:
-            names.append(rate.key)
-            used = settlement.used[i]
-            args.append("" if used is None else rate.limit.inc_us(used))
-        for i, budget in budgets:
-            names.append(budget.key)
-            args.append(settlement.used[i] or 0)
-        names += [slot.key for _, slot in slots]
-        return bool(await self._run(self._settle, names, args, idempotent=True))
+        marker = f"{keys.tenant_subject(settlement.tenant)}m:{settlement.id}"
+        names, args = settle_call(settlement, marker, self._now())
+        return bool(await self._run(self._scripts.settle, names, args, idempotent=True))
 
     async def raise_floor(self, spent: Mapping[str, int]) -> None:
         if spent:
-            await self._run(self._raise_floor, list(spent), list(spent.values()), idempotent=True)
+            await self._run(self._scripts.raise_floor, list(spent), list(spent.values()), idempotent=True)
 
     async def publish(self, *, policy: int = 0, tenants: Mapping[str, int] | None = None) -> None:
         versions = {f"{keys.tenant_subject(name)}version": version for name, version in (tenants or {}).items()}
         if policy:
             versions[POLICY_VERSION] = policy
         if versions:
-            await self._run(self._publish, list(versions), list(versions.values()), idempotent=True)
+            await self._run(self._scripts.publish, list(versions), list(versions.values()), idempotent=True)
 
     async def reopen(self, outage_us: int) -> None:
         """After an outage that began `outage_us` ago: have every budget loaded again before it is trusted."""
-        await self._run(self._reopen, [EPOCH], [outage_us, self._now()], idempotent=True)
+        await self._run(self._scripts.reopen, [EPOCH], [outage_us, self._now()], idempotent=True)
 
     async def ping(self) -> None:
-        connection = await self._connected()
+        connection = await self._node.connected()
         try:
             await connection.call("PING")
         except RedisReplyError as error:
             raise StoreUnavailable(f"Redis answered {error.code}") from error
 
     async def aclose(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._node.close()
 
     def _now(self) -> int:
         return 0 if self._clock is None else self._clock()
@@ -137,9 +124,7 @@ class RedisLimitStore:
     async def _run(self, script: Script, names: Sequence[str], args: Sequence[str | int], *, idempotent: bool) -> Any:
         """One script call. Where the connection breaks (it does not time out), an idempotent call is made once more
         on a new one: Redis restarted, or closed an idle connection."""
-        connection = self._connection
-        if connection is None or not connection.usable:
-            connection = await self._connected()
+        connection = self._node.connection or await self._node.connected()
         try:
             try:
                 return await connection.call("EVALSHA", script.sha, len(names), *names, *args)
@@ -149,24 +134,54 @@ class RedisLimitStore:
                 return await connection.call("EVAL", script.source, len(names), *names, *args)
         except RedisReplyError as error:
             raise StoreUnavailable(f"Redis answered {error}") from error
-        except StoreUnavailable as error:
-            if not idempotent or "lost" not in str(error):
+        except ConnectionLost:
+            if not idempotent:
                 raise
             return await self._run(script, names, args, idempotent=False)
 
-    async def _connected(self) -> RedisConnection:
-        connection = self._connection
-        if connection is not None and connection.usable:
-            return connection
-        if self._opening is None:
-            self._opening = asyncio.ensure_future(RedisConnection.open(self._address, self._reply_timeout))
-            self._opening.add_done_callback(self._opened)
-        return await asyncio.shield(self._opening)
 
-    def _opened(self, opening: asyncio.Future[RedisConnection]) -> None:
-        self._opening = None
-        if not opening.cancelled() and opening.exception() is None:
-            self._connection = opening.result()
+# -- the scripts' arguments and results ------------------------------------------------------------------------------
+
+
+def admit_call(
+    admission: Admission, head: tuple[str, str, str, str], now_us: int
+) -> tuple[list[str], list[str | int], list[int]]:
+    """KEYS and ARGV for `lua/admit.lua`, and the order of its answer as positions in `admission.takes`. `head`: the
+    keys of the request's marker, the policy's version, the tenant's version, and the epoch."""
+    rates, budgets, slots = _sorted(admission.takes)
+    names = [*head]
+    args: list[str | int] = [
+        now_us, admission.expires_us, admission.policy_version, admission.tenant_version,
+        admission.id, len(rates), len(budgets), len(slots),
+    ]  # fmt: skip
+    for _, rate in rates:
+        names.append(rate.key)
+        keep = admission.expires_us if rate.limit.refundable else 0
+        args += (rate.inc_us, rate.floor_us, rate.limit.burst_us, keep)
+    for _, budget in budgets:
+        names.append(budget.key)
+        args += (budget.cost, budget.floor, budget.limit.amount, budget.start_us, budget.end_us)
+        args.append("" if budget.seed is None else budget.seed)
+    for _, slot in slots:
+        names.append(slot.key)
+        args.append(slot.limit.amount)
+    return names, args, [i for i, _ in (*rates, *budgets, *slots)]
+
+
+def settle_call(settlement: Settlement, marker: str, now_us: int) -> tuple[list[str], list[str | int]]:
+    """KEYS and ARGV for `lua/settle.lua`."""
+    rates, budgets, slots = _sorted(settlement.takes)
+    names = [marker]
+    args: list[str | int] = [now_us, settlement.id, len(rates), len(budgets), len(slots)]
+    for i, rate in rates:
+        names.append(rate.key)
+        used = settlement.used[i]
+        args.append("" if used is None else rate.limit.inc_us(used))
+    for i, budget in budgets:
+        names.append(budget.key)
+        args.append(settlement.used[i] or 0)
+    names += [slot.key for _, slot in slots]
+    return names, args
 
 
 _UNSEEN = State(0)
@@ -190,7 +205,8 @@ def _sorted(
     return rates, budgets, slots
 
 
-def _decision(reply: list[int], order: list[int], store: str) -> Decision:
+def read_decision(reply: list[int], order: list[int], store: str) -> Decision:
+    """The answer of `lua/admit.lua`, with its states in the order of the admission's takes."""
     status = _STATUSES[reply[0]]
     decision = Decision(status, reply[1], [], (), reply[2], reply[3], store)
     if status is Status.COLD:

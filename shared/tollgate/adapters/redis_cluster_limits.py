@@ -1,0 +1,253 @@
+"""The limit store in a Redis Cluster, by the same scripts as on one node (docs/adr/0006-redis-cluster.md).
+
+A script takes from keys of one slot only. So an admission is made in groups, one per hash tag (the tenant's, the
+client address's, the global limits'), all in one round. If any group does not admit, what the others took is given
+back at once: never over-admitted, at worst refused while somebody else's refusal is being given back. To keep that
+rare, a group that refused lately is first only looked at, together with all the others, and nothing is taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tollgate.adapters.lru import Lru
+from tollgate.adapters.redis_cluster import Call, RedisCluster, hash_tag, slot_of
+from tollgate.adapters.redis_connection import REPLY_TIMEOUT, Login, RedisAddress
+from tollgate.adapters.redis_limits import (
+    EPOCH,
+    POLICY_VERSION,
+    Script,
+    Scripts,
+    admit_call,
+    read_decision,
+    settle_call,
+)
+from tollgate.domain import keys
+from tollgate.domain.limits import Admission, BudgetTake, Decision, RateTake, Settlement, State, Status, Take
+from tollgate.ports import StoreUnavailable
+
+GLOBAL = hash_tag(POLICY_VERSION)
+SUSPECT = 1.0
+"""Seconds for which a group that refused is looked at before anything is taken. A flood of refusals renews it."""
+MAX_SUSPECTS = 10_000
+MAX_EPOCHS = 3
+"""Rounds of one admission, if a new epoch begins each time."""
+PRECEDENCE = (Status.STALE, Status.WINDOW, Status.COLD, Status.REFUSED, Status.ADMITTED)
+"""Which group's answer is the admission's: what `lua/admit.lua` checks first."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """The part of an admission that one slot decides."""
+
+    tag: str
+    positions: list[int]
+    """Of its takes, among all."""
+    takes: list[Take]
+
+
+class RedisClusterLimitStore:
+    """Shared buckets on a Redis or Valkey cluster (6.2 to 9); ElastiCache Serverless is one.
+
+    The policy's version is kept with the global limits, a tenant's with the tenant's, so both groups are always
+    asked, be it without takes. Budgets trust what they loaded since the store's epoch; a script sees its own slot's
+    keys only, so the epoch is part of its key's name, and its number is compared as a version by the global group.
+    """
+
+    name = "redis"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        reply_timeout: float = REPLY_TIMEOUT,
+        clock: Callable[[], int] | None = None,
+        login: Login | None = None,
+    ) -> None:
+        self._cluster = RedisCluster(RedisAddress.parse(url), reply_timeout, login)
+        self._clock = clock
+        self._scripts = Scripts()
+        self._epoch = 1
+        """The newest that we have seen (µs); 1 is before any."""
+        self._suspects: Lru[float] = Lru(MAX_SUSPECTS)
+
+    async def admit(self, admission: Admission) -> Decision:
+        groups = _grouped(admission.takes)
+        budgets = any(isinstance(take, BudgetTake) for take in admission.takes)
+        if admission.policy_version or budgets:
+            groups.setdefault(GLOBAL, _Group(GLOBAL, [], []))
+        tenant = hash_tag(keys.tenant_subject(admission.tenant))
+        if admission.tenant_version or not groups:
+            groups.setdefault(tenant, _Group(tenant, [], []))
+        now = asyncio.get_running_loop().time()
+        for _ in range(MAX_EPOCHS):
+            epoch = self._epoch
+            look = any(self._suspects.get(tag, 0.0) > now for tag in groups)
+            decision = await self._decide(admission, list(groups.values()), tenant, budgets, look=look)
+            if look and decision.admitted:
+                decision = await self._decide(admission, list(groups.values()), tenant, budgets, look=False)
+            newer = 0 < admission.policy_version < decision.policy_version
+            newer = newer or 0 < admission.tenant_version < decision.tenant_version
+            if decision.status is not Status.STALE or newer or epoch == self._epoch:
+                return decision
+        raise StoreUnavailable("the Redis Cluster changes its epoch too often")
+
+    async def settle(self, settlement: Settlement) -> bool:
+        return await self._settle(settlement, _grouped(settlement.takes).values())
+
+    async def raise_floor(self, spent: Mapping[str, int]) -> None:
+        await self._for_each_tag(self._scripts.raise_floor, spent)
+
+    async def publish(self, *, policy: int = 0, tenants: Mapping[str, int] | None = None) -> None:
+        versions = {f"{keys.tenant_subject(name)}version": version for name, version in (tenants or {}).items()}
+        if policy:
+            versions[POLICY_VERSION] = policy
+        await self._for_each_tag(self._scripts.publish, versions)
+
+    async def reopen(self, outage_us: int) -> None:
+        """After an outage that began `outage_us` ago: have every budget loaded again before it is trusted."""
+        (epoch,) = await self._run([self._call(GLOBAL, self._scripts.reopen, [EPOCH], [outage_us, self._now()])])
+        self._epoch = max(self._epoch, epoch)
+
+    async def ping(self) -> None:
+        await self._cluster.ping()
+
+    async def aclose(self) -> None:
+        self._cluster.close()
+
+    # -- one round
+
+    async def _decide(
+        self, admission: Admission, groups: Sequence[_Group], tenant: str, budgets: bool, *, look: bool
+    ) -> Decision:
+        """Ask all groups together; unless all admit, give back what any took."""
+        calls: list[Call] = []
+        orders: list[list[int]] = []
+        for group in groups:
+            part, head = self._part(admission, group, tenant, budgets, look=look)
+            names, args, order = admit_call(part, head, self._now())
+            calls.append(self._call(group.tag, self._scripts.admit, names, args))
+            orders.append(order)
+        replies = await self._cluster.run(calls, all_or_none=True)
+        answers: list[Decision] = []
+        failure: StoreUnavailable | None = None
+        taken: list[_Group] = []
+        for group, order, reply in zip(groups, orders, replies, strict=True):
+            if isinstance(reply, StoreUnavailable):
+                failure = reply
+                continue
+            answer = read_decision(reply, order, self.name)
+            answers.append(answer)
+            if answer.admitted and group.takes and (not look or any(state.granted for state in answer.states)):
+                taken.append(group)
+        if failure is not None:
+            await self._give_back(admission, taken)
+            raise failure
+        decision = self._merged(groups, answers, tenant, len(admission.takes))
+        if not decision.admitted:
+            await self._give_back(admission, taken)
+        return decision
+
+    def _part(
+        self, admission: Admission, group: _Group, tenant: str, budgets: bool, *, look: bool
+    ) -> tuple[Admission, tuple[str, str, str, str]]:
+        """A group's own admission, and its keys. The global group compares the policy's version, and the epoch in the
+        place of a tenant's; the tenant's group compares the tenant's; others nothing."""
+        tag = group.tag
+        life = 0 if look else admission.expires_us
+        part = Admission(admission.id, group.takes, life, admission.tenant)
+        version = f"{{{tag}}}version"
+        if tag == GLOBAL:
+            part.policy_version, part.tenant_version, version = (
+                admission.policy_version,
+                (self._epoch if budgets else 0),
+                EPOCH,
+            )
+        elif tag == tenant:
+            part.tenant_version = admission.tenant_version
+        return part, (_marker(tag, admission.id), f"{{{tag}}}policy", version, f"{{{tag}}}epoch.{self._epoch}")
+
+    def _merged(self, groups: Sequence[_Group], answers: Sequence[Decision], tenant: str, takes: int) -> Decision:
+        """One decision of all answers. Nodes' clocks differ a little, and a TAT is a moment of its own node's: it is
+        told on the clock that is ahead."""
+        found = {answer.status for answer in answers}
+        status = next(status for status in PRECEDENCE if status in found)
+        now = max(answer.now_us for answer in answers)
+        decision = Decision(status, now, [], store=self.name)
+        until = asyncio.get_running_loop().time() + SUSPECT
+        states = [State(0)] * takes
+        for group, answer in zip(groups, answers, strict=True):
+            if group.tag == GLOBAL:
+                decision.policy_version = answer.policy_version
+                self._epoch = max(self._epoch, answer.tenant_version)
+            elif group.tag == tenant:
+                decision.tenant_version = answer.tenant_version
+            if answer.status is Status.REFUSED:
+                self._suspects.put(group.tag, until)
+            for position, take, state in zip(group.positions, group.takes, answer.states, strict=False):
+                if status is not Status.ADMITTED:  # given back
+                    state = State(state.value - state.granted)
+                if isinstance(take, RateTake):
+                    state = State(state.value + now - answer.now_us, state.granted)
+                states[position] = state
+        if status in (Status.ADMITTED, Status.REFUSED):
+            decision.states = states
+        elif status is Status.COLD:
+            cold = (group.positions[i] for group, answer in zip(groups, answers, strict=True) for i in answer.cold)
+            decision.cold = tuple(sorted(cold))
+        return decision
+
+    async def _give_back(self, admission: Admission, taken: Sequence[_Group]) -> None:
+        """Settle these groups as if nothing had been used, requests included: that restores their buckets exactly, and
+        forgets the request's id. Idempotent, as settling is."""
+        if taken:
+            nothing: list[int | None] = [0] * len(admission.takes)
+            await self._settle(Settlement(admission.id, admission.takes, nothing, admission.tenant), taken)
+
+    async def _settle(self, settlement: Settlement, groups: Iterable[_Group]) -> bool:
+        calls: list[Call] = []
+        for group in groups:
+            used = [settlement.used[i] for i in group.positions]
+            part = Settlement(settlement.id, group.takes, used, settlement.tenant)
+            names, args = settle_call(part, _marker(group.tag, settlement.id), self._now())
+            calls.append(self._call(group.tag, self._scripts.settle, names, args))
+        return any(await self._run(calls))
+
+    async def _for_each_tag(self, script: Script, values: Mapping[str, int]) -> None:
+        parts: dict[str, list[str]] = {}
+        for name in values:
+            parts.setdefault(hash_tag(name), []).append(name)
+        await self._run([self._call(tag, script, part, [values[name] for name in part]) for tag, part in parts.items()])
+
+    async def _run(self, calls: Sequence[Call]) -> list[Any]:
+        """All replies; the first failure is raised after all calls were made."""
+        replies = await self._cluster.run(calls)
+        for reply in replies:
+            if isinstance(reply, StoreUnavailable):
+                raise reply
+        return replies
+
+    def _call(self, tag: str, script: Script, names: Sequence[str], args: Sequence[str | int]) -> Call:
+        return Call(slot_of(tag), script.sha, script.source, names, args)
+
+    def _now(self) -> int:
+        return 0 if self._clock is None else self._clock()
+
+
+def _grouped(takes: Sequence[Take]) -> dict[str, _Group]:
+    groups: dict[str, _Group] = {}
+    for position, take in enumerate(takes):
+        tag = hash_tag(take.key)
+        group = groups.get(tag)
+        if group is None:
+            group = groups[tag] = _Group(tag, [], [])
+        group.positions.append(position)
+        group.takes.append(take)
+    return groups
+
+
+def _marker(tag: str, id: str) -> str:
+    return f"{{{tag}}}m:{id}"

@@ -1,0 +1,412 @@
+"""A Redis Cluster whose slots move, whose masters die, and whose groups disagree."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.contract.test_limit_store import USER, budget, slot
+from tests.faults.test_redis_outage import until
+from tests.redis_cluster import Cluster, redis_cluster
+from tollgate.adapters.failover import FailoverLimitStore
+from tollgate.adapters.memory_limits import MemoryLimitStore
+from tollgate.adapters.redis_cluster import hash_tag, slot_of
+from tollgate.adapters.redis_cluster_limits import SUSPECT, RedisClusterLimitStore, _grouped
+from tollgate.domain import keys
+from tollgate.domain.limits import (
+    Admission,
+    Decision,
+    Rate,
+    RateTake,
+    Scope,
+    Settlement,
+    State,
+    Status,
+    Take,
+    Unit,
+    refusal,
+    remaining,
+)
+from tollgate.ports import StoreUnavailable
+
+TENANT_SLOT = slot_of(hash_tag(keys.tenant_subject("acme")))
+MINUTE = 60_000_000
+DAY = 1440 * MINUTE
+"""The period of the limits here: they do not refill while a test runs."""
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Cluster]:
+    with redis_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(running: Cluster) -> Cluster:
+    running.flush()
+    return running
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(test())  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def opened(
+    cluster: Cluster, count: int = 1, reply_timeout: float = 2
+) -> AsyncIterator[list[RedisClusterLimitStore]]:
+    stores = [RedisClusterLimitStore(cluster.url, reply_timeout=reply_timeout) for _ in range(count)]
+    try:
+        yield stores
+    finally:
+        for store in stores:
+            await store.aclose()
+
+
+def admission(*takes: Take, **versions: int) -> Admission:
+    return Admission(uuid.uuid4().hex, list(takes), MINUTE, "acme", **versions)
+
+
+def rate(subject: str, scope: Scope, amount: int, cost: int) -> RateTake:
+    limit = Rate(scope, Unit.REQUESTS, amount, DAY, amount, f"{scope}.requests.day")
+    return RateTake(subject, f"{subject}:requests.day", limit, cost, cost)
+
+
+def requests(amount: int) -> RateTake:
+    return rate(USER, Scope.USER, amount, 1)
+
+
+def by_address(amount: int, ip: str = "192.0.2.3", cost: int = 1) -> RateTake:
+    return rate(keys.ip_subject(ip), Scope.IP, amount, cost)
+
+
+def everywhere(amount: int) -> RateTake:
+    return rate(keys.global_subject(), Scope.GLOBAL, amount, 1)
+
+
+def now_budget(cost: int, amount: int = 1000, seed: int | None = 0) -> Take:
+    return budget(cost, amount=amount, seed=seed, at=time.time_ns() // 1000)
+
+
+async def levels(store: RedisClusterLimitStore, *takes: Take) -> list[int]:
+    """What each limit has left, asked with a request that cannot be admitted."""
+    blocker = by_address(1, "198.51.100.99", cost=2)
+    decision = await store.admit(admission(*takes, blocker))
+    assert decision.status is Status.REFUSED
+    return [remaining(take, state, decision.now_us) for take, state in zip(takes, decision.states, strict=False)]
+
+
+class TestAllOrNothing:
+    def test_a_refusal_in_one_slot_leaves_the_others_untouched(self, cluster: Cluster) -> None:
+        async def scenario() -> None:
+            async with opened(cluster) as (store,):
+                takes = [everywhere(50), requests(10), now_budget(300), slot(1)]
+                assert (await store.admit(admission(by_address(1)))).admitted
+                for _ in range(20):  # the first is given back, the others are only looked at
+                    refused = await store.admit(admission(*takes, by_address(1)))
+                    assert refused.status is Status.REFUSED
+                    assert all(state.granted == 0 for state in refused.states)
+                assert await levels(store, *takes) == [50, 10, 1000, 1]
+                assert (await store.admit(admission(*takes))).admitted
+
+        run(scenario)
+
+    def test_a_request_that_was_given_back_may_come_again(self, cluster: Cluster) -> None:
+        async def scenario() -> None:
+            async with opened(cluster) as (store,):
+                call = admission(requests(1), now_budget(100, seed=None), by_address(5))
+                assert (await store.admit(call)).status is Status.COLD
+                call.takes[1].seed = 950  # type: ignore[union-attr]
+                assert (await store.admit(call)).status is Status.REFUSED
+                call.takes[1] = now_budget(50)
+                assert (await store.admit(call)).admitted
+                used: list[int | None] = [None, 20, None]
+                assert await store.settle(Settlement(call.id, call.takes, used, "acme"))
+                assert not await store.settle(Settlement(call.id, call.takes, used, "acme"))
+                assert await levels(store, call.takes[1]) == [30]
+
+        run(scenario)
+
+    def test_never_more_than_the_tightest_limit_however_many_ask_at_once(self, cluster: Cluster) -> None:
+        """Transient refusals are allowed; what is left over can be had afterwards, and not one more."""
+
+        async def scenario() -> None:
+            async with opened(cluster, 4) as stores:
+                takes = [requests(90), by_address(60), everywhere(1000)]
+                answers = await asyncio.gather(*(stores[i % 4].admit(admission(*takes)) for i in range(400)))
+                together = sum(answer.admitted for answer in answers)
+                assert 0 < together <= 60
+                await asyncio.sleep(0)
+                after = 0
+                while (await stores[0].admit(admission(*takes))).admitted:
+                    after += 1
+                assert together + after == 60
+                assert await levels(stores[0], *takes) == [30, 0, 940]
+
+        run(scenario)
+
+    def test_a_flood_from_a_blocked_address_does_not_starve_its_tenant(self, cluster: Cluster) -> None:
+        """The tenant has exactly as many requests left as its good callers make."""
+
+        async def scenario() -> None:
+            async with opened(cluster, 3) as (bad, worse, good):
+                blocked = by_address(1, "198.51.100.1")
+                assert (await bad.admit(admission(blocked))).admitted
+                wanted, ended = 200, asyncio.Event()
+                limit = requests(wanted)
+                refusals = 0
+
+                async def flood(store: RedisClusterLimitStore) -> None:
+                    nonlocal refusals
+                    while not ended.is_set():
+                        refused = await store.admit(admission(limit, blocked))
+                        assert not refused.admitted
+                        refusals += 1
+
+                floods = [asyncio.create_task(flood(store)) for store in (bad, worse) for _ in range(16)]
+                await asyncio.sleep(0.1)
+                false = 0
+                for _ in range(wanted):
+                    while not (await good.admit(admission(limit, by_address(1000, "198.51.100.2")))).admitted:
+                        false += 1
+                ended.set()
+                await asyncio.gather(*floods)
+                print(f"{refusals} refusals of the flood, {false} false refusals of {wanted} good requests")
+                assert false <= wanted // 20
+                assert await levels(good, limit) == [0]
+
+        run(scenario)
+
+    def test_clocks_of_the_nodes_do_not_mix(self) -> None:
+        """A refusal explains itself although another node's clock is ahead."""
+        store = RedisClusterLimitStore("redis://127.0.0.1:1?cluster=yes")
+
+        async def scenario() -> None:
+            call = admission(requests(1), by_address(10))
+            groups = list(_grouped(call.takes).values())
+            behind, ahead = 1_000 * DAY, 1_000 * DAY + 70_000_000
+            answers = [
+                Decision(Status.REFUSED, behind, [State(behind + DAY)]),
+                Decision(Status.ADMITTED, ahead, [State(ahead + 6_000_000, 6_000_000)]),
+            ]
+            decision = store._merged(groups, answers, "", 2)
+            assert (decision.status, decision.now_us) == (Status.REFUSED, ahead)
+            found = refusal(call, decision)
+            assert (found.take, found.wait_us) == (call.takes[0], DAY)
+            assert decision.states[1] == State(ahead)
+
+        run(scenario)
+
+
+class TestMovingSlots:
+    def test_a_slot_that_moved_is_followed_and_its_buckets_with_it(self, cluster: Cluster) -> None:
+        async def scenario() -> None:
+            async with opened(cluster) as (store,):
+                call = admission(requests(3), now_budget(100), by_address(10))
+                assert (await store.admit(call)).admitted
+                source = cluster.owner(TENANT_SLOT)
+                target = (source + 1) % 3
+                try:
+                    cluster.move_slot(TENANT_SLOT, source, target)
+                    assert cluster.owner(TENANT_SLOT) == target
+                    assert await store.settle(Settlement(call.id, call.takes, [None, 40, None], "acme"))
+                    assert [(await store.admit(admission(requests(3)))).admitted for _ in range(3)] == [
+                        True,
+                        True,
+                        False,
+                    ]
+                    assert await levels(store, now_budget(0)) == [960]
+                    await asyncio.sleep(0.3)
+                    await store.ping()
+                finally:
+                    cluster.move_slot(TENANT_SLOT, cluster.owner(TENANT_SLOT), source)
+                assert await levels(store, now_budget(0)) == [960]
+
+        run(scenario)
+
+    def test_a_slot_on_its_way_is_waited_for(self, cluster: Cluster) -> None:
+        async def scenario() -> None:
+            async with opened(cluster) as (store,):
+                assert (await store.admit(admission(requests(10), by_address(100)))).admitted
+                source = cluster.owner(TENANT_SLOT)
+                target = (source + 1) % 3
+
+                def arrive() -> None:
+                    cluster.move_keys(TENANT_SLOT, source, target)
+                    cluster.close_migration(TENANT_SLOT, target)
+
+                cluster.open_migration(TENANT_SLOT, source, target)
+                asyncio.get_running_loop().call_later(0.01, arrive)
+                try:
+                    assert (await store.admit(admission(requests(10), by_address(100)))).admitted
+                    assert await levels(store, requests(10), by_address(100)) == [8, 98]
+                finally:
+                    cluster.move_slot(TENANT_SLOT, cluster.owner(TENANT_SLOT), source)
+
+        run(scenario)
+
+    def test_during_a_migration_nothing_is_admitted_twice(self, cluster: Cluster) -> None:
+        """What a script needs is on both sides: the cluster says ASK or TRYAGAIN, and nobody guesses."""
+
+        async def scenario() -> None:
+            async with opened(cluster) as (store,):
+                for _ in range(3):
+                    assert (await store.admit(admission(requests(10), by_address(100)))).admitted
+                await store.publish(tenants={"acme": 1})
+                source = cluster.owner(TENANT_SLOT)
+                target = (source + 1) % 3
+                cluster.open_migration(TENANT_SLOT, source, target)
+                try:
+                    with pytest.raises(StoreUnavailable):
+                        await store.admit(admission(requests(10), by_address(100)))
+                    assert cluster.move_keys(TENANT_SLOT, source, target)
+                    with pytest.raises(StoreUnavailable):
+                        await store.admit(admission(requests(10), by_address(100)))
+                    # One key, which has moved: ASK, and the new owner answers.
+                    await store.publish(tenants={"acme": 5})
+                    assert cluster.nodes[target].execute_command("CLUSTER", "COUNTKEYSINSLOT", TENANT_SLOT)
+                finally:
+                    cluster.move_keys(TENANT_SLOT, source, target)
+                    cluster.close_migration(TENANT_SLOT, target)
+                stale = await store.admit(admission(requests(10), tenant_version=4))
+                assert (stale.status, stale.tenant_version) == (Status.STALE, 5)
+                assert await levels(store, requests(10), by_address(100)) == [7, 97]
+                cluster.move_slot(TENANT_SLOT, target, source)
+
+        run(scenario)
+
+
+class TestFailures:
+    def test_a_dead_master_is_told_quickly_and_found_again(self, cluster: Cluster) -> None:
+        async def scenario() -> None:
+            async with opened(cluster) as (store,):
+                takes = [requests(100), by_address(100)]
+                assert (await store.admit(admission(*takes))).admitted
+                dead = cluster.owner(TENANT_SLOT)
+                assert cluster.owner(slot_of(hash_tag(takes[1].key))) != dead
+                cluster.kill(dead)
+                try:
+                    for _ in range(5):
+                        began = time.monotonic()
+                        with pytest.raises(StoreUnavailable):
+                            await store.admit(admission(*takes))
+                        assert time.monotonic() - began < 0.5
+                    with pytest.raises(StoreUnavailable):
+                        await store.ping()
+                    # The other masters go on, and nothing that they took stays taken.
+                    assert await levels(store, takes[1]) == [99]
+                finally:
+                    cluster.start(dead)
+                    cluster.wait()
+                async with asyncio.timeout(5):
+                    while True:
+                        try:
+                            await store.ping()
+                            assert (await store.admit(admission(*takes))).admitted
+                            break
+                        except StoreUnavailable:
+                            await asyncio.sleep(0.05)
+
+        run(scenario)
+
+    def test_what_others_took_is_given_back_when_one_does_not_answer(self, cluster: Cluster) -> None:
+        async def scenario() -> None:
+            async with opened(cluster, reply_timeout=0.2) as (store,):
+                takes = [requests(100), by_address(100)]
+                assert (await store.admit(admission(*takes))).admitted
+                stalled = cluster.processes[cluster.owner(TENANT_SLOT)]
+                stalled.send_signal(signal.SIGSTOP)
+                try:
+                    with pytest.raises(StoreUnavailable, match="in time"):
+                        await store.admit(admission(*takes))
+                    assert await levels(store, takes[1]) == [99]
+                finally:
+                    stalled.send_signal(signal.SIGCONT)
+                assert (await levels(store, takes[1])) == [99]
+
+        run(scenario)
+
+    def test_under_the_failover_a_dead_master_costs_no_admission(self, cluster: Cluster) -> None:
+        async def scenario() -> None:
+            second = MemoryLimitStore()
+            second.name = "second"
+            primary = RedisClusterLimitStore(cluster.url, reply_timeout=0.5)
+            store = FailoverLimitStore(primary, second, MemoryLimitStore(), lambda: "fallback")
+            dead = cluster.owner(TENANT_SLOT)
+            try:
+                takes = [now_budget(1), by_address(100)]
+                assert (await store.admit(admission(*takes))).store == "redis"
+                cluster.kill(dead)
+                for _ in range(6):
+                    decision = await store.admit(admission(*takes))
+                    assert (decision.admitted, decision.store) == (True, "second")
+                assert store.deciding == "second"
+                cluster.start(dead)
+                cluster.wait()
+                await until(lambda: store.deciding == "redis")
+                cold = await store.admit(admission(now_budget(1, seed=None), by_address(100)))
+                assert (cold.status, cold.store) == (Status.COLD, "redis")
+            finally:
+                if dead not in cluster.processes:
+                    cluster.start(dead)
+                    cluster.wait()
+                await store.aclose()
+
+        run(scenario)
+
+    def test_a_cluster_that_was_away_asks_for_every_budget_again(self, cluster: Cluster) -> None:
+        """The epoch is one for all slots, although no script sees two of them; other containers learn it."""
+
+        async def scenario() -> None:
+            async with opened(cluster, 2) as (first, second):
+                for store in (first, second):
+                    assert (await store.admit(admission(now_budget(1), by_address(100)))).admitted
+                await first.reopen(MINUTE)
+                for store in (first, second):
+                    cold = await store.admit(admission(now_budget(1, seed=None), by_address(100)))
+                    assert (cold.status, cold.cold) == (Status.COLD, (0,))
+                assert (await second.admit(admission(now_budget(1, seed=700)))).admitted
+                assert (await first.admit(admission(now_budget(1, seed=None)))).states[0].value >= 702
+                assert await levels(first, by_address(100)) == [98]
+
+        run(scenario)
+
+    def test_requests_of_addresses_leave_nothing_but_their_bucket_and_marker(self, cluster: Cluster) -> None:
+        async def scenario() -> None:
+            async with opened(cluster) as (store,):
+                assert (await store.admit(admission(by_address(5), requests(5), policy_version=3))).admitted
+                names = sorted(name.decode() for node in cluster.nodes for name in node.keys("*"))
+                assert [name.partition("}")[2].split(":")[0] for name in names if name.startswith("{i")] == ["", "m"]
+                assert [name for name in names if name.startswith("{g}")] == ["{g}policy"]
+
+        run(scenario)
+
+
+def test_a_group_is_suspected_for_a_moment_only(cluster: Cluster) -> None:
+    async def scenario() -> None:
+        async with opened(cluster) as (store,):
+            limit = [requests(60_000), by_address(1)]
+            assert (await store.admit(admission(*limit))).admitted
+            assert not (await store.admit(admission(*limit))).admitted
+            asked = 0
+            run_calls = store._cluster.run
+
+            async def counting(calls, **options):  # type: ignore[no-untyped-def]
+                nonlocal asked
+                asked += 1
+                return await run_calls(calls, **options)
+
+            store._cluster.run = counting  # type: ignore[method-assign]
+            assert not (await store.admit(admission(*limit))).admitted
+            assert asked == 1  # it looked; nothing was taken, so nothing was given back
+            await asyncio.sleep(SUSPECT)
+            assert not (await store.admit(admission(*limit))).admitted
+            assert asked == 3  # it took, was refused, and gave back
+
+    run(scenario)

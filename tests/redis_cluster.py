@@ -1,0 +1,135 @@
+"""A real Redis Cluster of three masters, joined by plain commands (redis-cli may be missing; 6.2 must do)."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import redis
+
+from tests.servers import start_redis
+
+SLOTS = 16_384
+MASTERS = 3
+
+
+class Cluster:
+    """Servers that a test can hurt, and slots that it can move."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.ports = [_two_ports() for _ in range(MASTERS)]
+        self.nodes = [redis.Redis(port=port, socket_timeout=5) for port in self.ports]
+        self.processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.ports[0]}?cluster=yes"
+
+    def form(self) -> None:
+        """Start all, share out the slots, introduce the nodes to each other, wait until all agree."""
+        for index in range(MASTERS):
+            self.start(index)
+        for index, node in enumerate(self.nodes):
+            slots = range(index * SLOTS // MASTERS, (index + 1) * SLOTS // MASTERS)
+            node.execute_command("CLUSTER", "ADDSLOTS", *slots)
+            node.execute_command("CLUSTER", "SET-CONFIG-EPOCH", index + 1)
+        for port in self.ports[1:]:
+            self.nodes[0].execute_command("CLUSTER", "MEET", "127.0.0.1", port)
+        self.wait()
+
+    def wait(self) -> None:
+        """Until every node thinks that the cluster is whole."""
+        deadline = time.monotonic() + 20
+        while not all(self._whole(node) for node in self.nodes):
+            if time.monotonic() > deadline:
+                raise TimeoutError("the Redis Cluster does not come together")
+            time.sleep(0.05)
+
+    def start(self, index: int) -> None:
+        folder = self._folder / str(index)
+        folder.mkdir(exist_ok=True)
+        # Nobody is declared failed soon: there are no replicas to take over.
+        options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "60000", "--dir", str(folder)]
+        self.processes[index] = start_redis(self.ports[index], *options)
+
+    def kill(self, index: int) -> None:
+        process = self.processes.pop(index)
+        process.kill()
+        process.wait()
+
+    def stop(self) -> None:
+        for node in self.nodes:
+            node.close()
+        for index in list(self.processes):
+            self.kill(index)
+
+    def flush(self) -> None:
+        for node in self.nodes:
+            node.flushall()
+
+    # -- slots
+
+    def owner(self, slot: int) -> int:
+        """Which of the masters serves the slot."""
+        ranges = self.nodes[0].execute_command("CLUSTER", "SLOTS")
+        return next(self.ports.index(node[1]) for first, last, node, *_ in ranges if first <= slot <= last)
+
+    def open_migration(self, slot: int, source: int, target: int) -> None:
+        self.nodes[target].execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", self._id(source))
+        self.nodes[source].execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", self._id(target))
+
+    def move_keys(self, slot: int, source: int, target: int) -> int:
+        """Take the slot's keys across; how many there were."""
+        names = self.nodes[source].execute_command("CLUSTER", "GETKEYSINSLOT", slot, 1000)
+        if names:
+            self.nodes[source].migrate("127.0.0.1", self.ports[target], names, 0, 5000)
+        return len(names)
+
+    def close_migration(self, slot: int, target: int) -> None:
+        for node in [self.nodes[target], *self.nodes]:  # the new owner first
+            node.execute_command("CLUSTER", "SETSLOT", slot, "NODE", self._id(target))
+
+    def move_slot(self, slot: int, source: int, target: int) -> None:
+        self.open_migration(slot, source, target)
+        self.move_keys(slot, source, target)
+        self.close_migration(slot, target)
+
+    def _id(self, index: int) -> str:
+        return str(self.nodes[index].execute_command("CLUSTER", "MYID").decode())
+
+    def _whole(self, node: redis.Redis) -> bool:
+        info = node.execute_command("CLUSTER", "INFO").decode()
+        return "cluster_state:ok" in info and f"cluster_size:{MASTERS}" in info
+
+
+@contextmanager
+def redis_cluster() -> Iterator[Cluster]:
+    folder = Path(tempfile.mkdtemp(prefix="tollgate-cluster-"))
+    cluster = Cluster(folder)
+    try:
+        cluster.form()
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder)
+
+
+def _two_ports() -> int:
+    """A free port whose bus port (10000 above; 6.2 cannot be told another) is free, too."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as client, socket.socket() as bus:
+            try:
+                client.bind(("127.0.0.1", port))
+                bus.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+            return port
