@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: help setup dev test lint types check clean
+.PHONY: help setup dev test faults lint types check clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -28,13 +28,16 @@ dev: setup ## run the whole stack on loopback
 test: setup ## run the test suite
 	@$(BIN)/python -m pytest $(ARGS)
 
+faults: setup ## kill, stall, empty and redirect real servers under the gateway
+	@$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
+
 lint: setup ## ruff, both as linter and as formatter
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 types: setup ## mypy, strict
 	@$(BIN)/mypy
 
-check: test lint types ## everything that must pass before a change lands
+check: test faults lint types ## everything that must pass before a change lands
 
 clean: ## remove .venv and everything built
 	rm -rf $(VENV) $(SAM_VENV) .tools .aws-sam build dist *.egg-info
