@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tollgate.adapters.breaker import FAILURES_TO_OPEN, ONE_FAILURE, PROBES_TO_CLOSE, Breaker
+from tollgate.adapters.breaker import FAILURES_TO_OPEN, PROBES_TO_CLOSE, Breaker
 
 
 class Clock:
@@ -23,14 +23,6 @@ def test_opens_after_some_failures_in_a_row_and_says_when_they_began() -> None:
     assert opened == [False] * (FAILURES_TO_OPEN - 1) + [True]
     assert breaker.opened_at == 100.0
     assert breaker.outage_seconds() == FAILURES_TO_OPEN
-
-
-def test_calls_that_fail_together_are_one_failure() -> None:
-    clock = Clock()
-    breaker = Breaker(clock)
-    assert not any(breaker.failed() for _ in range(64))
-    clock.now += ONE_FAILURE
-    assert not breaker.is_open
 
 
 def test_an_answer_starts_the_count_again() -> None:

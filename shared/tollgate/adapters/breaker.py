@@ -8,8 +8,6 @@ FAILURES_TO_OPEN = 3
 """In a row. With a reply timeout of 100 ms the breaker opens within 0.3 s of a stall."""
 PROBES_TO_CLOSE = 2
 """In a row: one lucky answer of a store that restarts is not a recovery."""
-ONE_FAILURE = 0.02
-"""Seconds: calls that fail together (all that wait for one connection) are one failure, not many."""
 PROBE_EVERY = 0.5
 """Seconds between two probes."""
 
@@ -24,7 +22,6 @@ class Breaker:
         self.opened_at: float | None = None
         """When the first of the failures that opened it happened; None while closed."""
         self._first_failure = 0.0
-        self._last_failure = 0.0
 
     @property
     def is_open(self) -> bool:
@@ -35,13 +32,9 @@ class Breaker:
 
     def failed(self) -> bool:
         """Count a failed call; True if this one opened the breaker."""
-        now = self._clock()
         if self._failures == 0:
-            self._first_failure = now
-        elif now - self._last_failure < ONE_FAILURE:
-            return False
+            self._first_failure = self._clock()
         self._failures += 1
-        self._last_failure = now
         if self.is_open or self._failures < FAILURES_TO_OPEN:
             return False
         self.opened_at = self._first_failure
