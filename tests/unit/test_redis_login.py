@@ -41,6 +41,7 @@ class Server:
     def __init__(self, certificate: Path | None = None) -> None:
         self.asked: list[list[bytes]] = []
         self.names: list[str | None] = []
+        self._serving: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
         self._server: asyncio.Server
         self._context: ssl.SSLContext | None = None
         if certificate is not None:
@@ -54,16 +55,27 @@ class Server:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        """Ends its connections as well: what outlives its event loop is reported as a leak."""
         self._server.close()
+        for task, writer in self._serving.items():
+            writer.transport.abort()
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+        await asyncio.sleep(0.05)  # the transports' last callbacks
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving[task] = writer
         parser = hiredis.Reader()
-        while data := await reader.read(4096):
-            parser.feed(data)
-            while (command := parser.gets()) is not False:
-                self.asked.append(command)
-                writer.write(b"+OK\r\n")
-        writer.close()
+        try:
+            while data := await reader.read(4096):
+                parser.feed(data)
+                while (command := parser.gets()) is not False:
+                    self.asked.append(command)
+                    writer.write(b"+OK\r\n")
+        finally:
+            writer.close()
 
 
 @pytest.fixture
