@@ -109,16 +109,6 @@ class NoLedger:
         return [0] * len(takes)
 
 
-class NoSecrets:
-    """Where there is no AWS: upstreams without a secret (loopback) work, the others say what is missing."""
-
-    async def get(self, name: str) -> str:
-        raise SecretUnavailable(f"no provider key {name!r}")
-
-    def invalidate(self, name: str) -> None:
-        """Nothing is kept."""
-
-
 class Adapters:
     """One process's adapters, made when they are first asked for, closed together."""
 

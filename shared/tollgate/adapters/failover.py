@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Literal, Protocol
 
 from tollgate.adapters import telemetry
@@ -117,10 +117,10 @@ class FailoverLimitStore:
             raise StoreUnavailable("Redis does not answer, and nothing else may decide")
         return self._fallback
 
-    async def _everywhere(self, act: Callable[[LimitStore], object]) -> None:
+    async def _everywhere(self, act: Callable[[LimitStore], Awaitable[None]]) -> None:
         """Tell both stores; the first failure is raised after both were told."""
         stores = [self._primary, *([self._fallback] if self._fallback is not None else [])]
-        results = await asyncio.gather(*(act(store) for store in stores), return_exceptions=True)  # type: ignore[call-overload]
+        results = await asyncio.gather(*(act(store) for store in stores), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result

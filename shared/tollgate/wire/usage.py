@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
@@ -46,7 +47,7 @@ _TEXT_KEYS = {
 _TALLY_BYTES = 64 * 1024
 
 
-class UsageReader:
+class UsageReader(ABC):
     """Follows one answer. Call `feed` for each chunk, `rest` when the upstream ended, then `finish`."""
 
     def __init__(self, shape: Shape, loads: Loads) -> None:
@@ -59,17 +60,17 @@ class UsageReader:
         self._usage: Usage | None = None
         self._tally = _Tally(shape)
 
+    @abstractmethod
     def feed(self, chunk: bytes) -> bytes:
         """Take in what the upstream sent; returns what to forward now (may be empty)."""
-        raise NotImplementedError
 
     def rest(self) -> bytes:
         """What is still to be forwarded when the upstream ended regularly."""
         return b""
 
+    @abstractmethod
     def finish(self) -> Usage | None:
         """The provider's usage; None if none was (credibly) given; `estimated` if only its beginning was."""
-        raise NotImplementedError
 
     @property
     def produced_bytes(self) -> int:
@@ -77,9 +78,9 @@ class UsageReader:
         return self._tally.count()
 
     @property
+    @abstractmethod
     def saw_done(self) -> bool:
         """Whether the answer is complete by its own account."""
-        raise NotImplementedError
 
     @property
     def mid_event(self) -> bool:
