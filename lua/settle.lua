@@ -5,48 +5,49 @@
 -- missing rate stays missing. A budget's hold is dropped and its real use is spent, unless the hold has expired (then
 -- metering brings it). A slot is freed.
 --
--- KEYS  1 marker, then as for admit: one per rate, one per budget, one per concurrency limit
--- ARGV  1 now (us; 0: the server's clock)   2 request id   3 rates   4 budgets   5 concurrency limits, then
---       per rate: used (us; '' leaves it), per budget: used (its unit)
+-- KEYS  1 marker, then those to be moved: rates, budgets, concurrency limits
+-- ARGV  1 request id   2 numbers, packed as little-endian doubles:
+--       now (us; 0: the server's clock), rates, budgets, then
+--       per rate: position among the takes (from 1), used (us); per budget: position, used (its unit)
 -- Result 1 settled, 0 nothing to do
 
 local call, tonumber = redis.call, tonumber
+local codec = struct or string
 local mark = call('GETDEL', KEYS[1])
 if not mark then return 0 end
-local now = tonumber(ARGV[1])
+local granted = {codec.unpack('<' .. string.rep('d', #mark / 8), mark)} -- [1]: when the hold expires
+local n = {codec.unpack('<' .. string.rep('d', #ARGV[2] / 8), ARGV[2])}
+local now, rates, budgets = n[1], n[2], n[3]
 if now == 0 then
   local time = call('TIME')
   now = time[1] * 1000000 + time[2]
 end
-local id, rates, budgets, slots = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local granted = {}
-for word in string.gmatch(mark, '%S+') do granted[#granted + 1] = tonumber(word) end
-if table.remove(granted, 1) <= now then return 0 end -- the hold has expired, and is released
+if granted[1] <= now then return 0 end -- the hold has expired, and is released
 
-local k, arg = 2, 6
-for i = 1, rates do
-  local used = tonumber(ARGV[arg])
-  local move = used and used - granted[i] or 0
-  if move ~= 0 then
-    local tat = tonumber(call('GET', KEYS[k]) or nil)
-    if tat and move < 0 then
-      call('SET', KEYS[k], tat + move, 'KEEPTTL')
-    elseif tat then
+local arg = 4
+for k = 2, 1 + rates do
+  local move = n[arg + 1] - granted[1 + n[arg]]
+  local raw = move ~= 0 and call('GET', KEYS[k])
+  if raw then
+    local tat, epoch = string.match(raw, '^(%d+)(.*)$') -- see admit.lua
+    tat = tonumber(tat)
+    if move < 0 then
+      call('SET', KEYS[k], string.format('%.0f', tat + move) .. epoch, 'KEEPTTL')
+    else
       tat = math.max(tat, now) + move
-      call('SET', KEYS[k], tat, 'PX', math.ceil((tat - now) / 1000) + 1000)
+      call('SET', KEYS[k], string.format('%.0f', tat) .. epoch, 'PX', math.ceil((tat - now) / 1000) + 1000)
     end
   end
-  k, arg = k + 1, arg + 1
+  arg = arg + 2
 end
-for i = rates + 1, rates + budgets do
-  if call('HDEL', KEYS[k], '#' .. id) == 1 then
+for k = 2 + rates, 1 + rates + budgets do
+  if call('HDEL', KEYS[k], '#' .. ARGV[1]) == 1 then
     local budget = call('HMGET', KEYS[k], 'spent', 'held')
-    call('HSET', KEYS[k], 'spent', budget[1] + ARGV[arg], 'held', budget[2] - granted[i])
+    call('HSET', KEYS[k], 'spent', budget[1] + n[arg + 1], 'held', budget[2] - granted[1 + n[arg]])
   end
-  k, arg = k + 1, arg + 1
+  arg = arg + 2
 end
-for i = 1, slots do
-  call('ZREM', KEYS[k], id)
-  k = k + 1
+for k = 2 + rates + budgets, #KEYS do
+  call('ZREM', KEYS[k], ARGV[1])
 end
 return 1

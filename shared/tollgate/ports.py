@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # the policy's schema costs pydantic, which not every function needs
     from tollgate.domain.identity import Identity
-    from tollgate.domain.limits import Admission, BudgetTake, Decision, Settlement
+    from tollgate.domain.limits import Admission, BudgetTake, Decision, RateTake, Settlement
     from tollgate.domain.policy import Policy, TenantRecord
     from tollgate.domain.records import UsageClose
 
@@ -31,6 +31,11 @@ class LimitStore(Protocol):
 
     async def settle(self, settlement: Settlement) -> bool:
         """Replace what is held by what was used; True if this call did it, False if there was nothing (left) to do.
+        Raises `StoreUnavailable`."""
+        ...
+
+    async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
+        """The TATs (µs) that are known of these buckets, None where none is; parallel to `takes`. Takes nothing.
         Raises `StoreUnavailable`."""
         ...
 

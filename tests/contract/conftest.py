@@ -18,7 +18,7 @@ from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.dynamodb_limits import DynamoLimitStore
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.redis_cluster_limits import RedisClusterLimitStore
-from tollgate.adapters.redis_limits import RedisLimitStore
+from tollgate.adapters.redis_limits import EPOCH, RedisLimitStore
 from tollgate.domain.limits import Admission, Decision, Settlement, Take
 from tollgate.ports import LimitStore
 
@@ -87,11 +87,14 @@ def make_driver(kind: str, runner: asyncio.Runner, request: pytest.FixtureReques
     elif kind == "cluster":
         cluster: Cluster = request.getfixturevalue("cluster")
         cluster.flush()
+        with redis.cluster.RedisCluster.from_url(cluster.url) as client:
+            client.set(EPOCH, 1)
         driver = Driver(RedisClusterLimitStore(cluster.url, clock=lambda: driver.now, reply_timeout=5), runner)
     else:
         url = request.getfixturevalue("redis_url")
         with redis.Redis.from_url(url) as client:
             client.flushall()
+            client.set(EPOCH, 1)  # long ago, so that rates are believed; tests of cold rates begin another
         driver = Driver(RedisLimitStore(url, clock=lambda: driver.now, reply_timeout=5), runner)
     return driver
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.contract.conftest import STORES, Driver, make_driver
 from tests.contract.test_limit_store import budget, requests, slot, tokens
 from tollgate.adapters.memory_limits import MemoryLimitStore
-from tollgate.domain.limits import Decision, RateTake, State, Status, Take
+from tollgate.domain.limits import BudgetTake, Decision, RateTake, SlotTake, State, Status, Take
 
 PALETTE: dict[str, Any] = {
     "requests": lambda cost, floor: requests(3, subject="{a}u"),
@@ -21,6 +21,8 @@ PALETTE: dict[str, Any] = {
     "cold": lambda cost, floor: budget(cost, floor=floor, seed=None),
     "slot": lambda cost, floor: slot(2),
 }
+KINDS = (RateTake, BudgetTake, SlotTake)
+"""The order of an admission's takes."""
 takes = st.tuples(st.sampled_from(sorted(PALETTE)), st.integers(0, 60), st.integers(0, 60)).map(
     lambda t: (t[0], max(t[1], t[2]), min(t[1], t[2]))
 )
@@ -70,7 +72,7 @@ def test_same_sequence_same_decisions(kind: str, runner: asyncio.Runner, request
             else:
                 name = f"id{number}" if f"id{number}" not in admitted else f"id{number}.{step}"
                 asked = [PALETTE[k](cost, floor) for k, cost, floor in detail]
-                asked = [t for i, t in enumerate(asked) if t.key not in {u.key for u in asked[:i]}]
+                asked = sorted({t.key: t for t in reversed(asked)}.values(), key=lambda t: KINDS.index(type(t)))
                 mine = driver.admit(*asked, id=name, expires_us=20_000_000)
                 theirs = reference.admit(*asked, id=name, expires_us=20_000_000)
                 assert (mine.status, mine.cold, mine.now_us) == (theirs.status, theirs.cold, theirs.now_us)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import redis
 
+from tests.contract.test_limit_store import budget, requests, slot
+from tollgate.adapters.redis_limits import EPOCH, RedisLimitStore
+from tollgate.domain.limits import Admission, Settlement, Take
 from tollgate.local import redis_server
 from tollgate.local.children import free_port
 from tollgate.local.redis_server import answers, find_server, redis_child
 
-SCRIPT = "redis.call('INCRBY', KEYS[1], ARGV[1]); return {redis.call('GET', KEYS[1]), redis.call('TIME')[1]}"
+TAKES: list[Take] = [requests(2), budget(1, at=time.time_ns() // 1000), slot(2)]
 
 
 def test_a_server_is_found_on_the_path_or_beside_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +32,7 @@ def test_a_server_is_found_on_the_path_or_beside_python(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("fake", [False, True])
-def test_it_serves_scripts(fake: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_decides_admissions(fake: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     if fake:
         monkeypatch.setattr(redis_server, "find_server", lambda path: None)
 
@@ -37,7 +41,13 @@ def test_it_serves_scripts(fake: bool, monkeypatch: pytest.MonkeyPatch, capsys: 
         child = redis_child(port, os.environ)
         await child.start()
         with redis.Redis(port=port) as client:
-            assert client.eval(SCRIPT, 1, "key", "7")[0] == b"7"  # type: ignore[index]
+            client.set(EPOCH, 1)
+        store = RedisLimitStore(f"redis://127.0.0.1:{port}", reply_timeout=5)
+        for id in ("a", "a", "b"):
+            assert (await store.admit(Admission(id, TAKES, 60_000_000, "acme"))).admitted
+        assert not (await store.admit(Admission("c", TAKES, 60_000_000, "acme"))).admitted
+        assert await store.settle(Settlement("a", TAKES, [None, 1, 0], "acme"))
+        await store.aclose()
         await child.stop(5)
 
     asyncio.run(run())

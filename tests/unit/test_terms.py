@@ -13,13 +13,12 @@ from tollgate.domain.identity import Identity
 from tollgate.domain.limits import Budget, BudgetTake, Concurrency, Rate, RateTake, SlotTake, Unit
 from tollgate.domain.policy import Policy, TenantRecord
 from tollgate.domain.terms import (
+    Claim,
     Cost,
     Terms,
     compile_terms,
     ip_bounds,
-    takes,
     upstream_bounds,
-    used,
 )
 
 NOON_US = 1_795_262_400_000_000  # 2026-11-21 12:00:00 UTC
@@ -194,7 +193,7 @@ def test_takes_name_costs_in_each_limits_unit() -> None:
         budgets=[{"scope": "tenant", "usd": 1, "per": "month"}],
         limits=[{"scope": "user", "tokens": 9999, "per": "day"}],
     )
-    taken = {take.limit.id: take for take in takes(found.bounds, COST, NOON_US)}
+    taken = {take.limit.id: take for take in Claim(found.bounds).takes(COST, NOON_US)}
     rate = taken["user.tokens.day"]
     assert isinstance(rate, RateTake)
     assert (rate.cost, rate.floor) == (300, 100)
@@ -213,14 +212,15 @@ def test_what_is_settled() -> None:
         budgets=[{"scope": "tenant", "usd": 1, "per": "month"}],
         limits=[{"scope": "user", "tokens": 9999, "per": "day"}],
     )
-    taken = takes(found.bounds, COST, NOON_US)
-    settled = {t.limit.id: n for t, n in zip(taken, used(taken, 250, 60, sent=True), strict=True)}
+    claim = Claim(found.bounds)
+    taken = claim.takes(COST, NOON_US)
+    settled = {t.limit.id: n for t, n in zip(taken, claim.used(250, 60, sent=True), strict=True)}
     assert settled["user.tokens.day"] == 250
     assert settled["tenant.microusd.month"] == 60
     assert settled["user.requests.minute"] is None
     assert settled["user.requests.day"] == 1
     assert settled["tenant.slots"] == 0
-    unsent = {t.limit.id: n for t, n in zip(taken, used(taken, 0, 0, sent=False), strict=True)}
+    unsent = {t.limit.id: n for t, n in zip(taken, claim.used(0, 0, sent=False), strict=True)}
     assert unsent["user.requests.day"] == 0
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -322,6 +322,11 @@ class DynamoLimitStore:
         return freed
 
     # -- floors and versions -------------------------------------------------------------------------------------
+
+    async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
+        found = await self._table.get_many([{"pk": pk} for pk in dict.fromkeys(map(items.item_key, takes))])
+        known = {str(item["pk"]): items.tats(item) for item in found}
+        return [known.get(items.item_key(take), {}).get(items.tat_name(take)) for take in takes]
 
     async def raise_floor(self, spent: Mapping[str, int]) -> None:
         floors = {f"b#{key}": amount for key, amount in spent.items()}

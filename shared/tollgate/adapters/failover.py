@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 from tollgate.adapters import telemetry
@@ -90,6 +90,16 @@ class FailoverLimitStore:
             self._failed(error)
             self._unsettled.append(settlement)
             return False
+
+    async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
+        """What the fallback counted while the primary was away; nothing, where there is none or it does not answer
+        either: then rates start full, as they would without it."""
+        if self._fallback is None:
+            return [None] * len(takes)
+        try:
+            return await self._fallback.recall(takes)
+        except StoreUnavailable:
+            return [None] * len(takes)
 
     async def raise_floor(self, spent: Mapping[str, int]) -> None:
         await self._everywhere(lambda store: store.raise_floor(spent))

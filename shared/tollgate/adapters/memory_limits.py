@@ -4,7 +4,7 @@ one container without Redis, and for tests."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tollgate.domain.limits import (
@@ -102,6 +102,9 @@ class MemoryLimitStore:
             else:
                 self._slots.get(take.key, {}).pop(settlement.id, None)
         return True
+
+    async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
+        return [self._tats.get(take.key) for take in takes]
 
     async def raise_floor(self, spent: Mapping[str, int]) -> None:
         for key, amount in spent.items():

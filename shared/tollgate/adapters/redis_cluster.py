@@ -54,7 +54,7 @@ class Call:
     sha: str
     source: bytes
     names: Sequence[str]
-    args: Sequence[str | int]
+    args: Sequence[bytes | str | int]
 
     def command(self, *, whole: bool = False) -> tuple[str | bytes | int, ...]:
         """By the script's digest, or (`whole`) with its text, for a node that does not know it."""

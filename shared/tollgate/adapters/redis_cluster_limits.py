@@ -26,7 +26,7 @@ from tollgate.adapters.redis_limits import (
     settle_call,
 )
 from tollgate.domain import keys
-from tollgate.domain.limits import Admission, BudgetTake, Decision, RateTake, Settlement, State, Status, Take
+from tollgate.domain.limits import Admission, Decision, RateTake, Settlement, State, Status, Take
 from tollgate.ports import StoreUnavailable
 
 GLOBAL = hash_tag(POLICY_VERSION)
@@ -53,8 +53,9 @@ class RedisClusterLimitStore:
     """Shared buckets on a Redis or Valkey cluster (6.2 to 9); ElastiCache Serverless is one.
 
     The policy's version is kept with the global limits, a tenant's with the tenant's, so both groups are always
-    asked, be it without takes. Budgets trust what they loaded since the store's epoch; a script sees its own slot's
-    keys only, so the epoch is part of its key's name, and its number is compared as a version by the global group.
+    asked, be it without takes. Budgets and rates trust what they loaded since the store's epoch; a script sees its own
+    slot's keys only, so the epoch is part of its key's name, and its number is compared as a version by the global
+    group.
     """
 
     name = "redis"
@@ -72,23 +73,26 @@ class RedisClusterLimitStore:
         self._scripts = Scripts()
         self._epoch = 1
         """The newest that we have seen (µs); 1 is before any."""
+        self._empty = False
+        """Whether the cluster was found without an epoch: new, or emptied."""
         self._suspects: Lru[float] = Lru(MAX_SUSPECTS)
 
     async def admit(self, admission: Admission) -> Decision:
         groups = _grouped(admission.takes)
-        budgets = any(isinstance(take, BudgetTake) for take in admission.takes)
-        if admission.policy_version or budgets:
-            groups.setdefault(GLOBAL, _Group(GLOBAL, [], []))
+        groups.setdefault(GLOBAL, _Group(GLOBAL, [], []))
         tenant = hash_tag(keys.tenant_subject(admission.tenant))
-        if admission.tenant_version or not groups:
+        if admission.tenant_version:
             groups.setdefault(tenant, _Group(tenant, [], []))
         now = asyncio.get_running_loop().time()
         for _ in range(MAX_EPOCHS):
             epoch = self._epoch
             look = any(self._suspects.get(tag, 0.0) > now for tag in groups)
-            decision = await self._decide(admission, list(groups.values()), tenant, budgets, look=look)
+            decision = await self._decide(admission, list(groups.values()), tenant, look=look)
             if look and decision.admitted:
-                decision = await self._decide(admission, list(groups.values()), tenant, budgets, look=False)
+                decision = await self._decide(admission, list(groups.values()), tenant, look=False)
+            if self._empty:
+                self._empty = False
+                await self.reopen(0)
             newer = 0 < admission.policy_version < decision.policy_version
             newer = newer or 0 < admission.tenant_version < decision.tenant_version
             if decision.status is not Status.STALE or newer or epoch == self._epoch:
@@ -97,6 +101,10 @@ class RedisClusterLimitStore:
 
     async def settle(self, settlement: Settlement) -> bool:
         return await self._settle(settlement, _grouped(settlement.takes).values())
+
+    async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
+        """None of them: the scripts themselves know what this store has."""
+        return [None] * len(takes)
 
     async def raise_floor(self, spent: Mapping[str, int]) -> None:
         await self._for_each_tag(self._scripts.raise_floor, spent)
@@ -120,26 +128,22 @@ class RedisClusterLimitStore:
 
     # -- one round
 
-    async def _decide(
-        self, admission: Admission, groups: Sequence[_Group], tenant: str, budgets: bool, *, look: bool
-    ) -> Decision:
+    async def _decide(self, admission: Admission, groups: Sequence[_Group], tenant: str, *, look: bool) -> Decision:
         """Ask all groups together; unless all admit, give back what any took."""
         calls: list[Call] = []
-        orders: list[list[int]] = []
         for group in groups:
-            part, head = self._part(admission, group, tenant, budgets, look=look)
-            names, args, order = admit_call(part, head, self._now())
+            part, head = self._part(admission, group, tenant, look=look)
+            names, args = admit_call(part, head, self._now(), self._epoch)
             calls.append(self._call(group.tag, self._scripts.admit, names, args))
-            orders.append(order)
         replies = await self._cluster.run(calls, all_or_none=True)
         answers: list[Decision] = []
         failure: StoreUnavailable | None = None
         taken: list[_Group] = []
-        for group, order, reply in zip(groups, orders, replies, strict=True):
+        for group, reply in zip(groups, replies, strict=True):
             if isinstance(reply, StoreUnavailable):
                 failure = reply
                 continue
-            answer = read_decision(reply, order, self.name)
+            answer = read_decision(reply, self.name)
             answers.append(answer)
             if answer.admitted and group.takes and (not look or any(state.granted for state in answer.states)):
                 taken.append(group)
@@ -152,7 +156,7 @@ class RedisClusterLimitStore:
         return decision
 
     def _part(
-        self, admission: Admission, group: _Group, tenant: str, budgets: bool, *, look: bool
+        self, admission: Admission, group: _Group, tenant: str, *, look: bool
     ) -> tuple[Admission, tuple[str, str, str, str]]:
         """A group's own admission, and its keys. The global group compares the policy's version, and the epoch in the
         place of a tenant's; the tenant's group compares the tenant's; others nothing."""
@@ -161,11 +165,7 @@ class RedisClusterLimitStore:
         part = Admission(admission.id, group.takes, life, admission.tenant)
         version = f"{{{tag}}}version"
         if tag == GLOBAL:
-            part.policy_version, part.tenant_version, version = (
-                admission.policy_version,
-                (self._epoch if budgets else 0),
-                EPOCH,
-            )
+            part.policy_version, part.tenant_version, version = admission.policy_version, self._epoch, EPOCH
         elif tag == tenant:
             part.tenant_version = admission.tenant_version
         return part, (_marker(tag, admission.id), f"{{{tag}}}policy", version, f"{{{tag}}}epoch.{self._epoch}")
@@ -182,6 +182,7 @@ class RedisClusterLimitStore:
         for group, answer in zip(groups, answers, strict=True):
             if group.tag == GLOBAL:
                 decision.policy_version = answer.policy_version
+                self._empty = not answer.tenant_version
                 self._epoch = max(self._epoch, answer.tenant_version)
             elif group.tag == tenant:
                 decision.tenant_version = answer.tenant_version
@@ -230,7 +231,7 @@ class RedisClusterLimitStore:
                 raise reply
         return replies
 
-    def _call(self, tag: str, script: Script, names: Sequence[str], args: Sequence[str | int]) -> Call:
+    def _call(self, tag: str, script: Script, names: Sequence[str], args: Sequence[bytes | str | int]) -> Call:
         return Call(slot_of(tag), script.sha, script.source, names, args)
 
     def _now(self) -> int:

@@ -4,7 +4,9 @@ settlement."""
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,8 @@ from tollgate.domain.limits import (
     Decision,
     RateTake,
     Settlement,
-    SlotTake,
     State,
     Status,
-    Take,
 )
 from tollgate.ports import StoreUnavailable
 
@@ -85,28 +85,32 @@ class RedisLimitStore:
     async def admit(self, admission: Admission) -> Decision:
         subject = keys.tenant_subject(admission.tenant)
         head = (f"{subject}m:{admission.id}", POLICY_VERSION, f"{subject}version", EPOCH)
-        names, args, order = admit_call(admission, head, self._now())
-        return read_decision(await self._run(self._scripts.admit, names, args, idempotent=True), order, self.name)
+        names, args = admit_call(admission, head, self._now())
+        return read_decision(await self._run(self._scripts.admit, names, args), self.name)
 
     async def settle(self, settlement: Settlement) -> bool:
         marker = f"{keys.tenant_subject(settlement.tenant)}m:{settlement.id}"
         names, args = settle_call(settlement, marker, self._now())
-        return bool(await self._run(self._scripts.settle, names, args, idempotent=True))
+        return bool(await self._run(self._scripts.settle, names, args))
+
+    async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
+        """None of them: the scripts themselves know what this store has."""
+        return [None] * len(takes)
 
     async def raise_floor(self, spent: Mapping[str, int]) -> None:
         if spent:
-            await self._run(self._scripts.raise_floor, list(spent), list(spent.values()), idempotent=True)
+            await self._run(self._scripts.raise_floor, list(spent), list(spent.values()))
 
     async def publish(self, *, policy: int = 0, tenants: Mapping[str, int] | None = None) -> None:
         versions = {f"{keys.tenant_subject(name)}version": version for name, version in (tenants or {}).items()}
         if policy:
             versions[POLICY_VERSION] = policy
         if versions:
-            await self._run(self._scripts.publish, list(versions), list(versions.values()), idempotent=True)
+            await self._run(self._scripts.publish, list(versions), list(versions.values()))
 
     async def reopen(self, outage_us: int) -> None:
         """After an outage that began `outage_us` ago: have every budget loaded again before it is trusted."""
-        await self._run(self._scripts.reopen, [EPOCH], [outage_us, self._now()], idempotent=True)
+        await self._run(self._scripts.reopen, [EPOCH], [outage_us, self._now()])
 
     async def ping(self) -> None:
         connection = await self._node.connected()
@@ -121,98 +125,107 @@ class RedisLimitStore:
     def _now(self) -> int:
         return 0 if self._clock is None else self._clock()
 
-    async def _run(self, script: Script, names: Sequence[str], args: Sequence[str | int], *, idempotent: bool) -> Any:
-        """One script call. Where the connection breaks (it does not time out), an idempotent call is made once more
-        on a new one: Redis restarted, or closed an idle connection."""
+    async def _run(
+        self, script: Script, names: Sequence[str], args: Sequence[bytes | str | int], *, again: bool = False
+    ) -> Any:
+        """One script call; all are idempotent. Where the connection breaks (it does not time out), the call is repeated once
+        on a new one, with the whole script: Redis restarted, or closed an idle connection."""
         connection = self._node.connection or await self._node.connected()
         try:
             try:
-                return await connection.call("EVALSHA", script.sha, len(names), *names, *args)
+                if not again:
+                    return await connection.call("EVALSHA", script.sha, len(names), *names, *args)
             except RedisReplyError as error:
                 if error.code != "NOSCRIPT":
                     raise
-                return await connection.call("EVAL", script.source, len(names), *names, *args)
+            return await connection.call("EVAL", script.source, len(names), *names, *args)
         except RedisReplyError as error:
             raise StoreUnavailable(f"Redis answered {error}") from error
         except ConnectionLost:
-            if not idempotent:
+            if again:
                 raise
-            return await self._run(script, names, args, idempotent=False)
+        return await self._run(script, names, args, again=True)
 
 
 # -- the scripts' arguments and results ------------------------------------------------------------------------------
 
+Args = list[bytes | str]
+
 
 def admit_call(
-    admission: Admission, head: tuple[str, str, str, str], now_us: int
-) -> tuple[list[str], list[str | int], list[int]]:
-    """KEYS and ARGV for `lua/admit.lua`, and the order of its answer as positions in `admission.takes`. `head`: the
-    keys of the request's marker, the policy's version, the tenant's version, and the epoch."""
-    rates, budgets, slots = _sorted(admission.takes)
+    admission: Admission, head: tuple[str, str, str, str], now_us: int, epoch_us: int = 0
+) -> tuple[list[str], Args]:
+    """KEYS and ARGV for `lua/admit.lua`. `head`: the keys of the request's marker, the policy's version, the tenant's
+    version, and the epoch; `epoch_us`: the epoch of rates, where that is not the one in the last of these keys."""
     names = [*head]
-    args: list[str | int] = [
-        now_us, admission.expires_us, admission.policy_version, admission.tenant_version,
-        admission.id, len(rates), len(budgets), len(slots),
-    ]  # fmt: skip
-    for _, rate in rates:
-        names.append(rate.key)
-        keep = admission.expires_us if rate.limit.refundable else 0
-        args += (rate.inc_us, rate.floor_us, rate.limit.burst_us, keep)
-    for _, budget in budgets:
-        names.append(budget.key)
-        args += (budget.cost, budget.floor, budget.limit.amount, budget.start_us, budget.end_us)
-        args.append("" if budget.seed is None else budget.seed)
-    for _, slot in slots:
-        names.append(slot.key)
-        args.append(slot.limit.amount)
-    return names, args, [i for i, _ in (*rates, *budgets, *slots)]
+    rates: list[int] = []
+    budgets: list[int] = []
+    slots: list[int] = []
+    for take in admission.takes:
+        names.append(take.key)
+        if isinstance(take, RateTake):
+            if budgets or slots:
+                raise ValueError("an admission's takes are rates, then budgets, then slots")
+            limit = take.limit
+            seed = take.seed_us
+            rates += (
+                take.inc_us, take.floor_us, limit.burst_us, admission.expires_us if limit.refundable else 0,
+                -1 if seed is None else seed,
+            )  # fmt: skip
+        elif isinstance(take, BudgetTake):
+            if slots:
+                raise ValueError("an admission's takes are rates, then budgets, then slots")
+            seed = take.seed
+            budgets += (
+                take.cost, take.floor, take.limit.amount, take.start_us, take.end_us, -1 if seed is None else seed
+            )  # fmt: skip
+        else:
+            slots.append(take.limit.amount)
+    numbers = (
+        now_us, admission.expires_us, admission.policy_version, admission.tenant_version, epoch_us,
+        len(rates) // 5, len(budgets) // 6, len(slots), *rates, *budgets, *slots,
+    )  # fmt: skip
+    return names, [admission.id, packed(numbers)]
 
 
-def settle_call(settlement: Settlement, marker: str, now_us: int) -> tuple[list[str], list[str | int]]:
-    """KEYS and ARGV for `lua/settle.lua`."""
-    rates, budgets, slots = _sorted(settlement.takes)
+def settle_call(settlement: Settlement, marker: str, now_us: int) -> tuple[list[str], Args]:
+    """KEYS and ARGV for `lua/settle.lua`; what does not move is left out."""
     names = [marker]
-    args: list[str | int] = [now_us, settlement.id, len(rates), len(budgets), len(slots)]
-    for i, rate in rates:
-        names.append(rate.key)
-        used = settlement.used[i]
-        args.append("" if used is None else rate.limit.inc_us(used))
-    for i, budget in budgets:
-        names.append(budget.key)
-        args.append(settlement.used[i] or 0)
-    names += [slot.key for _, slot in slots]
-    return names, args
+    numbers = [now_us, 0, 0]
+    position = 0
+    for take, used in zip(settlement.takes, settlement.used, strict=True):
+        position += 1
+        if isinstance(take, RateTake):
+            if used is None:
+                continue
+            numbers[1] += 1
+            numbers += (position, take.limit.inc_us(used))
+        elif isinstance(take, BudgetTake):
+            numbers[2] += 1
+            numbers += (position, used or 0)
+        names.append(take.key)
+    return names, [settlement.id, packed(numbers)]
 
 
-_UNSEEN = State(0)
+def packed(numbers: Sequence[int]) -> bytes:
+    """As the scripts read them: little-endian doubles, exact below 2^53."""
+    return _doubles(len(numbers)).pack(*numbers)
+
+
+@lru_cache(maxsize=512)
+def _doubles(count: int) -> struct.Struct:
+    return struct.Struct(f"<{count}d")
+
+
 _STATUSES = {int(status): status for status in Status}
 
 
-def _sorted(
-    takes: Sequence[Take],
-) -> tuple[list[tuple[int, RateTake]], list[tuple[int, BudgetTake]], list[tuple[int, SlotTake]]]:
-    """Takes by kind, with their positions: the scripts read all rates at once."""
-    rates: list[tuple[int, RateTake]] = []
-    budgets: list[tuple[int, BudgetTake]] = []
-    slots: list[tuple[int, SlotTake]] = []
-    for i, take in enumerate(takes):
-        if isinstance(take, RateTake):
-            rates.append((i, take))
-        elif isinstance(take, BudgetTake):
-            budgets.append((i, take))
-        else:
-            slots.append((i, take))
-    return rates, budgets, slots
-
-
-def read_decision(reply: list[int], order: list[int], store: str) -> Decision:
-    """The answer of `lua/admit.lua`, with its states in the order of the admission's takes."""
-    status = _STATUSES[reply[0]]
-    decision = Decision(status, reply[1], [], (), reply[2], reply[3], store)
-    if status is Status.COLD:
-        decision.cold = tuple(sorted(order[i] for i in reply[4:]))
-    elif status in (Status.ADMITTED, Status.REFUSED):
-        states = decision.states = [_UNSEEN] * len(order)
-        for i, value, granted in zip(order, reply[4::2], reply[5::2], strict=True):
-            states[i] = State(value, granted)
+def read_decision(reply: list[int], store: str) -> Decision:
+    """The answer of `lua/admit.lua`; its states are parallel to the admission's takes."""
+    code = reply[0]
+    decision = Decision(_STATUSES[code], reply[1], [], (), reply[2], reply[3], store)
+    if code <= 1:
+        decision.states = [State(value, granted) for value, granted in zip(reply[4::2], reply[5::2], strict=True)]
+    elif code == 3:
+        decision.cold = tuple(reply[4:])
     return decision

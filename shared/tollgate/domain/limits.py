@@ -89,10 +89,18 @@ class Rate:
     """What the whole burst adds to the TAT."""
     refundable: bool = field(init=False, repr=False, compare=False)
     """Whether settling may give something back (requests never are given back)."""
+    unit_us: int = field(init=False, repr=False, compare=False)
+    """What one request adds to the TAT; 0 for tokens, which are rounded only as a whole."""
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "unit_us", -(-self.period_us // self.amount) if self.unit is Unit.REQUESTS else 0)
         object.__setattr__(self, "burst_us", self.inc_us(self.burst))
         object.__setattr__(self, "refundable", self.unit is Unit.TOKENS)
+        object.__setattr__(self, "_hash", hash((self.id, self.amount, self.period_us, self.burst)))
+
+    def __hash__(self) -> int:
+        return self._hash  # headers look up what they say of a rate, several times for each request
 
     def inc_us(self, cost: int) -> int:
         """What `cost` adds to the TAT, in microseconds.
@@ -100,17 +108,13 @@ class Rate:
         Requests cost a whole number of ``ceil(period / amount)``; tokens round up once for the whole cost. (Rounding
         each of seven requests up while the burst rounds down would admit six of seven.)
         """
-        if self.unit is Unit.REQUESTS:
-            return cost * -(-self.period_us // self.amount)
-        return -(-cost * self.period_us // self.amount)
+        return cost * self.unit_us or -(-cost * self.period_us // self.amount)
 
     def units(self, us: int) -> int:
         """How many whole requests or tokens `us` microseconds of this bucket are worth, at least 0."""
         if us <= 0:
             return 0
-        if self.unit is Unit.REQUESTS:
-            return us // -(-self.period_us // self.amount)
-        return us * self.amount // self.period_us
+        return us // self.unit_us if self.unit_us else us * self.amount // self.period_us
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,7 @@ class RateTake:
     """What one admission takes from a token bucket. All `_us` are microseconds of TAT.
 
     `cost` is what is wanted, `floor` what is needed (they differ when the cost is a guess that may shrink).
+    `seed_us`: the TAT that another store knows (0: it knows none), sent with the second call after a COLD answer.
     """
 
     kind: ClassVar = "r"
@@ -157,6 +162,7 @@ class RateTake:
     limit: Rate
     cost: int
     floor: int
+    seed_us: int | None = None
     inc_us: int = field(init=False)
     floor_us: int = field(init=False)
 
@@ -201,7 +207,7 @@ Take = RateTake | BudgetTake | SlotTake
 
 @dataclass(slots=True)
 class Admission:
-    """Everything that one request takes, all or nothing.
+    """Everything that one request takes, all or nothing. `takes` are in order: rates, budgets, slots.
 
     `id` makes the call idempotent and names the hold; `expires_us` is a duration from the store's now, after which
     an unsettled hold is released. The versions are those of the policy and tenant record that the takes were
@@ -224,7 +230,8 @@ class Status(IntEnum):
     STALE = 2
     """The store knows a newer policy or tenant record: reload, and ask again."""
     COLD = 3
-    """The store has lost (or never had) some budgets: load them from the ledger (`cold` lists the takes), ask again."""
+    """The store has lost (or never had) some budgets or rates (`cold` lists the takes): load the ones from the ledger,
+    the others from a second store, and ask again."""
     WINDOW = 4
     """A budget's window does not contain the store's now: the caller's clock is off; correct it and ask again."""
 

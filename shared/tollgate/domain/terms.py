@@ -5,8 +5,8 @@ Compiled once per tenant record, policy revision and user; per request only cost
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from tollgate.domain import keys
@@ -46,16 +46,58 @@ class Bound:
     limit: Limit
     subject: str
     key: str
-    always: Take | None = field(init=False, repr=False, compare=False)
-    """What every request takes of it, where that is known beforehand: one request of a rate, or one slot."""
 
-    def __post_init__(self) -> None:
-        take: Take | None = None
-        if isinstance(self.limit, Concurrency):
-            take = SlotTake(self.subject, self.key, self.limit)
-        elif isinstance(self.limit, Rate) and self.limit.unit is Unit.REQUESTS:
-            take = RateTake(self.subject, self.key, self.limit, 1, 1)
-        object.__setattr__(self, "always", take)
+
+class Claim:
+    """Every limit that calls of one kind meet, in the order in which stores take them. What is the same for each call
+    (one request of a rate, one slot) is made once; the rest is filled in with a call's cost."""
+
+    __slots__ = ("_budgets", "_requests", "_slots", "_tokens")
+
+    def __init__(self, bounds: Iterable[Bound]) -> None:
+        self._requests: list[RateTake] = []
+        self._tokens: list[tuple[str, str, Rate]] = []
+        self._budgets: list[tuple[str, str, Budget]] = []
+        self._slots: list[SlotTake] = []
+        for bound in bounds:
+            limit = bound.limit
+            if isinstance(limit, Concurrency):
+                self._slots.append(SlotTake(bound.subject, bound.key, limit))
+            elif isinstance(limit, Budget):
+                self._budgets.append((bound.subject, bound.key, limit))
+            elif limit.unit is Unit.REQUESTS:
+                self._requests.append(RateTake(bound.subject, bound.key, limit, 1, 1))
+            else:
+                self._tokens.append((bound.subject, bound.key, limit))
+
+    def takes(self, cost: Cost, now_us: int) -> list[Take]:
+        """What one call takes from each limit; from budgets in the windows that contain `now_us`."""
+        found: list[Take] = [*self._requests]
+        tokens, least = cost.tokens, cost.least_tokens
+        for subject, key, rate in self._tokens:
+            found.append(RateTake(subject, key, rate, tokens, least))
+        for subject, key, budget in self._budgets:
+            label, start, end = budget.window.bounds(now_us)
+            if budget.unit is Unit.TOKENS:
+                amount, floor = tokens, least
+            elif budget.unit is Unit.MICROUSD:
+                amount, floor = cost.microusd, cost.least_microusd
+            else:
+                amount = floor = 1
+            found.append(BudgetTake(subject, f"{key}:{label}", budget, amount, floor, label, start, end))
+        found += self._slots
+        return found
+
+    def used(self, tokens: int, microusd: int, *, sent: bool) -> list[int | None]:
+        """What to settle for each take, in its unit: real usage; nothing moves for request rates; a request that never
+        left the gateway (`sent` is False) does not count against a budget of requests."""
+        amounts: list[int | None] = [None] * len(self._requests)
+        amounts += [tokens] * len(self._tokens)
+        for _, _, budget in self._budgets:
+            unit = budget.unit
+            amounts.append(tokens if unit is Unit.TOKENS else microusd if unit is Unit.MICROUSD else int(sent))
+        amounts += [0] * len(self._slots)
+        return amounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,41 +161,6 @@ def ip_bounds(policy: Policy, ip: str) -> tuple[Bound, ...]:
     subject = keys.ip_subject(ip)
     limits = [rate_or_slots(spec) for spec in policy.everyone.limits if spec.scope is Scope.IP]
     return tuple(Bound(limit, subject, _key(subject, limit)) for limit in limits)
-
-
-def takes(bounds: Iterable[Bound], cost: Cost, now_us: int) -> list[Take]:
-    """What one request takes from each limit; budgets in the windows that contain `now_us`. Narrowest scope first."""
-    found: list[Take] = []
-    for bound in bounds:
-        limit = bound.limit
-        if bound.always is not None:
-            found.append(bound.always)
-        elif isinstance(limit, Rate):
-            found.append(RateTake(bound.subject, bound.key, limit, cost.tokens, cost.least_tokens))
-        elif isinstance(limit, Budget):
-            if limit.unit is Unit.REQUESTS:
-                amount = least = 1
-            elif limit.unit is Unit.TOKENS:
-                amount, least = cost.tokens, cost.least_tokens
-            else:
-                amount, least = cost.microusd, cost.least_microusd
-            label, start, end = limit.window.bounds(now_us)
-            found.append(BudgetTake(bound.subject, f"{bound.key}:{label}", limit, amount, least, label, start, end))
-    return found
-
-
-def used(taken: Sequence[Take], tokens: int, microusd: int, *, sent: bool) -> list[int | None]:
-    """What to settle for each take, in its unit: real usage; nothing moves for request rates; a request that never
-    left the gateway (`sent` is False) does not count against a budget of requests."""
-    amounts: list[int | None] = []
-    for take in taken:
-        if isinstance(take, SlotTake):
-            amounts.append(0)
-        elif take.limit.unit is Unit.REQUESTS:
-            amounts.append((1 if sent else 0) if isinstance(take, BudgetTake) else None)
-        else:
-            amounts.append(tokens if take.limit.unit is Unit.TOKENS else microusd)
-    return amounts
 
 
 S = TypeVar("S", bound="LimitSpec | BudgetSpec")

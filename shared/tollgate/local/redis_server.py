@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import shutil
 import signal
 import sys
@@ -67,6 +68,7 @@ async def answers(port: int) -> None:
 
 def serve_fake(port: int) -> None:
     """fakeredis over TCP, with Lua, until SIGTERM."""
+    os.environ["FAKEREDIS_LUA_VERSION"] = "5.4"  # has string.unpack, in place of the `struct` that Redis's own 5.1 has
     from fakeredis import TcpFakeServer
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

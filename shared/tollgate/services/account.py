@@ -8,7 +8,7 @@ from typing import Any
 from tollgate.domain.identity import Identity
 from tollgate.domain.limits import Budget, BudgetTake, Rate
 from tollgate.domain.policy import Policy, TenantRecord
-from tollgate.domain.terms import Cost, takes
+from tollgate.domain.terms import Claim, Cost
 from tollgate.ports import PolicyUnavailable, Spending, StoreUnavailable
 from tollgate.services.admit import RETRY_AFTER_US, check_standing
 from tollgate.services.directory import Directory
@@ -47,7 +47,7 @@ class Account:
                     entry = {"scope": limit.scope, "unit": limit.unit, "limit": limit.amount}
                     entry |= {"per_seconds": period, "burst": limit.burst}
                 limits[limit.id] = entry
-            for take in takes(bounds, NOTHING, self._clock()):
+            for take in Claim(bounds).takes(NOTHING, self._clock()):
                 if isinstance(take, BudgetTake):
                     budgets[take.key] = take
         try:

@@ -7,8 +7,8 @@ nothing, and is asked again with what was missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from tollgate.domain.bucket_cache import BucketCache
 from tollgate.domain.identity import Identity
@@ -17,24 +17,24 @@ from tollgate.domain.limits import (
     BudgetTake,
     Decision,
     Limit,
+    RateTake,
     Settlement,
+    SlotTake,
     State,
     Status,
+    Take,
     Unit,
-    fits,
 )
-from tollgate.domain.policy import Policy, RouteSpec, TenantRecord
-from tollgate.domain.terms import Bound, Cost, Terms, takes, used
+from tollgate.domain.policy import Policy, TenantRecord
+from tollgate.domain.terms import Claim, Cost, Terms
 from tollgate.ports import LimitStore, PolicyUnavailable, Spending, StoreUnavailable
-from tollgate.services.directory import Directory
+from tollgate.services.directory import Directory, Entitlement
 from tollgate.wire import errors
 from tollgate.wire.errors import Api
 from tollgate.wire.refusals import refusal_error
 
 MAX_ROUNDS = 5
 """Admission, and at most a reload of the policy, of a budget and of the day; then once more."""
-SPEAKS: dict[str, Api] = {"openai": "openai", "bedrock": "openai", "anthropic": "anthropic"}
-"""The shapes that each kind of upstream speaks. Requests are passed on, never translated."""
 UNTOUCHED = State(0)
 """A bucket that nothing was taken from."""
 RETRY_AFTER_US = 2_000_000
@@ -64,19 +64,16 @@ class Grant:
     """An admitted call: what was taken, and from whom."""
 
     request: Request
-    policy: Policy
-    record: TenantRecord
-    terms: Terms
-    routes: Sequence[RouteSpec]
+    entitlement: Entitlement
+    claim: Claim
     admission: Admission
     decision: Decision
     cost: Cost
 
     def settlement(self, tokens: int, microusd: int, *, counts: bool) -> Settlement:
         """What was really used; `counts`: also as a request (see `counts_as_request`)."""
-        taken = self.admission.takes
-        amounts = used(taken, tokens, microusd, sent=counts)
-        return Settlement(self.admission.id, taken, amounts, self.admission.tenant, self.decision.store)
+        amounts = self.claim.used(tokens, microusd, sent=counts)
+        return Settlement(self.admission.id, self.admission.takes, amounts, self.admission.tenant, self.decision.store)
 
 
 class Admitter:
@@ -104,26 +101,31 @@ class Admitter:
         """
         seeds: dict[str, int] = {}
         for _ in range(MAX_ROUNDS):
-            grant = await self._plan(who, ip, request, guess)
-            for take in grant.admission.takes:
-                if isinstance(take, BudgetTake):
-                    take.seed = seeds.get(take.key)
-            known = impossible(grant.admission, self._cache.now_us(self._clock()))
-            if known is None:
-                known = self._cache.refuses(grant.admission, self._clock())
+            entitlement = self._directory.known(who, request.model, request.api, ip)
+            if entitlement is None:
+                entitlement = await self._entitlement(who, ip, request)
+            clock = self._clock()
+            now = self._cache.now_us(clock)
+            cost = expected_cost(entitlement.terms, request, guess)
+            taken = entitlement.claim.takes(cost, now)
+            if seeds:
+                taken = [_seeded(take, seeds) for take in taken]
+            versions = entitlement.record.version, entitlement.policy.revision
+            admission = Admission(request.id, taken, request.expires_us, who.tenant, *versions)
+            known = impossible(admission, now) or self._cache.refuses(admission, clock)
             if known is not None:
-                raise _refused(grant, *known)
-            decision = await self._decide(grant, seeds)
-            self._cache.learn(grant.admission, decision, self._clock())
-            if decision.status is Status.ADMITTED:
-                grant.decision = decision
-                return grant
-            if decision.status is Status.REFUSED:
-                raise _refused(grant, grant.admission, decision)
-            if decision.status is Status.STALE:
+                raise _refused(request, entitlement, *known)
+            decision = await self._decide(admission, entitlement)
+            self._cache.learn(admission, decision, self._clock())
+            status = decision.status
+            if status is Status.ADMITTED:
+                return Grant(request, entitlement, entitlement.claim, admission, decision, cost)
+            if status is Status.REFUSED:
+                raise _refused(request, entitlement, admission, decision)
+            if status is Status.STALE:
                 await self._directory.refresh(who.tenant, decision.policy_version, decision.tenant_version)
-            elif decision.status is Status.COLD:
-                await self._load(grant.admission, decision, seeds)
+            elif status is Status.COLD:
+                await self._load(admission, decision, seeds)
         raise errors.unavailable("The limits are changing too fast to be read. Try again.", RETRY_AFTER_US)
 
     async def settle(self, settlement: Settlement) -> None:
@@ -140,82 +142,86 @@ class Admitter:
 
         The result holds those takes only, and is settled like the grant itself.
         """
-        bounds = self._directory.upstream_bounds(grant.policy, upstream)
-        taken = takes(bounds, grant.cost, self._cache.now_us(self._clock()))
-        admission = Admission(f"{grant.admission.id}.{attempt}", taken, grant.request.expires_us, grant.record.tenant)
+        entitlement = grant.entitlement
+        claim = Claim(self._directory.upstream_bounds(entitlement.policy, upstream))
+        taken = claim.takes(grant.cost, self._cache.now_us(self._clock()))
+        admission = Admission(
+            f"{grant.admission.id}.{attempt}", taken, grant.request.expires_us, grant.admission.tenant
+        )
         try:
             decision = await self._store.admit(admission)
         except StoreUnavailable:
             return None
-        if not decision.admitted:
-            return None
-        return Grant(
-            grant.request, grant.policy, grant.record, grant.terms, grant.routes, admission, decision, grant.cost
-        )
+        return Grant(grant.request, entitlement, claim, admission, decision, grant.cost) if decision.admitted else None
 
     # -- internals
 
-    async def _plan(self, who: Identity, ip: str, request: Request, guess: int) -> Grant:
-        """Everything that can be said without the store: the terms, the cost, the takes. Raises `ApiError`."""
+    async def _entitlement(self, who: Identity, ip: str, request: Request) -> Entitlement:
+        """What the caller may do with the model, read anew. Raises `ApiError`."""
+        directory = self._directory
         try:
-            policy = await self._directory.policy()
-            record = await self._directory.record(who)
-            if _objection(policy, record, request.model) and await self._directory.recheck(who.tenant):
-                policy = await self._directory.policy()
-                record = await self._directory.record(who)
+            policy, record = await directory.policy(), await directory.record(who)
+            if _objection(policy, record, request.model) and await directory.recheck(who.tenant):
+                policy, record = await directory.policy(), await directory.record(who)
         except PolicyUnavailable as error:
             raise errors.unavailable(str(error), RETRY_AFTER_US, "policy_unavailable") from error
         if objection := _objection(policy, record, request.model):
             raise objection
         assert record is not None
-        terms = self._directory.terms(policy, record, who, request.model)
-        cost = expected_cost(terms, request, guess)
-        routes = [r for r in terms.model.route if SPEAKS[policy.upstreams[r.upstream].api] == request.api]
-        if not routes:
+        entitlement = directory.entitlement(policy, record, who, request.model, request.api, ip)
+        if not entitlement.routes:
             raise errors.model_not_on_route(request.model)
-        bounds: list[Bound] = [
-            *self._directory.ip_bounds(policy, ip),
-            *terms.bounds,
-            *self._directory.upstream_bounds(policy, routes[0].upstream),
-        ]
-        taken = takes(bounds, cost, self._cache.now_us(self._clock()))
-        admission = Admission(request.id, taken, request.expires_us, who.tenant, record.version, policy.revision)
-        undecided = Decision(Status.REFUSED, 0, [])
-        return Grant(request, policy, record, terms, routes, admission, undecided, cost)
+        return entitlement
 
-    async def _decide(self, grant: Grant, seeds: dict[str, int]) -> Decision:
+    async def _decide(self, admission: Admission, entitlement: Entitlement) -> Decision:
         """One call to the store; where none answers, what the plan says."""
         try:
-            return await self._store.admit(grant.admission)
+            return await self._store.admit(admission)
         except StoreUnavailable as error:
-            if grant.terms.plan.when_stores_fail == "closed" or grant.terms.counts_money:
+            terms = entitlement.terms
+            if terms.plan.when_stores_fail == "closed" or terms.counts_money:
                 message = "The gateway cannot check your limits at the moment. Try again shortly."
                 raise errors.unavailable(message, RETRY_AFTER_US, "limits_unavailable") from error
-            for take in grant.admission.takes:
-                if isinstance(take, BudgetTake):
-                    take.seed = seeds.setdefault(take.key, 0)
-            decision = await self._local.admit(grant.admission)
+            for take in admission.takes:
+                if isinstance(take, BudgetTake) and take.seed is None:
+                    take.seed = 0
+            decision = await self._local.admit(admission)
             decision.local = True
             return decision
 
     async def _load(self, admission: Admission, decision: Decision, seeds: dict[str, int]) -> None:
-        """Ask the ledger what the cold budgets have spent."""
-        cold: list[BudgetTake] = []
-        for i in decision.cold:
-            take = admission.takes[i]
-            if isinstance(take, BudgetTake):
-                cold.append(take)
+        """Ask for what the store lacks: the ledger, what cold budgets have spent; the other store, where cold rates
+        stand."""
+        cold = [admission.takes[i] for i in decision.cold]
+        budgets = [take for take in cold if isinstance(take, BudgetTake)]
+        rates = [take for take in cold if isinstance(take, RateTake)]
         try:
-            spent = await self._ledger.spent(cold)
+            spent = await self._ledger.spent(budgets) if budgets else []
+            tats = await self._store.recall(rates) if rates else []
         except StoreUnavailable as error:
             message = "The gateway cannot read your budgets at the moment. Try again shortly."
             raise errors.unavailable(message, RETRY_AFTER_US, "limits_unavailable") from error
-        seeds.update((take.key, amount) for take, amount in zip(cold, spent, strict=True))
+        seeds.update((take.key, amount) for take, amount in zip(budgets, spent, strict=True))
+        seeds.update((take.key, tat or 0) for take, tat in zip(rates, tats, strict=True))
+
+
+def _seeded(take: Take, seeds: Mapping[str, int]) -> Take:
+    """The take with what was loaded for it. (Takes of rates may be shared between requests, and are not changed.)"""
+    seed = seeds.get(take.key)
+    if seed is None or isinstance(take, SlotTake):
+        return take
+    return replace(take, seed_us=seed) if isinstance(take, RateTake) else replace(take, seed=seed)
 
 
 def impossible(admission: Admission, now_us: int) -> tuple[Admission, Decision] | None:
     """A refusal of what is above a whole burst or budget: no store needs to be asked, and no wait can help."""
-    takes = [take for take in admission.takes if not fits(take, UNTOUCHED, now_us)]
+    takes: list[Take] = []
+    for take in admission.takes:
+        if isinstance(take, RateTake):
+            if take.floor_us > take.limit.burst_us:
+                takes.append(take)
+        elif isinstance(take, BudgetTake) and take.floor > take.limit.amount:
+            takes.append(take)
     if not takes:
         return None
     known = Admission(admission.id, takes, admission.expires_us, admission.tenant)
@@ -244,9 +250,9 @@ def _objection(policy: Policy, record: TenantRecord | None, model: str) -> error
     return None
 
 
-def _refused(grant: Grant, admission: Admission, decision: Decision) -> errors.ApiError:
+def _refused(request: Request, entitlement: Entitlement, admission: Admission, decision: Decision) -> errors.ApiError:
     """The error for a refusal; where the caller's own maximum is the problem, it says which one would fit."""
-    request, price = grant.request, grant.terms.price
+    price = entitlement.terms.price
     if request.output_tokens is None:
         return refusal_error(admission, decision)
 

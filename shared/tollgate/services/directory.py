@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tollgate.domain.identity import Identity
-from tollgate.domain.policy import Policy, TenantRecord
-from tollgate.domain.terms import Bound, Terms, compile_terms, ip_bounds, upstream_bounds
+from tollgate.domain.policy import Policy, RouteSpec, TenantRecord
+from tollgate.domain.terms import Bound, Claim, Terms, compile_terms, ip_bounds, upstream_bounds
 from tollgate.ports import PolicySource, PolicyUnavailable
+from tollgate.wire.errors import Api
 
 MAX_RECORDS = 10_000
-MAX_TERMS = 20_000
+MAX_ENTITLEMENTS = 20_000
 MAX_ADDRESSES = 20_000
 RECHECK_US = 5_000_000
 """How long an unversioned answer is believed: with the store's own second, well within the promised 10 s."""
@@ -27,9 +28,29 @@ TERMS_LIFE_US = 10_000_000
 """How long compiled terms with dated overrides are used: a boost ends within this of its date."""
 
 
+SPEAKS: dict[str, Api] = {"openai": "openai", "bedrock": "openai", "anthropic": "anthropic"}
+"""The shapes that each kind of upstream speaks. Requests are passed on, never translated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entitlement:
+    """What one caller, from one address, may do with one model."""
+
+    policy: Policy
+    record: TenantRecord
+    terms: Terms
+    routes: tuple[RouteSpec, ...]
+    """The model's upstreams that speak the caller's API; empty if none does."""
+    claim: Claim
+    """Every limit of the caller, of the address, of the model, of its first upstream, and of everybody."""
+    until_us: int
+    """When something dated in it may change."""
+
+
 @dataclass(slots=True)
 class _Known:
-    record: TenantRecord | None
+    own: TenantRecord | None
+    """The tenant's record, None if there is none (then the token's plan counts)."""
     read_us: int
 
 
@@ -44,7 +65,7 @@ class Directory:
         self._policy: Policy | None = None
         self._policy_read_us = 0
         self._records: OrderedDict[str, _Known] = OrderedDict()
-        self._terms: OrderedDict[tuple[str, ...], tuple[int, Terms]] = OrderedDict()
+        self._entitlements: OrderedDict[tuple[str, ...], Entitlement] = OrderedDict()
         self._upstreams: dict[str, tuple[Bound, ...]] = {}
         self._addresses: OrderedDict[str, tuple[Bound, ...]] = OrderedDict()
         self._reading: dict[str, asyncio.Future[None]] = {}
@@ -71,11 +92,11 @@ class Directory:
         Raises `PolicyUnavailable` where it cannot be read and was never read before.
         """
         known = self._records.get(who.tenant)
-        if known is None or ((known.record is None or not self._versioned()) and self._aged(known.read_us)):
+        if known is None or ((known.own is None or not self._versioned()) and self._aged(known.read_us)):
             await self._once(who.tenant, lambda: self._read_record(who.tenant))
             known = self._records[who.tenant]
-        if known.record is not None:
-            return known.record
+        if known.own is not None:
+            return known.own
         policy = await self.policy()
         if who.plan not in policy.plans:
             return None
@@ -83,12 +104,42 @@ class Directory:
             tenant=who.tenant, plan=who.plan, state="active", version=0, limits=(), budgets=()
         )
 
+    def known(self, who: Identity, model: str, api: Api, ip: str) -> Entitlement | None:
+        """The caller's entitlement, if it was made before and nothing it was made from has changed or is too old."""
+        found = self._entitlements.get((who.tenant, who.user, who.team, who.key, who.plan, model, api, ip))
+        if found is None or found.policy is not self._policy or self._clock() >= found.until_us:
+            return None
+        known = self._records.get(who.tenant)
+        if known is None or (known.own is not found.record and (known.own is not None or found.record.version)):
+            return None
+        if (known.own is None or not self._versioned()) and (
+            self._aged(known.read_us) or self._aged(self._policy_read_us)
+        ):
+            return None
+        return found
+
+    def entitlement(
+        self, policy: Policy, record: TenantRecord, who: Identity, model: str, api: Api, ip: str
+    ) -> Entitlement:
+        """Make the caller's entitlement for a model that the plan includes, and remember it."""
+        terms = self.terms(policy, record, who, model)
+        routes = tuple([r for r in terms.model.route if SPEAKS[policy.upstreams[r.upstream].api] == api])
+        upstream = self.upstream_bounds(policy, routes[0].upstream) if routes else ()
+        claim = Claim((*self.ip_bounds(policy, ip), *terms.bounds, *upstream))
+        dated = any(o.until for o in record.limits) or any(o.until for o in record.budgets)
+        until = self._clock() + TERMS_LIFE_US if dated else 2**63
+        made = Entitlement(policy, record, terms, routes, claim, until)
+        self._entitlements[(who.tenant, who.user, who.team, who.key, who.plan, model, api, ip)] = made
+        if len(self._entitlements) > MAX_ENTITLEMENTS:
+            self._entitlements.popitem(last=False)
+        return made
+
     async def refresh(self, tenant: str, policy_version: int, tenant_version: int) -> None:
         """Read again what the store knows newer versions of."""
         if self._policy is not None and self._policy.revision < policy_version:
             await self._once("", self._read_policy)
         known = self._records.get(tenant)
-        if known is None or known.record is None or known.record.version < tenant_version:
+        if known is None or known.own is None or known.own.version < tenant_version:
             await self._once(tenant, lambda: self._read_record(tenant))
 
     async def recheck(self, tenant: str) -> bool:
@@ -105,18 +156,8 @@ class Directory:
         return True
 
     def terms(self, policy: Policy, record: TenantRecord, who: Identity, model: str) -> Terms:
-        """What this caller may do with this model, compiled once and kept while nothing changes."""
-        now = self._clock()
-        name = (who.tenant, who.user, who.team, who.key, model, str(record.version), record.plan, str(policy.revision))
-        found = self._terms.get(name)
-        if found is not None and now < found[0]:
-            return found[1]
-        terms = compile_terms(policy, record, who, model, now)
-        dated = any(o.until for o in record.limits) or any(o.until for o in record.budgets)
-        self._terms[name] = (now + TERMS_LIFE_US if dated else 2**63, terms)
-        if len(self._terms) > MAX_TERMS:
-            self._terms.popitem(last=False)
-        return terms
+        """The plan's limits for this caller and model, with the overrides in force now."""
+        return compile_terms(policy, record, who, model, self._clock())
 
     def upstream_bounds(self, policy: Policy, upstream: str) -> tuple[Bound, ...]:
         found = self._upstreams.get(upstream)
@@ -151,7 +192,7 @@ class Directory:
                 raise
             policy = self._policy  # the last good one stays in force
         if policy is not self._policy:
-            self._terms.clear()
+            self._entitlements.clear()
             self._upstreams.clear()
             self._addresses.clear()
         self._policy = policy
@@ -164,7 +205,7 @@ class Directory:
         except PolicyUnavailable:
             if known is None:
                 raise
-            record = known.record
+            record = known.own
         self._records.pop(tenant, None)
         self._records[tenant] = _Known(record, self._clock())
         if len(self._records) > MAX_RECORDS:

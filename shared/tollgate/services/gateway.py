@@ -190,7 +190,7 @@ class Gateway:
 
         A call that an upstream may have worked on is not sent again: it would be paid for twice.
         """
-        policy, routes = job.grant.policy, job.grant.routes
+        policy, routes = job.grant.entitlement.policy, job.grant.entitlement.routes
         headers = to_upstream(job.exchange.raw_headers, job.route.api)
         problem: ApiError | None = None
         outcome: Outcome = "not_sent"
@@ -315,10 +315,10 @@ class Gateway:
             user=job.who.user,
             team=job.who.team,
             key=job.who.key,
-            plan=grant.record.plan,
+            plan=grant.entitlement.record.plan,
             model=request.model,
-            upstream=grant.routes[0].upstream,
-            upstream_model=grant.routes[0].model,
+            upstream=grant.entitlement.routes[0].upstream,
+            upstream_model=grant.entitlement.routes[0].model,
             route=job.route.path,
             input_tokens=request.input_tokens,
             output_tokens=grant.cost.tokens - request.input_tokens,
@@ -333,7 +333,7 @@ class Gateway:
         job.closed = True
         grant = job.grant
         known = usage or Usage(estimated=usage is None)
-        price = grant.terms.price
+        price = grant.entitlement.terms.price
         cost = price.cost(known) if price is not None else 0
         if outcome == "ok" and job.call.max_output is None:
             per_answer = -(-known.output_tokens // job.call.answers)
@@ -350,7 +350,7 @@ class Gateway:
             user=job.who.user,
             team=job.who.team,
             key=job.who.key,
-            plan=grant.record.plan,
+            plan=grant.entitlement.record.plan,
             model=grant.request.model,
             upstream=job.upstream,
             upstream_model=job.upstream_model,

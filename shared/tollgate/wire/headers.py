@@ -135,47 +135,54 @@ def rate_limit_headers(admission: Admission, decision: Decision) -> Headers:
     states: list[str] = []
     for take, state in zip(admission.takes, decision.states, strict=False):
         if not isinstance(take, RateTake):
-            continue
+            break  # rates come first
         rate = take.limit
-        if rate.scope is Scope.GLOBAL:
+        name, policy = _told(rate)
+        if not name:
             continue
-        of_requests = rate.unit is Unit.REQUESTS
-        name, policy, burst_us = _policy(rate.id, rate.amount, rate.burst, rate.period_us, of_requests)
-        reset = max(0, state.value - now)
-        left = rate.units(burst_us - reset)
-        if of_requests:
-            if requests is None or left < requests[0]:
-                requests = (left, rate, reset)
-        elif tokens is None or left < tokens[0]:
-            tokens = (left, rate, reset)
+        reset = state.value - now
+        if reset < 0:
+            reset = 0
+        left = rate.units(rate.burst_us - reset)
+        if rate.unit is Unit.TOKENS:
+            if tokens is None or left < tokens[0]:
+                tokens = (left, rate, reset)
+        elif requests is None or left < requests[0]:
+            requests = (left, rate, reset)
         policies.append(policy)
         states.append(f"{name};r={left};t={-(-reset // SECOND_US)}")
     found: Headers = []
     if requests is not None:
         left, rate, reset = requests
-        found.append((b"x-ratelimit-limit-requests", b"%d" % rate.burst))
-        found.append((b"x-ratelimit-remaining-requests", b"%d" % left))
-        found.append((b"x-ratelimit-reset-requests", duration(reset).encode()))
+        found += (
+            (b"x-ratelimit-limit-requests", b"%d" % rate.burst),
+            (b"x-ratelimit-remaining-requests", b"%d" % left),
+            (b"x-ratelimit-reset-requests", duration(reset).encode()),
+        )
     if tokens is not None:
         left, rate, reset = tokens
-        found.append((b"x-ratelimit-limit-tokens", b"%d" % rate.burst))
-        found.append((b"x-ratelimit-remaining-tokens", b"%d" % left))
-        found.append((b"x-ratelimit-reset-tokens", duration(reset).encode()))
+        found += (
+            (b"x-ratelimit-limit-tokens", b"%d" % rate.burst),
+            (b"x-ratelimit-remaining-tokens", b"%d" % left),
+            (b"x-ratelimit-reset-tokens", duration(reset).encode()),
+        )
     if policies:
-        found.append((b"ratelimit-policy", ", ".join(policies).encode()))
-        found.append((b"ratelimit", ", ".join(states).encode()))
+        found += (
+            (b"ratelimit-policy", ", ".join(policies).encode()),
+            (b"ratelimit", ", ".join(states).encode()),
+        )
     return found
 
 
 @lru_cache(maxsize=4096)
-def _policy(name: str, amount: int, burst: int, period_us: int, of_requests: bool) -> tuple[str, str, int]:
-    """What can be said about a rate in advance: its name as a structured-field string, its member of
-    `RateLimit-Policy` (window in seconds), and its burst in microseconds."""
-    quoted = "".join(c if " " <= c <= "~" else "?" for c in name).replace("\\", "\\\\").replace('"', '\\"')
-    unit = "" if of_requests else ';qu="tokens"'
-    policy = f'"{quoted}";q={amount};w={max(1, period_us // SECOND_US)}{unit}'
-    rate = Rate(Scope.USER, Unit.REQUESTS if of_requests else Unit.TOKENS, amount, period_us, burst, name)
-    return f'"{quoted}"', policy, rate.burst_us
+def _told(rate: Rate) -> tuple[str, str]:
+    """What can be said about a rate in advance: its name as a structured-field string, and its member of
+    `RateLimit-Policy` (window in seconds). Nothing of a global one."""
+    if rate.scope is Scope.GLOBAL:
+        return "", ""
+    quoted = "".join(c if " " <= c <= "~" else "?" for c in rate.id).replace("\\", "\\\\").replace('"', '\\"')
+    unit = ';qu="tokens"' if rate.unit is Unit.TOKENS else ""
+    return f'"{quoted}"', f'"{quoted}";q={rate.amount};w={max(1, rate.period_us // SECOND_US)}{unit}'
 
 
 def duration(us: int) -> str:
