@@ -13,6 +13,7 @@
 -- KEYS  1 marker of this request (string, packed: when its hold expires (us), then what each take was granted)
 --       2 policy version   3 tenant version   4 epoch (us)
 --       then one per rate (TAT), one per budget, one per concurrency limit (slots)
+--       and, where the estimates are asked for, their key
 -- ARGV  1 request id   2 numbers, packed as little-endian doubles (as text they cost several times the whole decision):
 --       now (us; 0: the server's clock), hold life (us; 0: only look, take nothing), policy version, tenant version
 --       (0: unversioned), epoch of rates (us; 0: as in KEYS[4]), rates, budgets, concurrency limits, then
@@ -21,7 +22,8 @@
 --       per budget: cost, floor, limit (its unit), window start, window end (us), seed (what the ledger knows; -1: none)
 --       per concurrency limit: limit
 -- Result {status, now, policy version, tenant version, ...}
---       1 admitted (or would be) / 0 refused: then value, granted per take. value: TAT (us), committed, slots in use
+--       1 admitted (or would be) / 0 refused: then value, granted per take. value: TAT (us), committed, slots in use;
+--         then the estimates as settle.lua keeps them ('' if there are none), where they were asked for
 --       2 stale: a newer policy or tenant record exists   4 a budget's window does not contain now
 --       3 cold: then the positions (from 0) of takes that must be loaded: rates from the other store, budgets from the ledger
 --
@@ -201,4 +203,5 @@ for i = 1, take do
   result[3 + 2 * i] = value[i]
   result[4 + 2 * i] = taken and granted[i] or 0
 end
+if #KEYS > 4 + take then result[5 + 2 * take] = call('GET', KEYS[#KEYS]) or '' end
 return result

@@ -5,10 +5,14 @@
 -- missing rate stays missing. A budget's hold is dropped and its real use is spent, unless the hold has expired (then
 -- metering brings it). A slot is freed.
 --
--- KEYS  1 marker, then those to be moved: rates, budgets, concurrency limits
+-- It may bring what the call used, for the estimates of its tenant and model: four packed doubles, prompt bytes, prompt
+-- tokens, a running median of answers, their number. Formulas and constants are those of domain/estimates.py.
+--
+-- KEYS  1 marker, then those to be moved: rates, budgets, concurrency limits; then the estimates, if there is a sample
 -- ARGV  1 request id   2 numbers, packed as little-endian doubles:
---       now (us; 0: the server's clock), rates, budgets, then
+--       now (us; 0: the server's clock), rates, budgets, samples (0 or 1), then
 --       per rate: position among the takes (from 1), used (us); per budget: position, used (its unit)
+--       per sample: prompt bytes, prompt tokens, answer tokens (0: nothing to learn)
 -- Result 1 settled, 0 nothing to do
 
 local call, tonumber = redis.call, tonumber
@@ -17,14 +21,14 @@ local mark = call('GETDEL', KEYS[1])
 if not mark then return 0 end
 local granted = {codec.unpack('<' .. string.rep('d', #mark / 8), mark)} -- [1]: when the hold expires
 local n = {codec.unpack('<' .. string.rep('d', #ARGV[2] / 8), ARGV[2])}
-local now, rates, budgets = n[1], n[2], n[3]
+local now, rates, budgets, samples = n[1], n[2], n[3], n[4]
 if now == 0 then
   local time = call('TIME')
   now = time[1] * 1000000 + time[2]
 end
 if granted[1] <= now then return 0 end -- the hold has expired, and is released
 
-local arg = 4
+local arg = 5
 for k = 2, 1 + rates do
   local move = n[arg + 1] - granted[1 + n[arg]]
   local raw = move ~= 0 and call('GET', KEYS[k])
@@ -47,7 +51,30 @@ for k = 2 + rates, 1 + rates + budgets do
   end
   arg = arg + 2
 end
-for k = 2 + rates + budgets, #KEYS do
+for k = 2 + rates + budgets, #KEYS - samples do
   call('ZREM', KEYS[k], ARGV[1])
+end
+
+if samples == 1 then
+  local raw = call('GET', KEYS[#KEYS])
+  local e = {0, 0, 0, 0}
+  if raw and #raw == 32 then e = {codec.unpack('<dddd', raw)} end
+  local bytes, tokens, answer = n[arg], n[arg + 1], n[arg + 2]
+  if tokens > 0 then
+    e[1], e[2] = e[1] + bytes, e[2] + tokens
+    if e[2] > 100000 then e[1], e[2] = e[1] / 2, e[2] / 2 end
+  end
+  if answer > 0 then
+    local step = math.max(0.05, 0.5 / (1 + e[4] / 4))
+    if e[4] == 0 then
+      e[3] = answer
+    elseif answer > e[3] then
+      e[3] = math.min(e[3] * (1 + step), answer, 1000000)
+    else
+      e[3] = math.max(e[3] / (1 + step), answer)
+    end
+    e[4] = e[4] + 1
+  end
+  call('SET', KEYS[#KEYS], codec.pack('<dddd', e[1], e[2], e[3], e[4]), 'PX', 2592000000) -- 30 days
 end
 return 1

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tollgate.domain.estimates import Learned
 from tollgate.domain.limits import (
     Admission,
     BudgetTake,
@@ -49,6 +50,7 @@ class MemoryLimitStore:
         self._budgets: dict[str, _BudgetState] = {}
         self._slots: dict[str, dict[str, int]] = {}
         self._marks: dict[str, tuple[int, list[int]]] = {}
+        self._learned: dict[str, Learned] = {}
         self._policy_version = 0
         self._tenant_versions: dict[str, int] = {}
         self._until_sweep = SWEEP_EVERY
@@ -57,7 +59,8 @@ class MemoryLimitStore:
         now = self._clock()
         self._sweep(now)
         newest = self._tenant_versions.get(admission.tenant, 0)
-        answer = Decision(Status.ADMITTED, now, [], (), self._policy_version, newest, self.name)
+        told = self._learned.get(admission.ask)
+        answer = Decision(Status.ADMITTED, now, [], (), self._policy_version, newest, self.name, told)
         if 0 < admission.policy_version < self._policy_version or 0 < admission.tenant_version < newest:
             answer.status = Status.STALE
             return answer
@@ -101,6 +104,8 @@ class MemoryLimitStore:
                     budget.spent += used or 0
             else:
                 self._slots.get(take.key, {}).pop(settlement.id, None)
+        if settlement.sample is not None:
+            self._learned.setdefault(settlement.learn, Learned()).add(settlement.sample)
         return True
 
     async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:

@@ -81,7 +81,7 @@ class RedisClusterLimitStore:
         groups = _grouped(admission.takes)
         groups.setdefault(GLOBAL, _Group(GLOBAL, [], []))
         tenant = hash_tag(keys.tenant_subject(admission.tenant))
-        if admission.tenant_version:
+        if admission.tenant_version or admission.ask:
             groups.setdefault(tenant, _Group(tenant, [], []))
         now = asyncio.get_running_loop().time()
         for _ in range(MAX_EPOCHS):
@@ -167,7 +167,7 @@ class RedisClusterLimitStore:
         if tag == GLOBAL:
             part.policy_version, part.tenant_version, version = admission.policy_version, self._epoch, EPOCH
         elif tag == tenant:
-            part.tenant_version = admission.tenant_version
+            part.tenant_version, part.ask = admission.tenant_version, admission.ask
         return part, (_marker(tag, admission.id), f"{{{tag}}}policy", version, f"{{{tag}}}epoch.{self._epoch}")
 
     def _merged(self, groups: Sequence[_Group], answers: Sequence[Decision], tenant: str, takes: int) -> Decision:
@@ -185,7 +185,7 @@ class RedisClusterLimitStore:
                 self._empty = not answer.tenant_version
                 self._epoch = max(self._epoch, answer.tenant_version)
             elif group.tag == tenant:
-                decision.tenant_version = answer.tenant_version
+                decision.tenant_version, decision.told = answer.tenant_version, answer.told
             if answer.status is Status.REFUSED:
                 self._suspects.put(group.tag, until)
             for position, take, state in zip(group.positions, group.takes, answer.states, strict=False):
@@ -213,6 +213,8 @@ class RedisClusterLimitStore:
         for group in groups:
             used = [settlement.used[i] for i in group.positions]
             part = Settlement(settlement.id, group.takes, used, settlement.tenant)
+            if settlement.sample is not None and group.tag == hash_tag(settlement.learn):
+                part.sample, part.learn = settlement.sample, settlement.learn
             names, args = settle_call(part, _marker(group.tag, settlement.id), self._now())
             calls.append(self._call(group.tag, self._scripts.settle, names, args))
         return any(await self._run(calls))

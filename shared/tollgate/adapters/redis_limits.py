@@ -19,6 +19,7 @@ from tollgate.adapters.redis_connection import (
     RedisReplyError,
 )
 from tollgate.domain import keys
+from tollgate.domain.estimates import Learned
 from tollgate.domain.limits import (
     Admission,
     BudgetTake,
@@ -128,8 +129,8 @@ class RedisLimitStore:
     async def _run(
         self, script: Script, names: Sequence[str], args: Sequence[bytes | str | int], *, again: bool = False
     ) -> Any:
-        """One script call; all are idempotent. Where the connection breaks (it does not time out), the call is repeated once
-        on a new one, with the whole script: Redis restarted, or closed an idle connection."""
+        """One script call; all are idempotent. Where the connection breaks (it does not time out), the call is repeated
+        once, on a new one and with the whole script: Redis restarted, or closed an idle connection."""
         connection = self._node.connection or await self._node.connected()
         try:
             try:
@@ -181,6 +182,8 @@ def admit_call(
             )  # fmt: skip
         else:
             slots.append(take.limit.amount)
+    if admission.ask:
+        names.append(admission.ask)
     numbers = (
         now_us, admission.expires_us, admission.policy_version, admission.tenant_version, epoch_us,
         len(rates) // 5, len(budgets) // 6, len(slots), *rates, *budgets, *slots,
@@ -191,7 +194,8 @@ def admit_call(
 def settle_call(settlement: Settlement, marker: str, now_us: int) -> tuple[list[str], Args]:
     """KEYS and ARGV for `lua/settle.lua`; what does not move is left out."""
     names = [marker]
-    numbers = [now_us, 0, 0]
+    sample = settlement.sample
+    numbers = [now_us, 0, 0, int(sample is not None)]
     position = 0
     for take, used in zip(settlement.takes, settlement.used, strict=True):
         position += 1
@@ -204,6 +208,9 @@ def settle_call(settlement: Settlement, marker: str, now_us: int) -> tuple[list[
             numbers[2] += 1
             numbers += (position, used or 0)
         names.append(take.key)
+    if sample is not None:
+        names.append(settlement.learn)
+        numbers += (sample.prompt_bytes, sample.prompt_tokens, sample.answer_tokens)
     return names, [settlement.id, packed(numbers)]
 
 
@@ -220,10 +227,12 @@ def _doubles(count: int) -> struct.Struct:
 _STATUSES = {int(status): status for status in Status}
 
 
-def read_decision(reply: list[int], store: str) -> Decision:
+def read_decision(reply: list[Any], store: str) -> Decision:
     """The answer of `lua/admit.lua`; its states are parallel to the admission's takes."""
+    told = Learned.unpacked(reply.pop()) if isinstance(reply[-1], bytes) else None
     code = reply[0]
     decision = Decision(_STATUSES[code], reply[1], [], (), reply[2], reply[3], store)
+    decision.told = told
     if code <= 1:
         decision.states = [State(value, granted) for value, granted in zip(reply[4::2], reply[5::2], strict=True)]
     elif code == 3:

@@ -48,6 +48,11 @@ def member_subject(tenant: str, kind: str, name: str) -> str:
     return tenant_subject(tenant) + kind + digest(name)
 
 
+def estimate_key(tenant: str, model: str) -> str:
+    """What is learned of a tenant's calls to a model; in the tenant's hash slot."""
+    return f"{tenant_subject(tenant)}e:{digest(model)}"
+
+
 def global_subject(what: str = "") -> str:
     """Everything (``""``), or one model or upstream (``model:small``)."""
     return "{g}" + (digest(what) if what else "")

@@ -20,6 +20,8 @@ from enum import IntEnum, StrEnum
 from functools import lru_cache
 from typing import ClassVar
 
+from tollgate.domain.estimates import Learned, Sample
+
 SECOND_US = 1_000_000
 DAY_US = 86_400 * SECOND_US
 FOREVER_US = 2**53 - 1
@@ -91,16 +93,11 @@ class Rate:
     """Whether settling may give something back (requests never are given back)."""
     unit_us: int = field(init=False, repr=False, compare=False)
     """What one request adds to the TAT; 0 for tokens, which are rounded only as a whole."""
-    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unit_us", -(-self.period_us // self.amount) if self.unit is Unit.REQUESTS else 0)
         object.__setattr__(self, "burst_us", self.inc_us(self.burst))
         object.__setattr__(self, "refundable", self.unit is Unit.TOKENS)
-        object.__setattr__(self, "_hash", hash((self.id, self.amount, self.period_us, self.burst)))
-
-    def __hash__(self) -> int:
-        return self._hash  # headers look up what they say of a rate, several times for each request
 
     def inc_us(self, cost: int) -> int:
         """What `cost` adds to the TAT, in microseconds.
@@ -220,6 +217,8 @@ class Admission:
     tenant: str = ""
     tenant_version: int = 0
     policy_version: int = 0
+    ask: str = ""
+    """The key of estimates (`domain/estimates.py`) that the answer shall tell, too."""
 
 
 class Status(IntEnum):
@@ -260,6 +259,8 @@ class Decision:
     tenant_version: int = 0
     store: str = ""
     """Which store decided: ``redis``, ``dynamodb``, ``memory``, ``local``."""
+    told: Learned | None = None
+    """What the store has learned, where it was asked and knows something."""
     local: bool = False
     """Decided by this container alone (from its cache, or because no store answers)."""
 
@@ -364,3 +365,6 @@ class Settlement:
     tenant: str = ""
     store: str = ""
     """Which store admitted it (`Decision.store`)."""
+    sample: Sample | None = None
+    """What the call used, for the estimates under `learn`; a store that keeps none ignores it."""
+    learn: str = ""

@@ -6,7 +6,7 @@ are kept as integers of 10^-6 micro-dollars (pico-dollars) per token, and each r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 from tollgate.domain.policy import PriceSpec
@@ -28,6 +28,12 @@ class Price:
     cache_write: int
     output: int
     reasoning: int
+    dearest_input: int = field(init=False, repr=False, compare=False)
+    dearest_output: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dearest_input", max(self.input, self.cached_input, self.cache_write))
+        object.__setattr__(self, "dearest_output", max(self.output, self.reasoning))
 
     @classmethod
     def of(cls, spec: PriceSpec) -> Price:
@@ -42,17 +48,14 @@ class Price:
 
     def estimate(self, input_tokens: int, output_tokens: int) -> int:
         """Micro-dollars to hold for a call: every token at its dearest kind, so that the hold covers the bill."""
-        dearest_input = max(self.input, self.cached_input, self.cache_write)
-        dearest_output = max(self.output, self.reasoning)
-        return -(-(input_tokens * dearest_input + output_tokens * dearest_output) // PICO)
+        return -(-(input_tokens * self.dearest_input + output_tokens * self.dearest_output) // PICO)
 
     def affordable(self, microusd: int, input_tokens: int) -> int:
         """The most output tokens for which `estimate` stays within `microusd`; 0 if not even the prompt does."""
-        left = microusd * PICO - input_tokens * max(self.input, self.cached_input, self.cache_write)
-        dearest = max(self.output, self.reasoning)
+        left = microusd * PICO - input_tokens * self.dearest_input
         if left < 0:
             return 0
-        return left // dearest if dearest else 2**31 - 1
+        return left // self.dearest_output if self.dearest_output else 2**31 - 1
 
     def cost(self, usage: Usage) -> int:
         """Micro-dollars that `usage` costs. Cached and cache-write tokens are part of the input, reasoning tokens part

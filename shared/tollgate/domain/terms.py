@@ -70,6 +70,11 @@ class Claim:
             else:
                 self._tokens.append((bound.subject, bound.key, limit))
 
+    @property
+    def rates(self) -> list[Rate]:
+        """Those of the takes, in their order."""
+        return [take.limit for take in self._requests] + [rate for _, _, rate in self._tokens]
+
     def takes(self, cost: Cost, now_us: int) -> list[Take]:
         """What one call takes from each limit; from budgets in the windows that contain `now_us`."""
         found: list[Take] = [*self._requests]

@@ -57,6 +57,8 @@ class Request:
     """How many answers share the maximum."""
     limit_field: str = "max_tokens"
     """The field that limits each answer, for errors."""
+    ask: str = ""
+    """The key of estimates to hear of with the answer; empty: none."""
 
 
 @dataclass(slots=True)
@@ -72,8 +74,8 @@ class Grant:
 
     def settlement(self, tokens: int, microusd: int, *, counts: bool) -> Settlement:
         """What was really used; `counts`: also as a request (see `counts_as_request`)."""
-        amounts = self.claim.used(tokens, microusd, sent=counts)
-        return Settlement(self.admission.id, self.admission.takes, amounts, self.admission.tenant, self.decision.store)
+        amounts, taken = self.claim.used(tokens, microusd, sent=counts), self.admission
+        return Settlement(taken.id, taken.takes, amounts, taken.tenant, self.decision.store)
 
 
 class Admitter:
@@ -111,7 +113,7 @@ class Admitter:
             if seeds:
                 taken = [_seeded(take, seeds) for take in taken]
             versions = entitlement.record.version, entitlement.policy.revision
-            admission = Admission(request.id, taken, request.expires_us, who.tenant, *versions)
+            admission = Admission(request.id, taken, request.expires_us, who.tenant, *versions, request.ask)
             known = impossible(admission, now) or self._cache.refuses(admission, clock)
             if known is not None:
                 raise _refused(request, entitlement, *known)
@@ -277,4 +279,5 @@ def expected_cost(terms: Terms, request: Request, guess: int) -> Cost:
     price = terms.price
     if price is None:
         return Cost(most, least, 0, 0)
-    return Cost(most, least, price.estimate(prompt, most - prompt), price.estimate(prompt, least - prompt))
+    dearest = price.estimate(prompt, most - prompt)
+    return Cost(most, least, dearest, dearest if least == most else price.estimate(prompt, least - prompt))

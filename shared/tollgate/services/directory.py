@@ -18,6 +18,7 @@ from tollgate.domain.policy import Policy, RouteSpec, TenantRecord
 from tollgate.domain.terms import Bound, Claim, Terms, compile_terms, ip_bounds, upstream_bounds
 from tollgate.ports import PolicySource, PolicyUnavailable
 from tollgate.wire.errors import Api
+from tollgate.wire.headers import RateHeaders
 
 MAX_RECORDS = 10_000
 MAX_ENTITLEMENTS = 20_000
@@ -43,6 +44,8 @@ class Entitlement:
     """The model's upstreams that speak the caller's API; empty if none does."""
     claim: Claim
     """Every limit of the caller, of the address, of the model, of its first upstream, and of everybody."""
+    told: RateHeaders
+    """What answers say of its rates."""
     until_us: int
     """When something dated in it may change."""
 
@@ -128,7 +131,7 @@ class Directory:
         claim = Claim((*self.ip_bounds(policy, ip), *terms.bounds, *upstream))
         dated = any(o.until for o in record.limits) or any(o.until for o in record.budgets)
         until = self._clock() + TERMS_LIFE_US if dated else 2**63
-        made = Entitlement(policy, record, terms, routes, claim, until)
+        made = Entitlement(policy, record, terms, routes, claim, RateHeaders(claim.rates), until)
         self._entitlements[(who.tenant, who.user, who.team, who.key, who.plan, model, api, ip)] = made
         if len(self._entitlements) > MAX_ENTITLEMENTS:
             self._entitlements.popitem(last=False)

@@ -64,9 +64,10 @@ class Exchange:
                 return b"".join(chunks)
             message = await self._receive()
 
-    async def start(self, status: int, headers: Sequence[Header]) -> None:
+    async def start(self, status: int, headers: Sequence[Header], *, streams: bool = False) -> None:
+        """Begin the answer. `streams`: it is made of events, to which one about an error may be added."""
         self.started = True
-        self.streams = b"content-length" not in dict(headers)
+        self.streams = streams
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def send(self, chunk: bytes) -> None:

@@ -16,6 +16,7 @@ import orjson
 
 from tollgate.adapters import telemetry
 from tollgate.adapters.http_message import TimedOut, UpstreamError
+from tollgate.domain.estimates import Sample
 from tollgate.domain.identity import Identity, KeysUnavailable, TooManyFailures, Unauthorized
 from tollgate.domain.limits import BudgetTake
 from tollgate.domain.records import Outcome, UsageClose, UsageOpen, counts_as_request
@@ -23,13 +24,13 @@ from tollgate.domain.usage import Usage, estimate
 from tollgate.ports import Response, SecretUnavailable, UsageLog
 from tollgate.services.account import Account
 from tollgate.services.admit import Admitter, Grant, Request
-from tollgate.services.estimates import AnswerLengths
+from tollgate.services.estimates import Estimate, Estimates
 from tollgate.services.exchange import Disconnected, Exchange, Header
 from tollgate.services.forward import NEXT_ROUTE, Forwarder, UpstreamCall, failure, refused
 from tollgate.wire import errors
 from tollgate.wire.body import Body
 from tollgate.wire.errors import ApiError
-from tollgate.wire.headers import from_upstream, rate_limit_headers, to_upstream, use_case
+from tollgate.wire.headers import from_upstream, to_upstream, use_case
 from tollgate.wire.routes import ROUTES, Call, Route
 from tollgate.wire.usage import UsageReader, reader_for
 
@@ -60,6 +61,7 @@ class Job:
     call: Call
     body: Body
     grant: Grant
+    likely: Estimate
     label: str
     started_us: int
     upstream: str = ""
@@ -104,7 +106,7 @@ class Gateway:
         self._max_in_flight = max_in_flight
         self._max_body = max_body
         self._in_flight = 0
-        self._lengths = AnswerLengths()
+        self._estimates = Estimates()
 
     async def aclose(self) -> None:
         """Close what the gateway was made with."""
@@ -146,19 +148,23 @@ class Gateway:
         call = route.read(body)
         deadline = self._deadline(exchange)
         expires = DEFAULT_HOLD_US if deadline is None else max(deadline - started, 0) + HOLD_MARGIN_US
+        likely = self._estimates.of(who.tenant, call.model)
+        learned = likely.learned
         wanted = Request(
             request_id,
             route.api,
             call.model,
-            call.prompt_estimate(),
+            call.prompt_estimate(learned.bytes_per_token),
             call.max_output,
             expires,
             call.answers,
             call.max_output_field,
+            likely.ask(started),
         )
-        guess = call.answers * self._lengths.guess(who.tenant, call.model)
-        grant = await self._admitter.admit(who, ip, wanted, guess)
-        job = Job(exchange, who, route, call, body, grant, label, started)
+        grant = await self._admitter.admit(who, ip, wanted, call.answers * learned.answer_tokens)
+        if wanted.ask:
+            self._estimates.hear(likely, grant.decision.told, started)
+        job = Job(exchange, who, route, call, body, grant, likely, label, started)
         self._log.write(self._opening(job).as_dict())
         try:
             await self._forward(job, deadline)
@@ -240,7 +246,7 @@ class Gateway:
 
     async def _relay_stream(self, job: Job, response: Response, reader: UsageReader, headers: list[Header]) -> None:
         exchange = job.exchange
-        await exchange.start(response.status, headers)
+        await exchange.start(response.status, headers, streams=True)
         outcome: Outcome = "ok"
         problem: ApiError | None = None
         try:
@@ -335,11 +341,12 @@ class Gateway:
         known = usage or Usage(estimated=usage is None)
         price = grant.entitlement.terms.price
         cost = price.cost(known) if price is not None else 0
-        if outcome == "ok" and job.call.max_output is None:
-            per_answer = -(-known.output_tokens // job.call.answers)
-            self._lengths.learn(job.who.tenant, grant.request.model, per_answer)
         counts = counts_as_request(outcome, status, known.total_tokens)
         settlement = grant.settlement(known.total_tokens, cost, counts=counts)
+        if outcome == "ok" and not known.estimated:
+            sample = _sample(job.call, known)
+            if job.likely.learn(sample, self._clock()):
+                settlement.sample, settlement.learn = sample, job.likely.key
         await self._admitter.settle(settlement)
         if job.also is not None:
             await self._admitter.settle(job.also.settlement(known.total_tokens, cost, counts=counts))
@@ -387,8 +394,9 @@ class Gateway:
             job.also = None
 
     def _own_headers(self, job: Job) -> list[Header]:
-        own = rate_limit_headers(job.grant.admission, job.grant.decision)
-        own.append((b"x-request-id", job.grant.request.id.encode()))
+        grant = job.grant
+        own = grant.entitlement.told.of(grant.decision.states, grant.decision.now_us)
+        own.append((b"x-request-id", grant.request.id.encode()))
         return own
 
     # -- everything else
@@ -450,6 +458,13 @@ def _body(job: Job, upstream_model: str) -> bytes:
     if upstream_model != job.call.model:
         changes = {**changes, "model": orjson.dumps(upstream_model).decode()}
     return job.body.splice(changes)
+
+
+def _sample(call: Call, usage: Usage) -> Sample:
+    """What this call teaches: of its prompt, if that is text alone; of its answers, if nobody limited them."""
+    text = usage.input_tokens if not call.prompt_tokens else 0
+    answer = -(-usage.output_tokens // call.answers) if call.max_output is None else 0
+    return Sample(call.prompt_bytes, text, answer)
 
 
 def _where(error: BaseException) -> str:

@@ -65,10 +65,11 @@ class BearerTokens:
         repeated = len(exchange.headers) < len(exchange.raw_headers)
         if repeated and sum(name == b"authorization" for name, _ in exchange.raw_headers) > 1:
             raise Unauthorized("more than one Authorization header")
-        header = exchange.headers.get(b"authorization", b"").decode("latin-1")
+        header = exchange.headers.get(b"authorization", b"")
         who = self._verifier.recall(header)
         if who is None:
-            who = await asyncio.get_running_loop().run_in_executor(None, self._verifier.verify, header, ip)
+            verify = self._verifier.verify
+            who = await asyncio.get_running_loop().run_in_executor(None, verify, header.decode("latin-1"), ip)
         return who, ip
 
     def _address(self, exchange: Exchange) -> str:

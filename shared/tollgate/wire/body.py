@@ -111,13 +111,14 @@ class Body:
         text = self._text
         fields, spans = self.fields, self._spans
         scan = _scan if text.count("{") <= MAX_OBJECTS else _counting_scanner()
-        at = _skip(text, 0)
+        at = 0 if text.startswith("{") else _skip(text, 0)
         try:
             if text[at] != "{":
                 self._finish(text, scan(text, at)[1])
                 raise BodyError("The body must be a JSON object.", code="invalid_type")
-            start = at + 1
-            at = _skip(text, start)
+            start = at = at + 1
+            if text[at] <= " ":
+                at = _skip(text, start)
             if text[at] == "}":
                 self._finish(text, at + 1)
                 return start
@@ -132,6 +133,8 @@ class Body:
                     if text[at] != ":":
                         raise JSONDecodeError("Expecting ':' delimiter", text, at)
                 begin = at + 1
+                if text[begin] == " ":  # as most serialisers write it
+                    begin += 1
                 if text[begin] <= " ":
                     begin = _skip(text, begin)
                 fields[key], at = scan(text, begin)
@@ -141,6 +144,8 @@ class Body:
                 if text[at] != ",":
                     break
                 at += 1
+                if text[at] == " ":
+                    at += 1
                 if text[at] <= " ":
                     at = _skip(text, at)
                 if len(fields) == MAX_MEMBERS:
@@ -156,8 +161,7 @@ class Body:
 
     @staticmethod
     def _finish(text: str, at: int) -> None:
-        at = _skip(text, at)
-        if at != len(text):
+        if at != len(text) and (at := _skip(text, at)) != len(text):
             raise JSONDecodeError("Extra data", text, at)
 
     def splice(self, changes: Mapping[str, str]) -> bytes:

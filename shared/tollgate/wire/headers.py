@@ -7,8 +7,7 @@ authenticates a caller, or is remembered by the provider under a caller's choice
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 
 from tollgate.domain.limits import (
     SECOND_US,
@@ -17,6 +16,7 @@ from tollgate.domain.limits import (
     Rate,
     RateTake,
     Scope,
+    State,
     Unit,
 )
 from tollgate.wire.errors import Api, invalid_request, shown
@@ -114,75 +114,75 @@ _SCOPE_NAMES = {
 }
 
 
-_OPENAI_NAMES = {
-    unit: tuple(f"x-ratelimit-{what}-{unit}".encode() for what in ("limit", "remaining", "reset")) for unit in Unit
-}
-
-
 def limit_type(scope: Scope, *, local: bool) -> str:
     """The value of `X-RateLimit-Type`: whose limit it is, and whether this container decided alone."""
     return ("Local-" if local else "") + _SCOPE_NAMES[scope]
 
 
+class RateHeaders:
+    """What answers to one kind of call say of its rates: as OpenAI says it (the tightest rate of requests and of
+    tokens), and as the IETF draft says it (all of them). Global rates are left out: their state is other tenants'
+    business. All that does not change from call to call is rendered once."""
+
+    __slots__ = ("_policies", "_rates")
+
+    def __init__(self, rates: Sequence[Rate]) -> None:
+        """`rates`: of an admission's takes, in their order."""
+        self._rates: list[tuple[int, str, Rate, bool, tuple[bytes, bytes]]] = []
+        """Position, name as a structured-field string, the rate, whether it counts tokens, and its limit's header."""
+        policies: list[str] = []
+        for position, rate in enumerate(rates):
+            if rate.scope is Scope.GLOBAL:
+                continue
+            tokens = rate.unit is Unit.TOKENS
+            plain = "".join(c if " " <= c <= "~" else "?" for c in rate.id)
+            name = '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'
+            window = max(1, rate.period_us // SECOND_US)
+            policies.append(f"{name};q={rate.amount};w={window}" + (';qu="tokens"' if tokens else ""))
+            limit = (b"x-ratelimit-limit-tokens" if tokens else b"x-ratelimit-limit-requests", b"%d" % rate.burst)
+            self._rates.append((position, name, rate, tokens, limit))
+        self._policies = (b"ratelimit-policy", ", ".join(policies).encode())
+
+    def of(self, states: Sequence[State], now_us: int) -> Headers:
+        """The headers for what a store saw of these rates, at its moment `now_us`."""
+        if not self._rates or len(states) <= self._rates[-1][0]:
+            return []
+        found: Headers = []
+        told: list[str] = []
+        least_requests = least_tokens = -1
+        requests: tuple[int, tuple[bytes, bytes]] | None = None
+        tokens: tuple[int, tuple[bytes, bytes]] | None = None
+        for position, name, rate, of_tokens, limit in self._rates:
+            reset = states[position].value - now_us
+            if reset < 0:
+                reset = 0
+            left = rate.units(rate.burst_us - reset)
+            told.append(f"{name};r={left};t={-(-reset // SECOND_US)}")
+            if of_tokens:
+                if tokens is None or left < least_tokens:
+                    least_tokens, tokens = left, (reset, limit)
+            elif requests is None or left < least_requests:
+                least_requests, requests = left, (reset, limit)
+        if requests is not None:
+            found += (
+                requests[1],
+                (b"x-ratelimit-remaining-requests", b"%d" % least_requests),
+                (b"x-ratelimit-reset-requests", duration(requests[0]).encode()),
+            )
+        if tokens is not None:
+            found += (
+                tokens[1],
+                (b"x-ratelimit-remaining-tokens", b"%d" % least_tokens),
+                (b"x-ratelimit-reset-tokens", duration(tokens[0]).encode()),
+            )
+        found += (self._policies, (b"ratelimit", ", ".join(told).encode()))
+        return found
+
+
 def rate_limit_headers(admission: Admission, decision: Decision) -> Headers:
-    """What is left of the caller's rates: as OpenAI says it (the tightest rate of requests and of tokens), and as the
-    IETF draft says it (all of them). Global rates are left out: their state is other tenants' business.
-    """
-    now = decision.now_us
-    requests: tuple[int, Rate, int] | None = None
-    tokens: tuple[int, Rate, int] | None = None
-    policies: list[str] = []
-    states: list[str] = []
-    for take, state in zip(admission.takes, decision.states, strict=False):
-        if not isinstance(take, RateTake):
-            break  # rates come first
-        rate = take.limit
-        name, policy = _told(rate)
-        if not name:
-            continue
-        reset = state.value - now
-        if reset < 0:
-            reset = 0
-        left = rate.units(rate.burst_us - reset)
-        if rate.unit is Unit.TOKENS:
-            if tokens is None or left < tokens[0]:
-                tokens = (left, rate, reset)
-        elif requests is None or left < requests[0]:
-            requests = (left, rate, reset)
-        policies.append(policy)
-        states.append(f"{name};r={left};t={-(-reset // SECOND_US)}")
-    found: Headers = []
-    if requests is not None:
-        left, rate, reset = requests
-        found += (
-            (b"x-ratelimit-limit-requests", b"%d" % rate.burst),
-            (b"x-ratelimit-remaining-requests", b"%d" % left),
-            (b"x-ratelimit-reset-requests", duration(reset).encode()),
-        )
-    if tokens is not None:
-        left, rate, reset = tokens
-        found += (
-            (b"x-ratelimit-limit-tokens", b"%d" % rate.burst),
-            (b"x-ratelimit-remaining-tokens", b"%d" % left),
-            (b"x-ratelimit-reset-tokens", duration(reset).encode()),
-        )
-    if policies:
-        found += (
-            (b"ratelimit-policy", ", ".join(policies).encode()),
-            (b"ratelimit", ", ".join(states).encode()),
-        )
-    return found
-
-
-@lru_cache(maxsize=4096)
-def _told(rate: Rate) -> tuple[str, str]:
-    """What can be said about a rate in advance: its name as a structured-field string, and its member of
-    `RateLimit-Policy` (window in seconds). Nothing of a global one."""
-    if rate.scope is Scope.GLOBAL:
-        return "", ""
-    quoted = "".join(c if " " <= c <= "~" else "?" for c in rate.id).replace("\\", "\\\\").replace('"', '\\"')
-    unit = ';qu="tokens"' if rate.unit is Unit.TOKENS else ""
-    return f'"{quoted}"', f'"{quoted}";q={rate.amount};w={max(1, rate.period_us // SECOND_US)}{unit}'
+    """What is left of the rates that these takes are of."""
+    rates = [take.limit for take in admission.takes if isinstance(take, RateTake)]
+    return RateHeaders(rates).of(decision.states, decision.now_us)
 
 
 def duration(us: int) -> str:

@@ -267,9 +267,8 @@ def _credible(value: Any) -> TypeGuard[int]:
     return type(value) is int and 0 <= value <= MAX_TOKENS
 
 
-def _detail(usage: dict[str, Any], holder: str, name: str) -> tuple[int, bool]:
+def _detail(details: Any, name: str) -> tuple[int, bool]:
     """A part of a total, 0 where it is absent; and whether it was there but not credible."""
-    details = usage.get(holder)
     if details is None:
         return 0, False
     if type(details) is not dict:
@@ -292,14 +291,13 @@ def _openai(usage: Any) -> tuple[Usage, bool] | None:
     answer = usage.get("output_tokens" if new else "completion_tokens", 0)  # embeddings have none
     if not _credible(prompt) or not _credible(answer):
         return None
-    inputs, outputs = (
-        ("input_tokens_details", "output_tokens_details")
-        if new
-        else ("prompt_tokens_details", "completion_tokens_details")
-    )
-    cached, odd_cached = _detail(usage, inputs, "cached_tokens")
-    written, odd_written = _detail(usage, inputs, "cache_write_tokens")
-    reasoning, odd_reasoning = _detail(usage, outputs, "reasoning_tokens")
+    inputs = usage.get("input_tokens_details" if new else "prompt_tokens_details")
+    outputs = usage.get("output_tokens_details" if new else "completion_tokens_details")
+    if inputs is None and outputs is None:
+        return Usage(prompt, 0, 0, answer), False
+    cached, odd_cached = _detail(inputs, "cached_tokens")
+    written, odd_written = _detail(inputs, "cache_write_tokens")
+    reasoning, odd_reasoning = _detail(outputs, "reasoning_tokens")
     if reasoning and usage.get("total_tokens") == prompt + answer + reasoning:
         answer += reasoning  # some compatible providers count reasoning beside the completion, not in it
     odd = odd_cached or odd_written or odd_reasoning or cached + written > prompt or reasoning > answer
