@@ -1,0 +1,142 @@
+"""Admission, above a store: what it asks of it, and how seldom."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tollgate.adapters.memory_limits import MemoryLimitStore
+from tollgate.adapters.policy_file import FilePolicySource
+from tollgate.domain.identity import Identity
+from tollgate.domain.limits import Admission, BudgetTake, Decision
+from tollgate.services.admit import Admitter, Grant, Request
+from tollgate.services.directory import Directory
+from tollgate.wire.errors import ApiError
+
+NOON = 1_795_262_400_000_000  # 2026-11-21 12:00:00 UTC, in microseconds
+SECOND = 1_000_000
+ALICE = Identity("acme", "alice")
+
+POLICY = """
+version: 1
+upstreams: {here: {api: openai, base_url: "http://127.0.0.1:9/v1"}}
+models: {small: {route: [{upstream: here, model: s}], price: {input: 1, output: 2}}}
+plans:
+  free:
+    models: [small]
+    limits:
+      - {scope: user, requests: 60, per: minute, burst: 10}
+      - {scope: user, tokens: 100000, per: minute}
+    budgets: [{scope: tenant, tokens: 1000000, per: day}]
+tenants: {acme: {plan: free}}
+"""
+
+
+class CountingStore(MemoryLimitStore):
+    """The memory store, and how often each admission was asked of it."""
+
+    def __init__(self, clock: Any) -> None:
+        super().__init__(clock)
+        self.calls = 0
+
+    async def admit(self, admission: Admission) -> Decision:
+        self.calls += 1
+        return await super().admit(admission)
+
+
+class Spent:
+    """A ledger that knows of no use."""
+
+    async def spent(self, takes: Sequence[BudgetTake]) -> list[int]:
+        return [0] * len(takes)
+
+
+class World:
+    """One container, with a clock that tests set."""
+
+    def __init__(self, folder: Path, text: str = POLICY) -> None:
+        (folder / "policy.yaml").write_text(text)
+        self.now = NOON
+        self.store = CountingStore(lambda: self.now)
+        directory = Directory(FilePolicySource(folder / "policy.yaml", {}), lambda: self.now, versioned=lambda: True)
+        local = MemoryLimitStore(lambda: self.now)
+        self.admitter = Admitter(self.store, Spent(), directory, local, lambda: self.now)
+        self._ids = iter(range(10**9))
+
+    async def ask(self, ip: str = "192.0.2.1", tokens: int = 10) -> Grant | ApiError:
+        request = Request(f"r{next(self._ids)}", "openai", "small", tokens, 0, 60 * SECOND)
+        try:
+            return await self.admitter.admit(ALICE, ip, request, 0)
+        except ApiError as error:
+            return error
+
+
+def test_a_flood_of_a_blocked_caller_hardly_reaches_the_store(tmp_path: Path) -> None:
+    async def flood() -> tuple[Counter[bool], int]:
+        world = World(tmp_path)
+        answers: Counter[bool] = Counter()
+        for _ in range(20_000):  # in ten seconds
+            world.now += 500
+            answers[isinstance(await world.ask(), Grant)] += 1
+        return answers, world.store.calls
+
+    answers, calls = asyncio.run(flood())
+    assert answers[True] == 10 + 9, "the burst, and one a second"
+    assert calls <= answers[True] + 1, "each call admits; the first also finds the budget cold"
+
+
+def test_tokens_that_may_come_back_are_asked_for_once_a_second(tmp_path: Path) -> None:
+    async def flood() -> int:
+        world = World(
+            tmp_path, POLICY.replace("requests: 60, per: minute, burst: 10", "requests: 1000000, per: second")
+        )
+        assert isinstance(await world.ask(tokens=100_000), Grant)
+        before = world.store.calls
+        for _ in range(10_000):
+            world.now += 1_000
+            assert isinstance(await world.ask(tokens=90_000), ApiError)
+        return world.store.calls - before
+
+    assert asyncio.run(flood()) <= 11
+
+
+def test_many_callers_at_once_are_told_by_one_refusal(tmp_path: Path) -> None:
+    """Those who asked before the first answer came go to the store; nobody after."""
+
+    async def rush() -> int:
+        world = World(tmp_path)
+        await asyncio.gather(*(world.ask() for _ in range(1_000)))
+        before = world.store.calls
+        await asyncio.gather(*(world.ask() for _ in range(1_000)))
+        return world.store.calls - before
+
+    assert asyncio.run(rush()) == 0
+
+
+def test_maxima_that_can_never_fit_need_no_store(tmp_path: Path) -> None:
+    async def ask() -> tuple[ApiError, int]:
+        world = World(tmp_path)
+        error = await world.ask(tokens=100_001)
+        assert isinstance(error, ApiError)
+        return error, world.store.calls
+
+    error, calls = asyncio.run(ask())
+    assert (error.status, error.code, calls) == (400, "exceeds_plan_limit", 0)
+
+
+def test_an_entitlement_is_made_once_and_again_when_the_record_changes(tmp_path: Path) -> None:
+    async def ask() -> None:
+        world = World(tmp_path)
+        first = await world.ask()
+        second = await world.ask()
+        assert isinstance(first, Grant)
+        assert isinstance(second, Grant)
+        assert first.entitlement is second.entitlement
+        elsewhere = await world.ask(ip="192.0.2.2")
+        assert isinstance(elsewhere, Grant)
+        assert elsewhere.entitlement is not first.entitlement
+
+    asyncio.run(ask())
