@@ -90,7 +90,10 @@ lock: ## pin the bundles' libraries and the SAM CLI (needs uv; versions follow r
 # ---------------------------------------------------------------------------------------------------------------------
 # Figures (bench/README.md); ARGS are those of bench/run.py
 
-.PHONY: bench
+.PHONY: bench soak
 
 bench: setup ## measure the gateway beside a bare proxy and a direct call (Linux, a C compiler)
 	@$(BIN)/python bench/run.py $(ARGS)
+
+soak: setup ## half an hour of mixed load: memory must stay (ARGS="--minutes 3" for a short one)
+	@$(BIN)/python bench/soak.py $(ARGS)

@@ -21,7 +21,7 @@ from tollgate.wire.errors import Api
 from tollgate.wire.headers import RateHeaders
 
 MAX_RECORDS = 10_000
-MAX_ENTITLEMENTS = 20_000
+MAX_ENTITLEMENTS = 5_000
 MAX_ADDRESSES = 20_000
 RECHECK_US = 5_000_000
 """How long an unversioned answer is believed: with the store's own second, well within the promised 10 s."""
