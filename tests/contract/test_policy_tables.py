@@ -17,7 +17,8 @@ from tollgate.adapters.policy_items import body_of, items_of, unpack
 from tollgate.adapters.policy_tables import Conflict, NotFound, PolicyTables
 from tollgate.domain.policy import Policy, TenantRecord, TenantSpec
 from tollgate.domain.policy_check import check
-from tollgate.domain.policy_document import PolicyErrors, plain
+from tollgate.domain.policy_document import Document, PolicyErrors
+from tollgate.domain.schema import plain
 from tollgate.ports import PolicyUnavailable
 
 T = TypeVar("T")
@@ -84,12 +85,12 @@ def tables(client: tuple[AwsClient, asyncio.Runner]) -> Tables:
 
 def demo(**changes: Any) -> Policy:
     """The demo policy with other top-level parts."""
-    return DEMO.model_copy(update=changes)
+    return DEMO.replace(**changes)
 
 
 def with_plan(name: str = "free", **changes: Any) -> Policy:
     plans = dict(DEMO.plans)
-    plans[name] = plans[name].model_copy(update=changes)
+    plans[name] = plans[name].replace(**changes)
     return demo(plans=plans)
 
 
@@ -153,7 +154,7 @@ def test_a_plan_that_tenants_are_on_does_not_go(tables: Tables) -> None:
     with pytest.raises(Conflict, match=r"acme \(pro\); give them another plan first"):
         tables.apply(less)
     assert tables.get("plan#pro")
-    moved = less.model_copy(update={"tenants": {"acme": TenantSpec(plan="free")}})
+    moved = less.replace(tenants={"acme": TenantSpec(plan="free")})
     tables.apply(moved)
     assert tables.run(tables.main.tenants.get("acme")).plan == "free"
 
@@ -198,8 +199,8 @@ def test_a_policy_that_fits_no_item_is_refused_whole(tables: Tables) -> None:
         }
         for i in range(1500)
     }
-    large = parse("version: 1", {}).model_copy(update={"upstreams": DEMO.upstreams})
-    large = large.model_validate({**plain(large), "models": routes})
+    large = parse("version: 1", {}).replace(upstreams=DEMO.upstreams)
+    large = check(Document({**plain(large), "models": routes}))
     with pytest.raises(PolicyErrors, match="too large"):
         tables.apply(large)
     assert tables.run(tables.main.policy()).plans == DEMO.plans
@@ -291,7 +292,7 @@ def test_a_running_process_keeps_the_last_good_policy_under_the_new_revision(
     good = tables.run(view.policy())
     revision = tables.apply(with_plan(limits=DEMO.plans["free"].limits[:1]))  # the override's limit is gone
     kept = tables.run(view.policy())
-    assert kept == good.model_copy(update={"revision": revision})
+    assert kept == good.replace(revision=revision)
     assert "PolicyRejected" in capsys.readouterr().out
     assert tables.run(view.policy()) is kept
 
@@ -443,7 +444,7 @@ def test_a_record_that_cannot_be_read_leaves_the_last_good_one(
     tables.run(tables.main.tenant("acme"))
     tables.put({"tenant": "acme", "plan": "pro", "state": "snoozing", "version": NOW_S + 9})
     kept = tables.run(tables.main.tenant("acme"))
-    assert kept == acme.model_copy(update={"version": NOW_S + 9})
+    assert kept == acme.replace(version=NOW_S + 9)
     assert "TenantRejected" in capsys.readouterr().out
     with pytest.raises(PolicyUnavailable, match="tenant acme: state: expected active or suspended, found 'snoozing'"):
         tables.run(tables.view().tenant("acme"))

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from tollgate.domain.policy import Policy
+from tollgate.domain.policy_check import check
+from tollgate.domain.policy_document import Document
 from tollgate.local import demo_policy
 from tollgate.local.children import NotStarted
 
@@ -13,7 +15,7 @@ DEMO = "http://127.0.0.1:9999/v1"
 
 def policy(**upstream: object) -> Policy:
     spec = {"api": "openai", "base_url": "https://api.openai.com/v1", "secret": "tollgate/openai", **upstream}
-    return Policy.model_validate(
+    document = Document(
         {
             "version": 1,
             "upstreams": {"main": spec},
@@ -22,6 +24,7 @@ def policy(**upstream: object) -> Policy:
             "tenants": {"globex": {"plan": "pro"}, "own": {"plan": "free"}},
         }
     )
+    return check(document)
 
 
 def test_upstreams_become_the_demo_model() -> None:

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tollgate.adapters.policy_file import FilePolicySource, PolicyErrors, fragment, load, parse
-from tollgate.domain.policy_document import Problem, plain
+from tollgate.domain.policy_document import Problem
 from tollgate.domain.policy_paths import render
+from tollgate.domain.schema import plain
 
 ROOT = Path(__file__).parents[2]
 

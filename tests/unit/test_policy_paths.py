@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from tollgate.domain.policy import Policy
 from tollgate.domain.policy_diff import changes
-from tollgate.domain.policy_paths import kind_at, nearest, parse, render
+from tollgate.domain.policy_paths import nearest, parse, render
+from tollgate.domain.schema import kind_at
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 PATHS = st.lists(NAMES | st.integers(0, 99_999), min_size=1, max_size=6).map(tuple)

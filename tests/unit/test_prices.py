@@ -15,7 +15,7 @@ from tollgate.domain.usage import Usage
 
 
 def price(**dollars: str) -> Price:
-    return Price.of(PriceSpec.model_validate(dollars))
+    return Price.of(PriceSpec(**{kind: Decimal(amount) for kind, amount in dollars.items()}))
 
 
 SMALL = {"input": "0.15", "cached_input": "0.075", "output": "0.60"}

@@ -12,6 +12,8 @@ from tollgate.adapters.policy_file import parse
 from tollgate.domain.identity import Identity
 from tollgate.domain.limits import Budget, BudgetTake, Concurrency, Rate, RateTake, SlotTake, Unit
 from tollgate.domain.policy import Policy, TenantRecord
+from tollgate.domain.policy_check import check_record
+from tollgate.domain.policy_document import Document
 from tollgate.domain.terms import (
     Claim,
     Cost,
@@ -55,7 +57,7 @@ COST = Cost(tokens=300, least_tokens=100, microusd=70, least_microusd=30)
 
 
 def record(plan: str = "free", **overrides: Any) -> TenantRecord:
-    return TenantRecord.model_validate({"tenant": "acme", "plan": plan, **overrides})
+    return check_record(TenantRecord, Document({"tenant": "acme", "plan": plan, **overrides}))
 
 
 def terms(

@@ -226,7 +226,7 @@ class FilePolicySource:
 
     async def tenant(self, name: str) -> TenantRecord | None:
         spec = (await self.policy()).tenants.get(name)
-        return TenantRecord(tenant=name, **spec.model_dump()) if spec is not None else None
+        return TenantRecord(tenant=name, **vars(spec)) if spec is not None else None
 
     def _stat(self) -> tuple[int, int, int]:
         """What changes when the file does (an editor's rename included); zeros where there is none."""

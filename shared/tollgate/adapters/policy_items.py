@@ -14,8 +14,9 @@ from decimal import Decimal
 from typing import Any
 
 from tollgate.domain.policy import Policy
-from tollgate.domain.policy_document import Document, Place, PolicyErrors, Problem, canonical, plain
+from tollgate.domain.policy_document import Document, Place, PolicyErrors, Problem, canonical
 from tollgate.domain.policy_paths import Path
+from tollgate.domain.schema import plain
 
 SNAPSHOT = "snapshot"
 GLOBAL = "global"

@@ -32,8 +32,9 @@ from tollgate.adapters.tenants_table import (
 from tollgate.domain.policy import Policy, TenantRecord, TenantSpec
 from tollgate.domain.policy_check import check, check_record, tenant_problems
 from tollgate.domain.policy_diff import Change, changes
-from tollgate.domain.policy_document import Document, PolicyErrors, Problem, plain
+from tollgate.domain.policy_document import Document, PolicyErrors, Problem
 from tollgate.domain.policy_overrides import GROUPS, override
+from tollgate.domain.schema import plain
 from tollgate.ports import PolicyUnavailable
 
 __all__ = ["Applied", "Conflict", "NotFound", "PolicyTables", "TenantRow"]
@@ -99,7 +100,7 @@ class PolicyTables:
             if self._last is None:
                 raise PolicyUnavailable(str(errors)) from errors
             policy = self._last
-        self._last = policy.model_copy(update={"revision": revision})
+        self._last = policy.replace(revision=revision)
         return self._last
 
     async def tenant(self, name: str) -> TenantRecord | None:
@@ -115,7 +116,7 @@ class PolicyTables:
             last = self._last_records.get(name)
             if last is None:
                 raise PolicyUnavailable(str(errors)) from errors
-            record = last.model_copy(update={"version": max(last.version, version_of(item))})
+            record = last.replace(version=max(last.version, version_of(item)))
         self._last_records.pop(name, None)
         self._last_records[name] = record
         if len(self._last_records) > MAX_LAST_GOOD:
@@ -152,14 +153,14 @@ class PolicyTables:
         """The policy that the items say, published or not. Raises `PolicyErrors`."""
         items = await self.items()
         policy = check(document_of_items(items.values()))
-        return policy.model_copy(update={"revision": _revision(items.get(SNAPSHOT))})
+        return policy.replace(revision=_revision(items.get(SNAPSHOT)))
 
     async def published(self) -> Policy:
         """The policy of the snapshot as it is, without anybody's overrides. Raises `PolicyErrors`, `NotFound`."""
         snapshot = await self._policies.get(SNAPSHOT)
         if snapshot is None:
             raise NotFound("no policy was published yet: `tollgate policy apply` does it")
-        return check(unpack(snapshot)).model_copy(update={"revision": _revision(snapshot)})
+        return check(unpack(snapshot)).replace(revision=_revision(snapshot))
 
     async def diff(self, policy: Policy) -> list[Change]:
         """What `apply` would change, tenants of the file included."""

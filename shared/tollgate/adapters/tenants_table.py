@@ -15,10 +15,11 @@ from typing import Any
 from tollgate.adapters.document_table import Client, ConditionFailed, DocumentTable, Item
 from tollgate.domain.policy import TenantRecord, TenantSpec
 from tollgate.domain.policy_check import check_record
-from tollgate.domain.policy_document import Document, Place, canonical, plain
+from tollgate.domain.policy_document import Document, Place, canonical
 from tollgate.domain.policy_paths import Path
+from tollgate.domain.schema import plain
 
-FIELDS = tuple(TenantRecord.model_fields)
+FIELDS = TenantRecord.FIELDS
 """Attributes that mean something here; others (notes, say) are left alone."""
 CONTENT = tuple(name for name in FIELDS if name not in ("tenant", "version"))
 """What a change of version announces."""

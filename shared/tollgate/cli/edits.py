@@ -109,19 +109,17 @@ def _position(entries: list[Any], part: str | int, path: Path) -> int:
 
 def entry_id(entry: Any) -> str:
     """What a limit or budget limits: its id; a plain entry is its own."""
-    from pydantic import ValidationError
-
     from tollgate.domain.policy import BudgetOverride, LimitOverride
+    from tollgate.domain.policy_document import Document
+    from tollgate.domain.schema import read
 
     if not isinstance(entry, dict):
         return str(entry)
-    for kind in (LimitOverride, BudgetOverride):
-        try:
-            spec = kind.model_validate(entry)
-        except ValidationError:
-            continue
-        return spec.id + (f"@{spec.user}" if spec.user else "")
-    return "?"
+    document = Document(entry)
+    spec = read(LimitOverride, document)[0] or read(BudgetOverride, document)[0]
+    if spec is None:
+        return "?"
+    return spec.id + (f"@{spec.user}" if spec.user else "")
 
 
 def _delete(data: Any, path: Path) -> None:

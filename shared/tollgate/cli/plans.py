@@ -32,7 +32,7 @@ def plan() -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """List the plans that the tables hold."""
-    from tollgate.domain.policy_document import plain
+    from tollgate.domain.schema import plain
 
     policy = with_tables(lambda tables: tables.edited())
     if as_json:
@@ -96,8 +96,8 @@ def set_(name: str, changes: tuple[str, ...], unset: tuple[str, ...], new: bool,
 
 def _show(policy: Any, name: str, as_json: bool) -> None:
     from tollgate.cli.edits import entry_line
-    from tollgate.domain.policy_document import plain
     from tollgate.domain.policy_paths import nearest
+    from tollgate.domain.schema import plain
 
     spec = policy.plans.get(name)
     if spec is None:

@@ -95,7 +95,8 @@ def apply(file: str | None, as_json: bool) -> None:
 def show(as_json: bool) -> None:
     """Print the policy of the tables, as a file that `check` and `apply` take."""
     found = with_tables(lambda tables: tables.edited())
-    from tollgate.domain.policy_document import jsonable, plain
+    from tollgate.domain.policy_document import jsonable
+    from tollgate.domain.schema import plain
 
     shown: dict[str, Any] = jsonable(plain(found))
     shown.pop("revision", None)
@@ -124,4 +125,4 @@ def _for_the_tables(path: str) -> Policy:
     from tollgate.local.demo_policy import redirect
 
     redirected = redirect(found, local["TOLLGATE_DEV_MODEL_URL"], local.get("TOLLGATE_DEV_UPSTREAM"))
-    return redirected.model_copy(update={"tenants": found.tenants})  # without the demo's own
+    return redirected.replace(tenants=found.tenants)  # without the demo's own

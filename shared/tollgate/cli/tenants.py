@@ -120,7 +120,7 @@ def resume(name: str, as_json: bool) -> None:
 
 def _show(record: TenantRecord, as_json: bool, done: str = "") -> None:
     from tollgate.cli.edits import entry_line
-    from tollgate.domain.policy_document import plain
+    from tollgate.domain.schema import plain
 
     if as_json:
         echo_json({"limits": [], "budgets": [], **plain(record), "tenant": record.tenant})

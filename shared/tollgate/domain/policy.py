@@ -7,40 +7,39 @@ the moment it is used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
-
 from tollgate.domain.limits import PERIOD_US, Scope, Unit, Window
+from tollgate.domain.schema import Count, Dollars, Positive, Spec, Text, Whole
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
+Name = Annotated[str, Text(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")]
 """Plans, models and upstreams: the alphabet is safe in URLs, headers and environment variables."""
-Amount = Annotated[int, Field(ge=1, le=10**12)]
-Whole = Annotated[int, Field(ge=0, le=10**12)]
-Dollars = Annotated[Decimal, Field(ge=0, le=10**6, decimal_places=6, allow_inf_nan=False)]
-Seconds = Annotated[float, Field(gt=0, le=900, allow_inf_nan=False)]
-Share = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
+TenantName = Annotated[str, Text(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")]
+Amount = Annotated[int, Whole(1, 10**12)]
+Allowance = Annotated[int, Whole(0, 10**12)]
+Version = Annotated[int, Whole(0, 10**38)]
+Money = Annotated[Decimal, Dollars(10**6)]
+Seconds = Annotated[float, Positive(900)]
+Share = Annotated[float, Positive(10)]
 
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 MAX_BURST_US = 10 * 365 * 86_400 * 10**6
 """No bucket may be deeper than ten years: TATs stay far below 2^53 µs."""
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-def _exactly_one(spec: BaseModel, names: tuple[str, ...]) -> str:
+def _exactly_one(spec: Spec, names: tuple[str, ...]) -> str:
     given = [name for name in names if getattr(spec, name) is not None]
     if len(given) != 1:
         raise ValueError(f"give exactly one of {', '.join(names)}" + (f", not {' and '.join(given)}" if given else ""))
     return given[0]
 
 
-class LimitSpec(Strict):
+class LimitSpec(Spec):
     """A rate (``requests`` or ``tokens`` per period) or a number of concurrent requests."""
 
     scope: Scope = Scope.GLOBAL
@@ -50,8 +49,7 @@ class LimitSpec(Strict):
     per: Literal["second", "minute", "hour", "day"] | None = None
     burst: Amount | None = None
 
-    @model_validator(mode="after")
-    def _consistent(self) -> LimitSpec:
+    def check(self) -> None:
         kind = _exactly_one(self, ("requests", "tokens", "concurrent"))
         if kind == "concurrent":
             if self.per or self.burst:
@@ -63,7 +61,6 @@ class LimitSpec(Strict):
                 raise ValueError("burst is worth more than ten years of refill")
             if kind == "requests" and self.amount > PERIOD_US[self.per]:
                 raise ValueError("at most one request per microsecond can be counted")
-        return self
 
     @property
     def unit(self) -> Unit:
@@ -79,23 +76,21 @@ class LimitSpec(Strict):
         return f"{self.scope}.{self.unit}" + (f".{self.per}" if self.per else "")
 
 
-class BudgetSpec(Strict):
+class BudgetSpec(Spec):
     """At most so many requests, tokens or US dollars per UTC day, UTC month, or for life (prepaid credit)."""
 
     scope: Scope = Scope.GLOBAL
-    requests: Whole | None = None
-    tokens: Whole | None = None
-    usd: Dollars | None = None
+    requests: Allowance | None = None
+    tokens: Allowance | None = None
+    usd: Money | None = None
     per: Window
     models: tuple[Name, ...] | None = None
     alert_at: tuple[Share, ...] = (0.5, 0.8, 1.0)
 
-    @model_validator(mode="after")
-    def _consistent(self) -> BudgetSpec:
+    def check(self) -> None:
         _exactly_one(self, ("requests", "tokens", "usd"))
         if self.scope in (Scope.IP, Scope.GLOBAL):
             raise ValueError(f"a budget's scope is user, key, team or tenant, not {self.scope}")
-        return self
 
     @property
     def unit(self) -> Unit:
@@ -118,28 +113,25 @@ class BudgetSpec(Strict):
 class LimitOverride(LimitSpec):
     """A tenant's (or one of its users') own limit; until a moment, if it is a boost."""
 
-    user: str | None = Field(default=None, max_length=256)
+    user: Annotated[str, Text(most=256)] | None = None
     until: datetime | None = None
 
 
 class BudgetOverride(BudgetSpec):
     """A tenant's (or one of its users') own budget; until a moment, if it is a boost."""
 
-    user: str | None = Field(default=None, max_length=256)
+    user: Annotated[str, Text(most=256)] | None = None
     until: datetime | None = None
 
 
 def in_force(override: LimitOverride | BudgetOverride, user: str, now_us: int) -> bool:
-    """Whether an override applies to this user now. A moment without a zone is UTC."""
+    """Whether an override applies to this user now."""
     if override.user is not None and override.user != user:
         return False
-    if override.until is None:
-        return True
-    until = override.until if override.until.tzinfo else override.until.replace(tzinfo=UTC)
-    return now_us < int(until.timestamp() * 1_000_000)
+    return override.until is None or now_us < int(override.until.timestamp() * 1_000_000)
 
 
-class Timeouts(Strict):
+class Timeouts(Spec):
     """Seconds to connect, to the answer's first byte, between bytes, and in all."""
 
     connect: Seconds = 2
@@ -173,12 +165,29 @@ def _common(limit: LimitSpec) -> LimitSpec:
     return limit
 
 
-SharedLimit = Annotated[LimitSpec, AfterValidator(_shared)]
-PersonalLimit = Annotated[LimitSpec, AfterValidator(_personal)]
-CommonLimit = Annotated[LimitSpec, AfterValidator(_common)]
+SharedLimit = Annotated[LimitSpec, _shared]
+PersonalLimit = Annotated[LimitSpec, _personal]
+CommonLimit = Annotated[LimitSpec, _common]
 
 
-class UpstreamSpec(Strict):
+def _safe(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in url:
+        raise ValueError("expected https://host[:port]/path, without user, query or fragment")
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError("expected printable ASCII without spaces")
+    try:
+        parts.port  # noqa: B018 - reading it validates it
+    except ValueError:
+        raise ValueError("the port is not a number from 1 to 65535") from None
+    if url.rstrip("/").endswith("/chat/completions"):
+        raise ValueError("base_url ends before /chat/completions")
+    if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+        raise ValueError("http:// is for loopback addresses only: elsewhere prompts and keys travel in clear")
+    return url.rstrip("/")
+
+
+class UpstreamSpec(Spec):
     """Where models live: the only hosts that are ever called.
 
     `base_url` ends before ``/chat/completions``. ``bedrock`` is Amazon Bedrock's OpenAI-compatible endpoint in
@@ -186,34 +195,13 @@ class UpstreamSpec(Strict):
     """
 
     api: Literal["openai", "anthropic", "bedrock"]
-    base_url: str | None = None
-    secret: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
-    region: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{2,32}$")] | None = None
+    base_url: Annotated[str, _safe] | None = None
+    secret: Annotated[str, Text(least=1, most=512)] | None = None
+    region: Annotated[str, Text(r"[a-z0-9-]{2,32}")] | None = None
     timeouts: Timeouts = Timeouts()
     limits: tuple[SharedLimit, ...] = ()
 
-    @field_validator("base_url")
-    @classmethod
-    def _safe_url(cls, url: str | None) -> str | None:
-        if url is None:
-            return None
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in url:
-            raise ValueError("expected https://host[:port]/path, without user, query or fragment")
-        if not url.isascii() or not url.isprintable() or " " in url:
-            raise ValueError("expected printable ASCII without spaces")
-        try:
-            parts.port  # noqa: B018 - reading it validates it
-        except ValueError:
-            raise ValueError("the port is not a number from 1 to 65535") from None
-        if url.rstrip("/").endswith("/chat/completions"):
-            raise ValueError("base_url ends before /chat/completions")
-        if parts.scheme == "http" and parts.hostname not in LOOPBACK:
-            raise ValueError("http:// is for loopback addresses only: elsewhere prompts and keys travel in clear")
-        return url.rstrip("/")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> UpstreamSpec:
+    def check(self) -> None:
         if self.api == "bedrock":
             if not self.region:
                 raise ValueError("a bedrock upstream needs region")
@@ -223,43 +211,39 @@ class UpstreamSpec(Strict):
             raise ValueError(f"an {self.api} upstream needs base_url")
         elif not self.secret and urlsplit(self.base_url).hostname not in LOOPBACK:
             raise ValueError("needs secret, the name of the provider key in Secrets Manager")
-        return self
 
     @property
     def url(self) -> str:
         return self.base_url or f"https://bedrock-runtime.{self.region}.amazonaws.com/openai/v1"
 
 
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-
-
-class RouteSpec(Strict):
+class RouteSpec(Spec):
     """One place that can serve a model; the first is used, the others when it cannot be reached."""
 
     upstream: Name
-    model: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    model: Annotated[str, Text(least=1, most=256)]
 
 
-class PriceSpec(Strict):
+class PriceSpec(Spec):
     """US dollars per million tokens. What is not given costs as much as `input` (cached, cache write) or `output`
     (reasoning)."""
 
-    input: Dollars
-    output: Dollars = Decimal(0)
-    cached_input: Dollars | None = None
-    cache_write: Dollars | None = None
-    reasoning: Dollars | None = None
+    input: Money
+    output: Money = Decimal(0)
+    cached_input: Money | None = None
+    cache_write: Money | None = None
+    reasoning: Money | None = None
 
 
-class ModelSpec(Strict):
+class ModelSpec(Spec):
     """What callers may name."""
 
-    route: Annotated[tuple[RouteSpec, ...], Field(min_length=1, max_length=16)]
+    route: Annotated[tuple[RouteSpec, ...], Count(1, 16)]
     price: PriceSpec | None = None
     limits: tuple[SharedLimit, ...] = ()
 
 
-class PlanSpec(Strict):
+class PlanSpec(Spec):
     """What a tenant has bought."""
 
     models: tuple[Name, ...]
@@ -270,21 +254,18 @@ class PlanSpec(Strict):
     are always closed."""
 
 
-class GlobalSpec(Strict):
+class GlobalSpec(Spec):
     """Limits for everyone: per address (scope ip), and for all together (scope global)."""
 
     limits: tuple[CommonLimit, ...] = ()
 
 
-class TenantSpec(Strict):
+class TenantSpec(Spec):
     """A tenant as the policy file names it."""
 
     plan: Name
-    limits: tuple[Annotated[LimitOverride, AfterValidator(_personal), AfterValidator(_own)], ...] = ()
-    budgets: tuple[Annotated[BudgetOverride, AfterValidator(_own)], ...] = ()
-
-
-TenantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,127}$")]
+    limits: tuple[Annotated[LimitOverride, _personal, _own], ...] = ()
+    budgets: tuple[Annotated[BudgetOverride, _own], ...] = ()
 
 
 class TenantRecord(TenantSpec):
@@ -292,19 +273,21 @@ class TenantRecord(TenantSpec):
 
     tenant: TenantName
     state: Literal["active", "suspended"] = "active"
-    version: int = Field(default=1, ge=1)
+    version: Version = 1
 
 
-class Policy(Strict):
+class Policy(Spec):
     """The whole policy. `revision` is set where it is published, and grows with every change; 0: a file's."""
 
+    ALIASES = MappingProxyType({"everyone": "global"})
+
     version: Literal[1]
-    revision: int = Field(default=0, ge=0)
-    upstreams: dict[Name, UpstreamSpec] = {}
-    models: dict[Name, ModelSpec] = {}
-    plans: dict[Name, PlanSpec] = {}
-    everyone: GlobalSpec = Field(default=GlobalSpec(), alias="global")
-    tenants: dict[TenantName, TenantSpec] = {}
+    revision: Version = 0
+    upstreams: Mapping[Name, UpstreamSpec] = MappingProxyType({})
+    models: Mapping[Name, ModelSpec] = MappingProxyType({})
+    plans: Mapping[Name, PlanSpec] = MappingProxyType({})
+    everyone: GlobalSpec = GlobalSpec()
+    tenants: Mapping[TenantName, TenantSpec] = MappingProxyType({})
     redis_failure_mode: Literal["fallback", "open", "closed"] | None = None
 
     def dangling(self) -> list[tuple[tuple[str | int, ...], str]]:

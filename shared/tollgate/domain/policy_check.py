@@ -8,8 +8,8 @@ from typing import Any
 
 from tollgate.domain.policy import BudgetSpec, LimitSpec, Policy, TenantSpec
 from tollgate.domain.policy_document import Document, PolicyErrors, Problem
-from tollgate.domain.policy_explain import Schema, validate
 from tollgate.domain.policy_paths import Path, nearest
+from tollgate.domain.schema import S, read
 
 MAX_PROBLEMS = 100
 """More are not reported: nobody reads them, and they have few causes."""
@@ -17,10 +17,8 @@ MAX_PROBLEMS = 100
 
 def check(document: Document) -> Policy:
     """The policy that the document says. Raises `PolicyErrors` with every problem that it has."""
-    for tenant in _entries(document, "tenants").values():
-        _midnights(tenant)
     problems = list(_misplaced(document))
-    policy, found = validate(Policy, document)
+    policy, found = read(Policy, document)
     problems += found
     if policy is not None:
         problems += _relations(document, policy)
@@ -31,22 +29,12 @@ def check(document: Document) -> Policy:
     return policy
 
 
-def check_record(kind: type[Schema], document: Document) -> Schema:
+def check_record(kind: type[S], document: Document) -> S:
     """One record (a tenant, say) that stands alone. Raises `PolicyErrors`."""
-    _midnights(document.value)
-    record, problems = validate(kind, document)
+    record, problems = read(kind, document)
     if record is None:
         raise PolicyErrors(_in_order(document, problems))
     return record
-
-
-def _midnights(tenant: Any) -> None:
-    """``until: 2026-12-01`` in a tenant's overrides is the start of that day, in UTC."""
-    for group in tenant.values() if isinstance(tenant, dict) else ():
-        for override in group if isinstance(group, list) else ():
-            until = override.get("until") if isinstance(override, dict) else None
-            if isinstance(until, str) and len(until) == 10:
-                override["until"] = f"{until}T00:00:00Z"
 
 
 # -- across the document -----------------------------------------------------------------------------------------
@@ -55,8 +43,6 @@ def _midnights(tenant: Any) -> None:
 def _misplaced(document: Document) -> Iterable[Problem]:
     if isinstance(document.value, dict) and "revision" in document.value:
         yield document.problem(("revision",), "is set where a policy is published; leave it out")
-    if isinstance(document.value, dict) and "everyone" in document.value:  # the field's name in Python
-        yield document.problem(("everyone",), "is not known", "did you mean global?")
 
 
 def _relations(document: Document, policy: Policy) -> Iterable[Problem]:
@@ -136,7 +122,7 @@ def _relations_of_the_rest(document: Document, wrong: set[Path]) -> Iterable[Pro
     common = _entries(document, "global")
     if common and not any(path[0] == "global" for path in broken if path):
         rest["global"] = common
-    policy, _ = validate(Policy, Document(rest, document.source, document.places))
+    policy, _ = read(Policy, Document(rest, document.source, document.places))
     if policy is None:
         return
     unreadable = tuple(f"no {group[:-1]} " for group in _PLACEHOLDERS if (group,) in broken)

@@ -7,14 +7,11 @@ path (a line of the file, an item, an environment variable), and what would be r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from enum import Enum
 from typing import Any
-
-from pydantic import BaseModel
 
 from tollgate.domain.policy_paths import Path, render
 
@@ -90,12 +87,6 @@ class Document:
         return Problem(path, message, hint, self.place(path))
 
 
-def plain(model: BaseModel) -> dict[str, Any]:
-    """A part of a policy as the plain data that says it: what was set, and no more. Money stays decimal."""
-    found: dict[str, Any] = _plain(model.model_dump(by_alias=True, exclude_unset=True, exclude_none=True))
-    return found
-
-
 def jsonable(value: Any) -> Any:
     """The data with JSON's types only, in its own order."""
     return json.loads(json.dumps(value, default=to_json))
@@ -117,17 +108,3 @@ def to_json(value: object) -> object:
     if isinstance(value, datetime):
         return value.isoformat()
     raise TypeError(f"a {type(value).__name__} is not allowed here")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, datetime):
-        return value.isoformat().replace("+00:00", "Z")
-    if isinstance(value, float) and value.is_integer():
-        return int(value)  # as DynamoDB gives it back
-    return value

@@ -15,14 +15,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from datetime import datetime
 from decimal import Decimal
 from itertools import pairwise
 from typing import Any, NoReturn
 
 from tollgate.domain.policy import Policy
 from tollgate.domain.policy_document import Document, Place, Problem
-from tollgate.domain.policy_paths import Path, choices, fields, inner, kind_at, nearest, options, render
+from tollgate.domain.policy_paths import Path, nearest, render
+from tollgate.domain.schema import Kind, kind_at, kind_of
 
 GROUPS = ("PLANS", "MODELS", "UPSTREAMS", "GLOBAL", "TENANTS")
 """Only variables below these are overrides; ``TOLLGATE_STORE_URL`` and the like are settings of a process."""
@@ -44,7 +44,7 @@ def override(document: Document, environ: Mapping[str, str], groups: Iterable[st
         if spelled.partition("__")[0] not in wanted:
             continue
         place = Place(variable)
-        found = list(dict.fromkeys(_resolve(document.value, Policy, spelled, ())))
+        found = list(dict.fromkeys(_resolve(document.value, kind_of(Policy), spelled, ())))
         if not found:
             path, message, hint = _nowhere(document.value, spelled)
             problems.append(Problem(path, message, hint, place))
@@ -62,10 +62,9 @@ def override(document: Document, environ: Mapping[str, str], groups: Iterable[st
     return problems
 
 
-def value_of(text: str, kind: Any) -> Any:
+def value_of(text: str, kind: Kind | None) -> Any:
     """A variable's value: text where the schema wants text, otherwise JSON, and text where it is none."""
-    allowed = [option for option, _ in options(kind)]
-    if allowed and all(option in (str, datetime) or choices(option) for option in allowed):
+    if kind is not None and kind.is_text:
         return text
     try:
         return json.loads(text, parse_float=Decimal, parse_constant=_refuse)
@@ -98,7 +97,7 @@ class _Step:
     """What follows in the variable's name; None at its end."""
 
 
-def _steps(value: Any, kind: Any, spelled: str) -> Iterator[_Step]:
+def _steps(value: Any, kind: Kind | None, spelled: str) -> Iterator[_Step]:
     """What the first words can mean below `value`. A name may hold two underscores itself, or end with one."""
     if isinstance(value, list):
         word, separator, rest = spelled.partition("__")
@@ -108,7 +107,7 @@ def _steps(value: Any, kind: Any, spelled: str) -> Iterator[_Step]:
     if value is not None and not isinstance(value, dict):
         return
     existing = value or {}
-    for name in dict.fromkeys([*existing, *fields(kind)]):
+    for name in dict.fromkeys([*existing, *(kind.names() if kind else ())]):
         folded = _fold(name)
         if spelled == folded:
             yield _Step(name, existing.get(name), None)
@@ -116,24 +115,25 @@ def _steps(value: Any, kind: Any, spelled: str) -> Iterator[_Step]:
             yield _Step(name, existing.get(name), spelled[len(folded) + 2 :])
 
 
-def _resolve(value: Any, kind: Any, spelled: str | None, path: Path) -> Iterator[Path]:
+def _resolve(value: Any, kind: Kind | None, spelled: str | None, path: Path) -> Iterator[Path]:
     if spelled is None:
         yield path
         return
     for step in _steps(value, kind, spelled):
-        yield from _resolve(step.value, inner(kind, step.part), step.rest, (*path, step.part))
+        yield from _resolve(step.value, kind.inner(step.part) if kind else None, step.rest, (*path, step.part))
 
 
 def _nowhere(value: Any, spelled: str) -> tuple[Path, str, str]:
     """How far a variable's name can be followed, and what was expected there."""
     path: Path = ()
-    kind: Any = Policy
+    kind: Kind | None = kind_of(Policy)
     while (step := next(_steps(value, kind, spelled), None)) is not None and step.rest is not None:
-        path, value, kind, spelled = (*path, step.part), step.value, inner(kind, step.part), step.rest
+        path, value, spelled = (*path, step.part), step.value, step.rest
+        kind = kind.inner(step.part) if kind else None
     word = spelled.partition("__")[0].lower()
     if isinstance(value, list):
         return path, f"has no entry {word!r}: there are {len(value)}, counted from 0", ""
-    known = tuple(dict.fromkeys([*(value if isinstance(value, dict) else ()), *fields(kind)]))
+    known = tuple(dict.fromkeys([*(value if isinstance(value, dict) else ()), *(kind.names() if kind else ())]))
     return path, f"has no {word!r}", nearest(word, known)
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import ValidationError
-
 import tollgate
 from tollgate.domain.policy import LOOPBACK, Policy, TenantSpec, UpstreamSpec
+from tollgate.domain.policy_document import Document
+from tollgate.domain.schema import plain, read
 from tollgate.local.children import NotStarted
 
 TENANTS = {"acme": "pro", "globex": "free", "initech": "enterprise"}
@@ -53,7 +53,7 @@ def redirect(policy: Policy, demo_url: str, given_url: str | None) -> Policy:
     """
     upstreams = {name: _redirected(spec, demo_url, given_url) for name, spec in policy.upstreams.items()}
     demo = {name: TenantSpec(plan=plan) for name, plan in TENANTS.items() if plan in policy.plans}
-    return policy.model_copy(update={"upstreams": upstreams, "tenants": demo | policy.tenants})
+    return policy.replace(upstreams=upstreams, tenants={**demo, **policy.tenants})
 
 
 def _redirected(spec: UpstreamSpec, demo_url: str, given_url: str | None) -> UpstreamSpec:
@@ -65,11 +65,11 @@ def _redirected(spec: UpstreamSpec, demo_url: str, given_url: str | None) -> Ups
     url = upstream_url(given_url)
     here = urlsplit(url).hostname in LOOPBACK
     secret = None if here and KEY_VARIABLE not in os.environ else SECRET
-    try:
-        return UpstreamSpec(api="openai", base_url=url, secret=secret, timeouts=spec.timeouts, limits=spec.limits)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise NotStarted(f"--upstream {given_url}: {reason}") from None
+    given = UpstreamSpec(api="openai", base_url=url, secret=secret, timeouts=spec.timeouts, limits=spec.limits)
+    checked, problems = read(UpstreamSpec, Document(plain(given)))
+    if checked is None:
+        raise NotStarted(f"--upstream {given_url}: {problems[0].message}")
+    return checked
 
 
 def upstream_key(policy: Policy, environ: Mapping[str, str]) -> str | None:

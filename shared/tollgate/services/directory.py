@@ -103,9 +103,7 @@ class Directory:
         policy = await self.policy()
         if who.plan not in policy.plans:
             return None
-        return TenantRecord.model_construct(
-            tenant=who.tenant, plan=who.plan, state="active", version=0, limits=(), budgets=()
-        )
+        return TenantRecord(tenant=who.tenant, plan=who.plan, version=0)
 
     def known(self, who: Identity, model: str, api: Api, ip: str) -> Entitlement | None:
         """The caller's entitlement, if it was made before and nothing it was made from has changed or is too old."""
