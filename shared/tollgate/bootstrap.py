@@ -1,4 +1,8 @@
-"""The only place that wires ports to adapters. Reads the environment once; imports what the choice needs, no more."""
+"""The only place that wires ports to adapters. Reads the environment once; imports what the choice needs, no more.
+
+What all functions need is imported here; what only some do is imported where they are put together: the gateway's parts
+when its application is made, the adapters when their process starts. Nothing is left for a request to import.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +16,22 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tollgate.adapters.http import HttpClient
 from tollgate.adapters.memory_limits import MemoryLimitStore
-from tollgate.domain.limits import BudgetTake
-from tollgate.domain.policy import UpstreamSpec
 from tollgate.ports import LimitStore, PolicySource, Secrets, SecretUnavailable, Spending
-from tollgate.services.account import Account
-from tollgate.services.admit import Admitter
-from tollgate.services.application import Application
-from tollgate.services.directory import Directory
-from tollgate.services.exchange import Exchange, Header
-from tollgate.services.forward import Forwarder
-from tollgate.services.gateway import Gateway, Identify
-from tollgate.services.identify import BearerTokens, from_request_context, lambda_deadline
 
 if TYPE_CHECKING:
     from tollgate.adapters.aws import AwsClient, CredentialSource
     from tollgate.adapters.dynamodb_ledger import DynamoLedger
     from tollgate.adapters.failover import FailureMode
     from tollgate.adapters.policy_tables import PolicyTables
+    from tollgate.domain.limits import BudgetTake
+    from tollgate.domain.policy import UpstreamSpec
+    from tollgate.services.application import Application
+    from tollgate.services.directory import Directory
+    from tollgate.services.exchange import Exchange, Header
+    from tollgate.services.gateway import Gateway, Identify
     from tollgate.services.meter import DeadLetters
 
-Deadline = Callable[[Exchange], int | None]
+    Deadline = Callable[[Exchange], int | None]
 
 
 class BadSetting(Exception):
@@ -199,6 +199,12 @@ class Adapters:
 
 async def gateway(settings: Settings, identify: Identify, deadline: Deadline, *, max_in_flight: int = 0) -> Gateway:
     """The gateway with everything that it needs. Belongs to the running event loop."""
+    from tollgate.services.account import Account
+    from tollgate.services.admit import Admitter
+    from tollgate.services.directory import Directory
+    from tollgate.services.forward import Forwarder
+    from tollgate.services.gateway import Gateway
+
     adapters = Adapters(settings)
     mode = FailureModeSetting(settings.failure_mode)
     store = adapters.limit_store(mode)
@@ -259,12 +265,18 @@ def lambda_application() -> Application:
             "functions.proxy.app believes the x-amzn-request-context header, which only API Gateway may set: "
             "it runs on Lambda alone. Use `tollgate serve` elsewhere."
         )
+    from tollgate.services.application import Application
+    from tollgate.services.identify import from_request_context, lambda_deadline
+
     settings = Settings.read()
     return Application(lambda: gateway(settings, from_request_context, lambda_deadline))
 
 
 def serve_application() -> Application:
     """For `tollgate serve`: the authorizer's code runs in this process."""
+    from tollgate.services.application import Application
+    from tollgate.services.identify import BearerTokens
+
     settings = Settings.read()
     cap = _whole(settings.environ, "TOLLGATE_MAX_IN_FLIGHT", 1000)
     try:

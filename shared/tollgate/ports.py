@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-if TYPE_CHECKING:  # the policy's schema costs pydantic, which not every function needs
+if TYPE_CHECKING:  # not every function needs the policy's schema
     from tollgate.domain.identity import Identity
     from tollgate.domain.limits import Admission, BudgetTake, Decision, RateTake, Settlement
     from tollgate.domain.policy import Policy, TenantRecord

@@ -81,7 +81,7 @@ BROKEN: list[tuple[int, str, str, int, str]] = [
     (1, "# version: 1", "version", 2, "is missing"),
     (1, "version: 1\nrevision: 7", "revision", 2, "leave it out"),
     (1, "version: 1\nplan: {}", "plan", 2, "is not known (did you mean plans?)"),
-    (1, "version: 1\neveryone: {}", "everyone", 2, "is not known"),
+    (1, "version: 1\neveryone: {}", "everyone", 2, "is not known (did you mean global?)"),
     (1, "version: 1\nredis_failure_mode: shut", "redis_failure_mode", 2, "expected fallback, open or closed"),
     (3, "  openai: {api: opnai, base_url: 'https://a.b/v1', secret: s}",
      "upstreams.openai.api", 3, "did you mean openai"),

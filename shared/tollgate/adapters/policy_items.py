@@ -7,8 +7,8 @@ was found to be right, as one item with a revision.
 from __future__ import annotations
 
 import base64
-import gzip
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
@@ -27,6 +27,8 @@ BOOKKEEPING = frozenset({"updated_at", "updated_by"})
 PACK_ABOVE = 8_000
 MAX_PACKED = 380_000
 """Bytes; a DynamoDB item holds 400 KB."""
+GZIP = 31
+"""To zlib: with gzip's head and sum, as `gunzip` reads it. The gzip module would be one more import of a cold start."""
 
 
 def items_of(policy: Policy) -> dict[str, dict[str, Any]]:
@@ -95,7 +97,7 @@ def pack(body: str) -> dict[str, Any]:
     raw = body.encode()
     if len(raw) <= PACK_ABOVE:
         return {"body": body}
-    packed = base64.b64encode(gzip.compress(raw, mtime=0)).decode()
+    packed = base64.b64encode(zlib.compress(raw, wbits=GZIP)).decode()
     if len(packed) > MAX_PACKED:
         raise PolicyErrors([Problem((), "the policy is too large for one item of its table, even compressed")])
     return {"packed": packed}
@@ -105,11 +107,19 @@ def unpack(snapshot: Mapping[str, Any]) -> Document:
     """The policy of a snapshot. Raises `PolicyErrors` for one that nobody of us wrote."""
     try:
         return Document(json.loads(body_text(snapshot), parse_float=Decimal), SNAPSHOT)
-    except (ValueError, OSError, EOFError, KeyError, TypeError) as error:
-        raise PolicyErrors([Problem((), f"cannot be read: {error}", place=Place(SNAPSHOT))]) from None
+    except ValueError as error:
+        raise _unreadable(error) from None
 
 
 def body_text(snapshot: Mapping[str, Any]) -> str:
-    if "packed" in snapshot:
-        return gzip.decompress(base64.b64decode(snapshot["packed"])).decode()
-    return str(snapshot["body"])
+    """Raises `PolicyErrors`."""
+    try:
+        if "packed" in snapshot:
+            return zlib.decompress(base64.b64decode(snapshot["packed"]), GZIP).decode()
+        return str(snapshot["body"])
+    except (ValueError, zlib.error, KeyError, TypeError) as error:
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: Exception) -> PolicyErrors:
+    return PolicyErrors([Problem((), f"cannot be read: {error}", place=Place(SNAPSHOT))])

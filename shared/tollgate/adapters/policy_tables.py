@@ -9,9 +9,8 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from tollgate.adapters import telemetry
 from tollgate.adapters.document_table import MAX_ACTIONS, Client, ConditionFailed, DocumentTable, Item
@@ -46,13 +45,12 @@ _TENANTS = "TENANTS"
 _NOT_TENANTS = tuple(group for group in GROUPS if group != _TENANTS)
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(NamedTuple):
     """What `apply` did. `revision` is the policy's from now on."""
 
     changes: list[Change]
     revision: int
-    tenants: list[str] = field(default_factory=list)
+    tenants: list[str]
     """Tenants that were made or changed."""
 
 
@@ -321,7 +319,7 @@ def _revision(snapshot: Item | None) -> int:
 def _body(snapshot: Item) -> str:
     try:
         return body_text(snapshot)
-    except (ValueError, OSError, EOFError, KeyError, TypeError):
+    except PolicyErrors:
         return ""
 
 

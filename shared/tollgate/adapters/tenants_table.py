@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from tollgate.adapters.document_table import Client, ConditionFailed, DocumentTable, Item
 from tollgate.domain.policy import TenantRecord, TenantSpec
@@ -36,8 +35,7 @@ class Conflict(Exception):
     """It is there already, or somebody else changed it at the same time; the message says which."""
 
 
-@dataclass(frozen=True, slots=True)
-class TenantRow:
+class TenantRow(NamedTuple):
     """A tenant in a list: what its item says, right or wrong."""
 
     tenant: str
@@ -47,7 +45,7 @@ class TenantRow:
     overrides: int
 
     def as_dict(self) -> dict[str, str | int]:
-        return {name: getattr(self, name) for name in self.__slots__}
+        return self._asdict()
 
 
 def successor(version: int, now_s: float) -> int:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tollgate.domain import keys
 from tollgate.domain.limits import BudgetTake, Unit, Window
 from tollgate.domain.records import UsageClose, counts_as_request
 
 
-@dataclass(frozen=True, slots=True)
-class Counter:
+class Counter(NamedTuple):
     """What one subject has used in one window. Its figures are named by `figure`."""
 
     subject: str
@@ -25,8 +25,7 @@ class Counter:
     """The window's label: ``2026-11-21``, ``2026-11`` or ``life``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One row of the usage report; rows partition the usage. `day` is a UTC day (``2026-11-21``)."""
 
     tenant: str
@@ -92,8 +91,7 @@ def add(total: Moves, more: Moves, sign: int = 1) -> None:
             del total[place]
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """Which figures of a counter, added up, a budget has spent."""
 
     counter: Counter
@@ -133,8 +131,7 @@ class EntryReport:
     floors: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class UsageRow:
+class UsageRow(NamedTuple):
     """One line of the usage report. Input includes cached tokens, output includes reasoning."""
 
     row: Row

@@ -7,8 +7,7 @@ What they may do is the tenant's record as it is now; the plan in the identity i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 MAX_TEXT = 256
 """The longest id, plan or scope, in characters; the same bound that usage records have."""
@@ -37,8 +36,7 @@ class KeysUnavailable(Exception):
     """The issuer's signing keys were never loaded and cannot be now: not the caller's fault (503, not 401)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """Who calls, as far as their credential says. Optional parts are ``""``; `expires_at` is in epoch seconds."""
 
     tenant: str
@@ -46,7 +44,7 @@ class Identity:
     plan: str = ""
     team: str = ""
     key: str = ""
-    scopes: frozenset[str] = field(default_factory=frozenset)
+    scopes: frozenset[str] = frozenset()
     expires_at: int = 0
 
     def expired(self, now_s: float) -> bool:
@@ -86,8 +84,7 @@ class Identity:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimNames:
+class ClaimNames(NamedTuple):
     """Which claim holds which part: for each part the first of its names that a token has."""
 
     tenant: tuple[str, ...] = ("tenant", "custom:tenant")
@@ -102,7 +99,7 @@ class ClaimNames:
     def from_env(cls, environ: Mapping[str, str]) -> ClaimNames:
         """Read `TOLLGATE_CLAIM_TENANT`, `_USER`, `_PLAN`, `_TEAM`, `_KEY`, `_SCOPES`: comma-separated claim names."""
         found: dict[str, tuple[str, ...]] = {}
-        for part in cls.__slots__:
+        for part in cls._fields:
             variable = f"TOLLGATE_CLAIM_{part.upper()}"
             if variable not in environ:
                 continue

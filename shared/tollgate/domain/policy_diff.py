@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tollgate.domain.policy_document import canonical
 from tollgate.domain.policy_paths import Path, render
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One difference. `before` is None where something is new, `after` where it is gone."""
 
     path: Path

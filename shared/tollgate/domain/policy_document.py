@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from tollgate.domain.policy_paths import Path, render
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A file (with its line, from 1), a table item or an environment variable."""
 
     source: str
@@ -27,8 +25,7 @@ class Place:
         return f"{self.source}:{self.line}" if self.line else self.source
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """One thing that is wrong, and where."""
 
     path: Path
@@ -68,13 +65,15 @@ class PolicyErrors(Exception):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
-@dataclass(slots=True)
 class Document:
     """A policy as plain data, and where its parts came from: the place of the longest known prefix of a path."""
 
-    value: Any
-    source: str = "policy"
-    places: dict[Path, Place] = field(default_factory=dict)
+    __slots__ = ("places", "source", "value")
+
+    def __init__(self, value: Any, source: str = "policy", places: dict[Path, Place] | None = None) -> None:
+        self.value = value
+        self.source = source
+        self.places = {} if places is None else places
 
     def place(self, path: Path) -> Place:
         for end in range(len(path), -1, -1):

@@ -14,10 +14,9 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from tollgate.domain.policy import Policy
 from tollgate.domain.policy_document import Document, Place, Problem
@@ -89,8 +88,7 @@ def _fold(name: str) -> str:
     return _NOT_IN_VARIABLES.sub("_", name.upper())
 
 
-@dataclass(slots=True)
-class _Step:
+class _Step(NamedTuple):
     part: str | int
     value: Any
     rest: str | None

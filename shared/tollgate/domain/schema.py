@@ -370,7 +370,8 @@ class Fields(Kind):
                 field, kind = known[name]
                 given[field] = kind.read(part, (*path, name), reading)
             else:
-                hints.add(hint := nearest(str(name), tuple(known)))
+                hint = nearest(self._spec.ALIASES.get(name, str(name)), tuple(known))
+                hints.add(hint)
                 reading.wrong((*path, str(name)), "is not known", hint)
         for name, (field, kind) in known.items():
             # a misspelled name is one mistake, not also a missing one
