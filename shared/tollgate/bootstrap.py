@@ -206,6 +206,7 @@ async def gateway(settings: Settings, identify: Identify, deadline: Deadline, *,
     from tollgate.services.gateway import Gateway
 
     adapters = Adapters(settings)
+    adapters.http.prepare()
     mode = FailureModeSetting(settings.failure_mode)
     store = adapters.limit_store(mode)
     spending = adapters.spending()

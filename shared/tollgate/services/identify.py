@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
+from typing import TYPE_CHECKING
 
 import orjson
 
 from tollgate.domain.identity import Identity, Unauthorized
-from tollgate.services.authorize import TokenVerifier
 from tollgate.services.exchange import Exchange
+
+if TYPE_CHECKING:  # on Lambda the authorizer verifies
+    from tollgate.services.authorize import TokenVerifier
 
 
 async def from_request_context(exchange: Exchange) -> tuple[Identity, str]:
@@ -54,7 +57,7 @@ class BearerTokens:
     def from_env(cls, environ: Mapping[str, str]) -> BearerTokens:
         """Raises ValueError that names the variable."""
         from tollgate.adapters.jwks import Jwks, emulator_hosts
-        from tollgate.services.authorize import TokenRules
+        from tollgate.services.authorize import TokenRules, TokenVerifier
 
         rules = TokenRules.from_env(environ)
         verifier = TokenVerifier(rules, Jwks(rules.jwks_url, http_hosts=emulator_hosts(environ)))
