@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ def cold_imports(runs: int, core: set[int]) -> dict[str, ImportTime]:
     with tempfile.TemporaryDirectory(prefix="tollgate-bytecode-") as bytecode:
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TOLLGATE_"))}
         environ |= {
-            "PYTHONPATH": os.pathsep.join((str(ROOT / "shared"), str(ROOT))),
+            "PYTHONPATH": os.pathsep.join((str(ROOT / "shared"), str(ROOT), sysconfig.get_paths()["purelib"])),
             "PYTHONPYCACHEPREFIX": bytecode,
             "AWS_LAMBDA_FUNCTION_NAME": "bench",  # without it the proxy refuses to start
         }
@@ -59,7 +60,8 @@ def cold_imports(runs: int, core: set[int]) -> dict[str, ImportTime]:
 def _run(program: str, environ: dict[str, str], core: set[int]) -> float:
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environ, capture_output=True, text=True,
+        # -S: this environment's start-up hooks import modules that a bundle would have to
+        [sys.executable, "-S", "-c", program], env=environ, capture_output=True, text=True,
         preexec_fn=lambda: os.sched_setaffinity(0, core),
     )  # fmt: skip
     elapsed = (time.perf_counter() - started) * 1000

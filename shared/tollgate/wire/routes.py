@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from tollgate.domain.usage import BYTES_PER_TOKEN, tokens_of
 from tollgate.wire.body import Body, BodyError
@@ -87,8 +87,7 @@ Guard = Callable[[Any], Feature | None]
 """Looks at a field's value (never None); says which feature it needs. Raises `ApiError` if it is malformed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """One endpoint: where it is, whose shapes it speaks, and which fields mean what."""
 
     path: str
