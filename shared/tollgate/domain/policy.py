@@ -15,7 +15,8 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from tollgate.domain.limits import PERIOD_US, Scope, Unit, Window
-from tollgate.domain.schema import Count, Dollars, Positive, Spec, Text, Whole
+from tollgate.domain.schema import Count, Spec
+from tollgate.domain.schema_kinds import Dollars, Positive, Text, Whole
 
 Name = Annotated[str, Text(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")]
 """Plans, models and upstreams: the alphabet is safe in URLs, headers and environment variables."""

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple, NoReturn
 from tollgate.domain.policy import Policy
 from tollgate.domain.policy_document import Document, Place, Problem
 from tollgate.domain.policy_paths import Path, nearest, render
-from tollgate.domain.schema import Kind, kind_at, kind_of
+from tollgate.domain.schema import kind_at, kind_of
+from tollgate.domain.schema_kinds import Kind
 
 GROUPS = ("PLANS", "MODELS", "UPSTREAMS", "GLOBAL", "TENANTS")
 """Only variables below these are overrides; ``TOLLGATE_STORE_URL`` and the like are settings of a process."""
