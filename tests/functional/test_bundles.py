@@ -87,7 +87,7 @@ def test_a_bundle_holds_its_function_and_no_other(name: str) -> None:
 def test_a_bundle_holds_no_tests_no_secrets_and_nothing_that_the_runtime_has(name: str) -> None:
     bundle = for_aws(name)
     names = {path.relative_to(bundle).parts[0] for path in files(bundle)}
-    assert names.isdisjoint({"boto3", "botocore", "shared", "tests", "bench", "moto", "policy.yaml", "pip"})
+    assert names.isdisjoint({"boto3", "botocore", "pydantic", "shared", "tests", "bench", "moto", "policy.yaml", "pip"})
     for path in files(bundle):
         assert not re.search(
             r"(^|/)(tests?|\.git)/|(^|/)\.env|\.(pem|key|lock|in|toml)$", str(path.relative_to(bundle))
