@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: help setup dev test faults lint types check clean
+.PHONY: help setup dev test faults long lint types check clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -31,13 +31,16 @@ test: setup ## run the test suite
 faults: setup ## kill, stall, empty and redirect real servers under the gateway
 	@$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
 
+long: setup ## a thousand generated sequences of fifty steps on every store
+	@$(BIN)/python -m pytest -m long tests/contract $(ARGS)
+
 lint: setup ## ruff, both as linter and as formatter
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 types: setup ## mypy, strict
 	@$(BIN)/mypy
 
-check: test faults lint types ## everything that must pass before a change lands
+check: test faults long lint types ## everything that must pass before a change lands
 
 clean: ## remove .venv and everything built
 	rm -rf $(VENV) $(SAM_VENV) .tools .aws-sam build dist *.egg-info

@@ -44,15 +44,31 @@ def seen(takes: list[Take], decision: Decision) -> list[State]:
     ]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in STORES if kind != "memory"])
+OTHERS = [kind for kind in STORES if kind != "memory"]
+
+
+@pytest.mark.parametrize("kind", OTHERS)
 def test_same_sequence_same_decisions(kind: str, runner: asyncio.Runner, request: pytest.FixtureRequest) -> None:
+    replay(kind, runner, request, examples=60, length=30)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_thousand_long_sequences(kind: str, runner: asyncio.Runner, request: pytest.FixtureRequest) -> None:
+    replay(kind, runner, request, examples=1000, length=50)
+
+
+def replay(kind: str, runner: asyncio.Runner, request: pytest.FixtureRequest, *, examples: int, length: int) -> None:
+    """Generate sequences and give each to a store and to the reference; they must answer alike, step by step."""
     made: list[Driver] = []
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-    @given(st.lists(steps, max_size=30))
-    def replay(sequence: list[tuple[str, int, Any]]) -> None:
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(st.lists(steps, min_size=length if examples > 100 else 0, max_size=length))
+    def run(sequence: list[tuple[str, int, Any]]) -> None:
         driver = make_driver(kind, runner, request)
         made.append(driver)
+        if len(made) > 1:
+            runner.run(made.pop(0).store.aclose())
         reference: Driver
         reference = Driver(MemoryLimitStore(clock=lambda: reference.now), runner)
         both = (driver, reference)
@@ -81,7 +97,7 @@ def test_same_sequence_same_decisions(kind: str, runner: asyncio.Runner, request
                     admitted[name] = asked
 
     try:
-        replay()
+        run()
     finally:
         for driver in made:
             runner.run(driver.store.aclose())

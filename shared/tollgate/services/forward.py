@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 from tollgate.adapters.http_message import TimedOut, Timeouts, UpstreamError
@@ -62,11 +63,14 @@ class Forwarder:
             else:
                 headers.append((b"authorization", b"Bearer " + secret.encode()))
         limits = upstream.timeouts
-        timeouts = Timeouts(limits.connect, limits.first_byte, limits.idle, min(limits.total, seconds))
+        timeouts = _timeouts(limits.connect, limits.first_byte, limits.idle, min(limits.total, seconds))
         response = await self._http.request("POST", url, headers, call.body, timeouts)
         if response.status in (401, 403) and upstream.secret is not None:
             self._secrets.invalidate(upstream.secret)  # rotated meanwhile: the next call reads it again
         return response
+
+
+_timeouts = lru_cache(maxsize=256)(Timeouts)  # the same few, but behind Lambda's deadlines
 
 
 def failure(error: Exception) -> errors.ApiError:
