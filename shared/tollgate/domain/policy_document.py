@@ -7,6 +7,7 @@ path (a line of the file, an item, an environment variable), and what would be r
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal
@@ -100,7 +101,7 @@ def to_json(value: object) -> object:
     """What DynamoDB's types and Python's moments are in JSON: a `default` for `json.dumps`."""
     if isinstance(value, Decimal):
         if not value.is_finite():
-            return float(value)
+            return math.nan if value.is_nan() else float(value)  # float() refuses a signalling one
         return int(value) if value == value.to_integral_value() and abs(value) < 10**20 else float(value)
     if isinstance(value, set | frozenset):
         return sorted(value, key=str)
