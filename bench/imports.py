@@ -14,7 +14,7 @@ from statistics import median
 from rig import ROOT
 
 PROXY = (
-    "functions.proxy.app", "uvloop", "uvicorn.server", "uvicorn.lifespan.on", "uvicorn.protocols.http.httptools_impl",
+    "functions.proxy.__main__", "uvloop",
     "tollgate.adapters.failover", "tollgate.adapters.redis_limits", "tollgate.adapters.dynamodb_limits",
     "tollgate.adapters.dynamodb_ledger", "tollgate.adapters.policy_tables",
 )  # fmt: skip

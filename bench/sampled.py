@@ -17,7 +17,7 @@ import sys
 from collections import Counter
 from types import FrameType
 
-import uvicorn
+from tollgate.bootstrap import serve
 
 PERIOD_S = 0.001
 
@@ -92,10 +92,7 @@ def main() -> None:
 
     signal.signal(signal.SIGUSR1, lambda *_: profiler.start())
     signal.signal(signal.SIGUSR2, report_to_file)
-    uvicorn.run(
-        "tollgate.bootstrap:serve_application", factory=True, port=port, loop="uvloop", http="httptools", ws="none",
-        access_log=False, log_level="warning", server_header=False, proxy_headers=False, date_header=False,
-    )  # fmt: skip
+    sys.exit(serve(port=port))
 
 
 if __name__ == "__main__":

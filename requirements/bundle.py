@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (ROOT / "shared", ROOT)
 """Source roots: what lies in them is importable by its path, here as in a bundle."""
-ENTRIES = ("handler", "app")
+ENTRIES = ("handler", "__main__")
 """Modules that Lambda starts from, in functions/<name>."""
 NEVER = ("tollgate.cli", "tollgate.local")
 """Reached from shared modules where a person starts them, never on Lambda."""

@@ -297,28 +297,12 @@ def _whole(environ: Mapping[str, str], name: str, default: int) -> int:
 def serve(host: str = "127.0.0.1", port: int = 8080, workers: int = 1) -> int:
     """Run the gateway in this process (or in `workers` of them) until SIGTERM; streams in flight are drained.
 
-    Raises `BadSetting` before anything is started.
+    Returns the exit code. Raises `BadSetting` before anything is started.
     """
-    import uvicorn
+    from tollgate.adapters import http_server
 
     serve_application()  # a bad setting stops here, with its name, rather than in a worker
-    uvicorn.run(
-        "tollgate.bootstrap:serve_application",
-        factory=True,
-        host=host,
-        port=port,
-        workers=workers,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,  # uvicorn would believe X-Forwarded-For from any loopback client; see `BearerTokens`
-        timeout_graceful_shutdown=300,
-    )
-    return 0
+    return http_server.serve(serve_application, host, port, workers=workers)
 
 
 # -- the functions ---------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ Phase = Literal["connect", "first_byte", "idle", "total"]
 _DEFAULT_PORT = {"http": 80, "https": 443}
 _VISIBLE = re.compile(r"[!-~]+")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 _FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade"})
 """Headers that decide where a message ends or who gets it: only the client itself may write them."""
@@ -148,7 +148,7 @@ def encode_head(method: str, url: Url, headers: Iterable[Header], body_length: i
 
 
 def _check_name(name: bytes) -> None:
-    if not _TOKEN.fullmatch(name):
+    if not TOKEN.fullmatch(name):
         raise ValueError(f"not a header name: {name!r}")
     if name.lower() in _FRAMING:
         raise ValueError(f"the client writes this header itself: {name!r}")

@@ -75,6 +75,14 @@ def write(record: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def where(error: BaseException) -> str:
+    """File and line of a mistake: a traceback's text could hold what a caller wrote."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}" if trace is not None else ""
+
+
 def _threshold() -> int:
     name = os.environ.get("POWERTOOLS_LOG_LEVEL") or os.environ.get("AWS_LAMBDA_LOG_LEVEL") or "INFO"
     return _LEVELS.get(name.upper(), _LEVELS["INFO"])

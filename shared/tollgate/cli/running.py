@@ -62,10 +62,7 @@ def serve(ctx: click.Context, host: str, port: int, workers: int, as_json: bool)
         from tollgate.adapters.policy_file import load
 
         load(os.environ.get("TOLLGATE_POLICY") or "policy.yaml", os.environ)  # its mistakes stop here, a line each
-    try:
-        ctx.exit(run(host, port, workers))
-    except SystemExit as ended:  # uvicorn has said why, and has exit codes of its own
-        ctx.exit(FAILED if ended.code else 0)
+    ctx.exit(FAILED if run(host, port, workers) else 0)  # the server has said why
 
 
 @click.command()

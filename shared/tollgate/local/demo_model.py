@@ -119,7 +119,8 @@ class DemoModel:
             status, headers = STATUS_FAULTS[job.fault]
             await _answer(send, status, _error(f"the demo model was told to answer {status}", "demo_fault"), headers)
         elif job.fault == "fault-close":
-            await _hang_up(send)
+            await send({"type": "http.response.start", "status": 200})
+            return  # our server holds an answer's head until it has a body, and closes where none comes
         elif job.fault == "fault-garbage" and not job.stream:
             await _answer(send, 200, b"<html>not JSON")
         elif job.stream and api.events is not None:
@@ -214,15 +215,6 @@ async def _body(receive: Receive) -> bytes:
             return b"".join(parts)
 
 
-async def _hang_up(send: Send) -> None:
-    """Close the connection. ASGI has no message for that before an answer has begun (a server then answers 500 by
-    itself), so this takes hold of uvicorn's own connection; with another `send` nothing happens."""
-    transport = getattr(getattr(send, "__self__", None), "transport", None)
-    if transport is not None:
-        transport.close()
-        await asyncio.sleep(0.01)  # until uvicorn knows
-
-
 async def _answer(
     send: Send, status: int, body: Mapping[str, Any] | bytes, headers: list[tuple[bytes, bytes]] | None = None
 ) -> None:
@@ -247,14 +239,9 @@ def main() -> None:
     )
     parser.add_argument("--port", type=int, default=8090, help="port on 127.0.0.1 (default 8090)")
     port = parser.parse_args().port
-    import uvicorn
+    from tollgate.adapters.http_server import serve
 
-    # a closed connection is what some faults are: uvicorn's complaints about them say nothing. Idle connections live
-    # longer here than in the gateway's pool: else both ends may use and close one at the same moment
-    uvicorn.run(
-        DemoModel(Pace.from_env(os.environ)), host="127.0.0.1", port=port, log_level="critical", access_log=False,
-        lifespan="off", timeout_graceful_shutdown=1, timeout_keep_alive=75,
-    )  # fmt: skip
+    sys.exit(serve(lambda: DemoModel(Pace.from_env(os.environ)), "127.0.0.1", port, drain_s=1))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from tollgate.adapters.http import HttpClient, Timeouts, UpstreamError
@@ -265,11 +265,7 @@ async def _proxy(
     pipe.start()
     # pushed before the process: what it writes while it ends is metered too
     exits.push_async_callback(pipe.close)
-    command = [sys.executable, "-m", "uvicorn", "functions.proxy.app:app", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--loop", "uvloop", "--http", "httptools", "--ws", "none", "--lifespan", "on", "--no-access-log"]
-    command += ["--no-server-header", "--no-date-header", "--no-proxy-headers", "--log-level", "warning"]
-    # longer than our client keeps an idle connection: else both ends may use and close it at the same moment
-    command += ["--timeout-graceful-shutdown", str(PROXY_DRAIN_S), "--timeout-keep-alive", "75"]
+    command = [sys.executable, "-m", "functions.proxy", str(port), str(PROXY_DRAIN_S)]
     # by this it knows that it is behind API Gateway, and believes the request context
     on_lambda = {"AWS_LAMBDA_FUNCTION_NAME": "tollgate-proxy", "POWERTOOLS_SERVICE_NAME": "proxy"}
     child = Child("proxy", command, {**environ, **on_lambda}, ready=lambda: _healthy(http, port), on_output=pipe.feed)
@@ -301,35 +297,15 @@ async def _gateway(
     exits: AsyncExitStack,
 ) -> None:
     """Serve the stand-in for API Gateway on the port that the user asked for."""
-    import uvicorn
-
+    from tollgate.adapters.http_server import HttpServer
     from tollgate.local.api_gateway import ApiGateway, Integration
     from tollgate.local.gateway_auth import Authorizer
 
-    class Server(uvicorn.Server):
-        @contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield  # they are the stack's
-
     integration = Integration(f"http://127.0.0.1:{proxy_port}", proxy.serving, environ["AWS_REGION"])
     application = ApiGateway(Authorizer(authorizer.invoke), integration, http)
-    config = uvicorn.Config(
-        application, http="httptools", ws="none", lifespan="off", log_config=None, log_level="critical",
-        access_log=False, server_header=False, timeout_graceful_shutdown=DRAIN_S, timeout_keep_alive=60,
-        proxy_headers=False,  # as on AWS, no caller can say where they are
-    )  # fmt: skip
-    server = Server(config)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-
-    async def stop() -> None:
-        server.should_exit = True
-        await serving
-
-    exits.push_async_callback(stop)
-    while not server.started:
-        if serving.done():
-            raise NotStarted("the gateway's server did not start")
-        await asyncio.sleep(0.005)
+    server = HttpServer(application)
+    await server.start(listener)
+    exits.push_async_callback(server.stop, DRAIN_S)
 
 
 async def _demo_token(policy: Policy, http: HttpClient, url: str) -> tuple[str, str]:

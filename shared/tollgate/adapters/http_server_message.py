@@ -1,0 +1,132 @@
+"""What the HTTP server reads of a request's head, and how it writes an answer's. No IO."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import unquote
+
+from httptools import HttpParserInvalidURLError, parse_url
+
+from tollgate.adapters.http_message import TOKEN, Header
+
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"
+UNDECLARED: Final = -1
+
+_PHRASES = {
+    200: "OK", 201: "Created", 202: "Accepted", 204: "No Content", 206: "Partial Content", 301: "Moved Permanently",
+    302: "Found", 303: "See Other", 304: "Not Modified", 307: "Temporary Redirect", 308: "Permanent Redirect",
+    400: "Bad Request", 401: "Unauthorized", 402: "Payment Required", 403: "Forbidden", 404: "Not Found",
+    405: "Method Not Allowed", 406: "Not Acceptable", 408: "Request Timeout", 409: "Conflict", 410: "Gone",
+    411: "Length Required", 412: "Precondition Failed", 413: "Content Too Large", 414: "URI Too Long",
+    415: "Unsupported Media Type", 417: "Expectation Failed", 422: "Unprocessable Content", 424: "Failed Dependency",
+    429: "Too Many Requests", 431: "Request Header Fields Too Large", 500: "Internal Server Error",
+    501: "Not Implemented", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout", 529: "Overloaded",
+}  # fmt: skip
+_STATUS_LINES = {status: f"HTTP/1.1 {status} {phrase}\r\n".encode() for status, phrase in _PHRASES.items()}
+"""http.HTTPStatus knows more, and costs 5 ms to import."""
+
+_known_names: set[bytes] = set()
+"""Header names already found to be fine, and to say nothing about framing: a set lookup instead of a regex each."""
+_KNOWN_NAMES_MAX = 1024
+_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade"})
+
+
+def parse_target(target: bytes) -> tuple[str, bytes, bytes]:
+    """ASGI's `path`, `raw_path` and `query_string` of a request's target. Raises ValueError."""
+    if b"#" in target:
+        raise ValueError("a request's target has no fragment")
+    if target[:1] == b"/" or target == b"*":
+        raw, _, query = target.partition(b"?")
+    else:  # as sent to a proxy: the scheme and the authority change nothing here
+        try:
+            url = parse_url(target)
+        except HttpParserInvalidURLError as error:
+            raise ValueError(str(error)) from error
+        if url.schema is None or url.schema.lower() not in (b"http", b"https"):
+            raise ValueError("neither a path nor an http URL")
+        raw, query = url.path or b"/", url.query or b""
+    path = raw.decode("ascii")
+    return (unquote(path) if "%" in path else path), raw, query
+
+
+def encode_head(
+    status: int, headers: Iterable[Header], *, close: bool, chunked: bool, bodiless: bool
+) -> tuple[bytes, int, bool]:
+    """An answer's head; the body's length as the application declared it (or `UNDECLARED`); whether the connection
+    ends with this answer.
+
+    The server alone writes the headers of framing: of those that the application gives, the length is checked and
+    kept, ``connection: close`` obeyed, and the rest dropped. `chunked`: how a body of undeclared length is framed
+    (else it ends with the connection). `bodiless`: no body follows, whatever is declared. Raises ValueError for
+    anything that could change where the answer begins or ends.
+    """
+    if not 200 <= status <= 999:
+        raise ValueError(f"not the status of an answer: {status}")
+    lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+    line_ends = 2  # the status line, and the empty one
+    length = UNDECLARED
+    for name, value in headers:
+        if name not in _known_names:
+            framing = _framing(name)
+            if framing == b"content-length":
+                length = _length(value, length)
+            elif framing == b"connection":
+                close = close or b"close" in value.lower()
+            if framing:
+                continue
+        lines += (name, b": ", value, b"\r\n")
+        line_ends += 1
+    if length != UNDECLARED and status != 204:
+        lines.append(b"content-length: %d\r\n" % length)
+        line_ends += 1
+    elif not bodiless:
+        if chunked:
+            lines.append(b"transfer-encoding: chunked\r\n")
+            line_ends += 1
+        else:
+            close = True
+    if close:
+        lines.append(b"connection: close\r\n")
+        line_ends += 1
+    lines.append(b"\r\n")
+    head = b"".join(lines)
+    # one scan of the whole head, as for the client's requests: every CR and LF must be one that was put there above
+    if head.count(b"\r") != line_ends or head.count(b"\n") != line_ends or b"\0" in head:
+        raise ValueError("CR, LF or NUL in a header's value")
+    return head, length, close
+
+
+def _framing(name: bytes) -> bytes:
+    """The header's name in lower case if it says where a message ends; ``b""`` for an ordinary one."""
+    if not TOKEN.fullmatch(name):
+        raise ValueError(f"not a header name: {name!r}")
+    lower = name.lower()
+    if lower in _FRAMING:
+        return lower
+    if len(_known_names) < _KNOWN_NAMES_MAX:
+        _known_names.add(name)
+    return b""
+
+
+def _length(value: bytes, before: int) -> int:
+    if not value.isdigit() or len(value) > 18 or before != UNDECLARED:
+        raise ValueError(f"not a content-length, or a second one: {value!r}")
+    return int(value)
+
+
+def _refusal(status: int, kind: str, code: str, message: str) -> bytes:
+    body = f'{{"error":{{"message":"{message}","type":"{kind}","param":null,"code":"{code}"}}}}'.encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    head, _, _ = encode_head(status, headers, close=True, chunked=False, bodiless=False)
+    return head + body
+
+
+REFUSALS = {
+    400: _refusal(400, "invalid_request_error", "bad_request", "This is not a valid HTTP/1.1 request."),
+    408: _refusal(408, "invalid_request_error", "request_timeout", "The request did not arrive in time."),
+    431: _refusal(431, "invalid_request_error", "headers_too_large", "The request's headers are too large."),
+    500: _refusal(500, "server_error", "internal_error", "The server had an error while processing the request."),
+}
+"""What the server answers by itself, whole; the connection ends with it."""
