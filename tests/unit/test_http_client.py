@@ -9,7 +9,6 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -18,13 +17,12 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.raw_http import OK, Peer, answering, client, serve
+from tests.raw_http import OK, Peer, answering, client, on_both_loops, serve
 from tollgate.adapters.http import (
     BodyTooLarge,
     ClosedEarly,
@@ -40,18 +38,6 @@ from tollgate.adapters.http_connection import HIGH_WATER, MAX_HEAD
 from tollgate.adapters.http_message import encode_head
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-def on_both_loops(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Runs a coroutine as a test on asyncio's own loop and on uvloop, within 10 s."""
-
-    @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-    def run(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
-        with asyncio.Runner(loop_factory=loop) as runner:
-            runner.run(asyncio.wait_for(test(), 10))
-
-    run.__name__, run.__doc__ = test.__name__, test.__doc__
-    return run
 
 
 async def fetch(http: HttpClient, url: str, **options: Any) -> tuple[int, bytes]:

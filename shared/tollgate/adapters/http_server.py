@@ -27,6 +27,8 @@ from tollgate.adapters.http_server_connection import (
 __all__ = ["Application", "HttpServer", "ServerTimeouts", "listen", "serve"]
 
 BACKLOG = 2048
+UNSENT = 128 * 1024
+"""Bytes of an answer that the kernel takes beyond what is under way to the client."""
 MAX_CONNECTIONS = 4096
 """Beyond them, or beyond half of the files that the process may open (a request may need one to its upstream),
 connections are closed as they come."""
@@ -70,6 +72,11 @@ class HttpServer:
 
     async def start(self, listener: socket.socket) -> None:
         """Accept connections from now on; the socket is the server's."""
+        # connections inherit both. The second: what waits for a slow client is to wait here, where its progress
+        # is seen, and not in some megabytes of the kernel's
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sys.platform == "linux":
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
         loop = self._loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: ServerConnection(loop, self), sock=listener, backlog=BACKLOG)
 
@@ -121,17 +128,14 @@ class HttpServer:
         self._look_if_quiet()
 
     def launch(self, cycle: Cycle, *, at_once: bool) -> None:
-        running = self._run(cycle)
+        running = cycle.run(self._application, self)
         task = _eager(self._loop, running) if at_once else self._loop.create_task(running)
         if not task.done():
             self._running[cycle] = task  # the loop itself holds tasks weakly
 
-    async def _run(self, cycle: Cycle) -> None:
-        try:
-            await cycle.run(self._application)
-        finally:
-            self._running.pop(cycle, None)
-            self._look_if_quiet()
+    def finished(self, cycle: Cycle) -> None:
+        self._running.pop(cycle, None)
+        self._look_if_quiet()
 
 
 class Lifespan:
@@ -181,7 +185,6 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     listener.setblocking(False)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
     return listener
 
 

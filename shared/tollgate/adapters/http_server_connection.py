@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import select
 from collections import deque
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
@@ -45,6 +45,8 @@ HIGH_WATER = 256 * 1024
 """Bytes of a request's body that may wait for the application before the connection stops reading."""
 _JOIN_BELOW = 64 * 1024
 """Bytes of body up to which copying it behind the head is cheaper than a second piece of a write."""
+_LAST_LINGER_S = 1.0
+"""How long a client may take to end its side while the server is stopping."""
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
 
@@ -100,7 +102,7 @@ class Cycle:
         self._bodiless = False
         self._left = UNDECLARED
 
-    async def run(self, application: Application) -> None:
+    async def run(self, application: Application, server: ConnectionServer) -> None:
         """The request's task."""
         try:
             await application(self.scope, self.receive, self.send)
@@ -112,6 +114,7 @@ class Cycle:
         finally:  # also when cancelled
             if not self.ended and not self.gone:
                 self._connection.abandoned(self, started=self._started)
+            server.finished(self)
 
     async def receive(self) -> Message:
         while not (self.gone or self.ended):
@@ -146,14 +149,14 @@ class Cycle:
         else:
             raise RuntimeError(f"not a message of an HTTP answer: {kind}")
 
-    def _start(self, status: int, headers: list[Header]) -> None:
+    def _start(self, status: int, headers: Iterable[Header]) -> None:
         if self._started:
             raise RuntimeError("the answer has been started already")
         self._bodiless = self.scope["method"] == "HEAD" or status in (204, 304)
         # a client that was never told to go on may send its body or not: what comes next could be either
         close = not self.keep_alive or self.expects
         self._head, self._left, close = encode_head(
-            status, headers, close=close, chunked=self._chunked, bodiless=self._bodiless
+            status, list(headers), close=close, chunked=self._chunked, bodiless=self._bodiless
         )
         self._started = True
         self.keep_alive = not close
@@ -222,6 +225,9 @@ class ConnectionServer(Protocol):
 
     def launch(self, cycle: Cycle, *, at_once: bool) -> None:
         """Run the application in a task of its own. `at_once`: its first step may be done before this returns."""
+
+    def finished(self, cycle: Cycle) -> None:
+        """The application has done with it."""
 
 
 class ServerConnection(asyncio.Protocol):
@@ -373,7 +379,7 @@ class ServerConnection(asyncio.Protocol):
             with suppress(OSError):  # the client may have reset the connection a moment ago
                 self._transport.write_eof()
             self._resume()
-        self._await_body()
+        self._watch(self._loop.time() + (_LAST_LINGER_S if self._server.stopping else self._timeouts.body))
 
     # Reading is stopped while the application has enough
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote
 
@@ -24,17 +25,24 @@ _PHRASES = {
     429: "Too Many Requests", 431: "Request Header Fields Too Large", 500: "Internal Server Error",
     501: "Not Implemented", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout", 529: "Overloaded",
 }  # fmt: skip
-_STATUS_LINES = {status: f"HTTP/1.1 {status} {phrase}\r\n".encode() for status, phrase in _PHRASES.items()}
+_STATUS_LINES = {status: f"HTTP/1.1 {status} {phrase}".encode() for status, phrase in _PHRASES.items()}
 """http.HTTPStatus knows more, and costs 5 ms to import."""
 
-_known_names: set[bytes] = set()
-"""Header names already found to be fine, and to say nothing about framing: a set lookup instead of a regex each."""
+_known_names = {b"content-length"}
+"""Names of headers that may be written as they are: found to be valid, in lower case, and silent about framing (but for
+this one, whose value is looked at). An application repeats a few dozen."""
 _KNOWN_NAMES_MAX = 1024
-_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade"})
+_HOP_BY_HOP = frozenset({b"transfer-encoding", b"connection", b"keep-alive", b"upgrade"})
+_SHORT = 200
+"""Bytes of a target up to which it is remembered: callers repeat a few."""
 
 
 def parse_target(target: bytes) -> tuple[str, bytes, bytes]:
     """ASGI's `path`, `raw_path` and `query_string` of a request's target. Raises ValueError."""
+    return _parse_short(target) if len(target) <= _SHORT else _parse(target)
+
+
+def _parse(target: bytes) -> tuple[str, bytes, bytes]:
     if b"#" in target:
         raise ValueError("a request's target has no fragment")
     if target[:1] == b"/" or target == b"*":
@@ -51,8 +59,11 @@ def parse_target(target: bytes) -> tuple[str, bytes, bytes]:
     return (unquote(path) if "%" in path else path), raw, query
 
 
+_parse_short = lru_cache(maxsize=512)(_parse)
+
+
 def encode_head(
-    status: int, headers: Iterable[Header], *, close: bool, chunked: bool, bodiless: bool
+    status: int, headers: Sequence[Header], *, close: bool, chunked: bool, bodiless: bool
 ) -> tuple[bytes, int, bool]:
     """An answer's head; the body's length as the application declared it (or `UNDECLARED`); whether the connection
     ends with this answer.
@@ -62,57 +73,64 @@ def encode_head(
     (else it ends with the connection). `bodiless`: no body follows, whatever is declared. Raises ValueError for
     anything that could change where the answer begins or ends.
     """
-    if not 200 <= status <= 999:
-        raise ValueError(f"not the status of an answer: {status}")
-    lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-    line_ends = 2  # the status line, and the empty one
+    names = [name for name, _ in headers]
+    if not _known_names.issuperset(names):
+        close = close or _asks_to_close(headers)
+        headers = _ordinary(headers)
+        names = [name for name, _ in headers]
+    lines = [_STATUS_LINES.get(status) or _status_line(status)]
     length = UNDECLARED
-    for name, value in headers:
-        if name not in _known_names:
-            framing = _framing(name)
-            if framing == b"content-length":
-                length = _length(value, length)
-            elif framing == b"connection":
-                close = close or b"close" in value.lower()
-            if framing:
-                continue
-        lines += (name, b": ", value, b"\r\n")
-        line_ends += 1
-    if length != UNDECLARED and status != 204:
-        lines.append(b"content-length: %d\r\n" % length)
-        line_ends += 1
+    if b"content-length" in names:
+        length = _length([value for name, value in headers if name == b"content-length"])
+        if status == 204:  # which never has one
+            headers = [header for header in headers if header[0] != b"content-length"]
     elif not bodiless:
         if chunked:
-            lines.append(b"transfer-encoding: chunked\r\n")
-            line_ends += 1
+            lines.append(b"transfer-encoding: chunked")
         else:
             close = True
     if close:
-        lines.append(b"connection: close\r\n")
-        line_ends += 1
+        lines.append(b"connection: close")
+    lines += [b": ".join(header) for header in headers]
+    line_ends = len(lines) + 1
     lines.append(b"\r\n")
-    head = b"".join(lines)
+    head = b"\r\n".join(lines)
     # one scan of the whole head, as for the client's requests: every CR and LF must be one that was put there above
     if head.count(b"\r") != line_ends or head.count(b"\n") != line_ends or b"\0" in head:
         raise ValueError("CR, LF or NUL in a header's value")
     return head, length, close
 
 
-def _framing(name: bytes) -> bytes:
-    """The header's name in lower case if it says where a message ends; ``b""`` for an ordinary one."""
-    if not TOKEN.fullmatch(name):
-        raise ValueError(f"not a header name: {name!r}")
-    lower = name.lower()
-    if lower in _FRAMING:
-        return lower
-    if len(_known_names) < _KNOWN_NAMES_MAX:
-        _known_names.add(name)
-    return b""
+def _status_line(status: int) -> bytes:
+    if not 200 <= status <= 999:
+        raise ValueError(f"not the status of an answer: {status}")
+    return b"HTTP/1.1 %d " % status
 
 
-def _length(value: bytes, before: int) -> int:
-    if not value.isdigit() or len(value) > 18 or before != UNDECLARED:
-        raise ValueError(f"not a content-length, or a second one: {value!r}")
+def _asks_to_close(headers: Sequence[Header]) -> bool:
+    return any(name.lower() == b"connection" and b"close" in value.lower() for name, value in headers)
+
+
+def _ordinary(headers: Sequence[Header]) -> list[Header]:
+    """Those that are not the server's affair, with names in lower case; a new name is checked and remembered."""
+    kept = []
+    for name, value in headers:
+        lower = name.lower()
+        if lower not in _known_names:
+            if not TOKEN.fullmatch(lower):
+                raise ValueError(f"not a header name: {name!r}")
+            if lower in _HOP_BY_HOP:
+                continue
+            if len(_known_names) < _KNOWN_NAMES_MAX:
+                _known_names.add(lower)
+        kept.append((lower, value))
+    return kept
+
+
+def _length(values: list[bytes]) -> int:
+    value = values[0]
+    if len(values) > 1 or not value.isdigit() or len(value) > 18:
+        raise ValueError(f"not one content-length: {values!r}")
     return int(value)
 
 
