@@ -135,7 +135,7 @@ def test_every_command_explains_itself_and_has_json(words: list[str], shell: She
 
 
 def test_help_imports_nothing_heavy() -> None:
-    heavy = "boto3 botocore pydantic yaml asyncio httptools moto uvicorn jwt orjson"
+    heavy = "boto3 botocore pydantic yaml asyncio httptools uvloop moto jwt orjson"
     code = f"import sys, tollgate.cli; print([m for m in {heavy.split()!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -198,7 +198,7 @@ def serve(
     try:
         listener = listen(host, port)
     except OSError as error:
-        return _say(f"cannot listen on {host}:{port}: {error.strerror or error}", FAILED)
+        return _say(f"cannot listen on {host}:{port}: {os.strerror(error.errno) if error.errno else error}", FAILED)
     with listener:
         if workers == 1:
             return run(factory, listener, drain_s)
