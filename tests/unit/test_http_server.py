@@ -380,8 +380,26 @@ async def test_an_answer_is_one_write_and_each_chunk_another() -> None:
         assert writes == [OK]
         writes.clear()
         await client.ask(GET.replace(b"/ ", b"/stream "))
-        assert [write[-10:] for write in writes[1:]] == [b"3\r\ntwo\r\n", b"0\r\n\r\n"]
-        assert writes[0].endswith(b"\r\n\r\n3\r\none\r\n")
+        assert writes[0].startswith(b"HTTP/1.1 200 OK\r\n")
+        assert writes[0].endswith(b"\r\n\r\n")
+        assert writes[1:] == [b"3\r\none\r\n", b"3\r\ntwo\r\n", b"0\r\n\r\n"]
+
+
+@on_both_loops
+async def test_a_streams_head_does_not_wait_for_its_first_piece() -> None:
+    gate = asyncio.Event()
+
+    async def gated(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await gate.wait()
+        await send({"type": "http.response.body", "body": b"x"})
+
+    async with serving(gated) as it:
+        client = await it.connect()
+        await client.send(GET)
+        assert (await client.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+        gate.set()
+        assert await client.reader.readuntil(b"0\r\n\r\n") == b"1\r\nx\r\n0\r\n\r\n"
 
 
 @on_both_loops
@@ -814,6 +832,9 @@ async def test_connections_are_bounded() -> None:
 # -- Applications that make mistakes -----------------------------------------------------------------------------------
 
 
+LENGTH = (b"content-length", b"3")
+
+
 async def _start(send: Any, *headers: tuple[bytes, bytes]) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
 
@@ -823,7 +844,7 @@ async def raises(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def raises_late(scope: Any, receive: Any, send: Any) -> None:
-    await _start(send)
+    await _start(send, LENGTH)  # the head of such an answer is held
     raise KeyError("a secret")
 
 
@@ -840,8 +861,8 @@ async def body_first(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def starts_twice(scope: Any, receive: Any, send: Any) -> None:
-    await _start(send)
-    await _start(send)
+    await _start(send, LENGTH)
+    await _start(send, LENGTH)
 
 
 async def unknown(scope: Any, receive: Any, send: Any) -> None:
@@ -860,13 +881,13 @@ async def leaves_within(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def says_too_much(scope: Any, receive: Any, send: Any) -> None:
-    await _start(send, (b"content-length", b"3"))
+    await _start(send, LENGTH)
     await send({"type": "http.response.body", "body": b"x", "more_body": True})
     await send({"type": "http.response.body", "body": b"yzzz"})
 
 
 async def says_too_little(scope: Any, receive: Any, send: Any) -> None:
-    await _start(send, (b"content-length", b"3"))
+    await _start(send, LENGTH)
     await send({"type": "http.response.body", "body": b"x", "more_body": True})
     await send({"type": "http.response.body", "body": b"y"})
 

@@ -1,9 +1,10 @@
 """One connection of the HTTP/1.1 server, and the request that is on it: llhttp on one side, ASGI on the other.
 
 A connection answers one request at a time, in a task of its own; what was pipelined behind it waits, unread as far as
-possible. The head of an answer is held until its first piece of body, so that an answer is one write as a rule. As in
-the client, a connection has a single timer: moving the deadline is an assignment, and only when the timer fires is it
-looked at again. A request that arrives whole and is answered in time arms none.
+possible. The head of an answer of known length is held until its first piece of body, so that such an answer is one
+write; a stream's head leaves at once. As in the client, a connection has a single timer: moving the deadline is an
+assignment, and only when the timer fires is it looked at again. A request that arrives whole and is answered in time
+arms none.
 """
 
 from __future__ import annotations
@@ -162,6 +163,13 @@ class Cycle:
         self.keep_alive = not close
         if self._bodiless or self._left != UNDECLARED:
             self._chunked = False
+            return
+        # A stream may be long in coming, and its head says already what the caller wants to know. (uvloop writes once
+        # per tick, so a first piece that is there already leaves together with the head all the same.)
+        if not self.gone:
+            self.begun = True
+            self._connection.write(self._head)
+        self._head = b""
 
     def _send_body(self, body: bytes, more: bool) -> None:
         if self.gone:

@@ -119,8 +119,8 @@ class DemoModel:
             status, headers = STATUS_FAULTS[job.fault]
             await _answer(send, status, _error(f"the demo model was told to answer {status}", "demo_fault"), headers)
         elif job.fault == "fault-close":
-            await send({"type": "http.response.start", "status": 200})
-            return  # our server holds an answer's head until it has a body, and closes where none comes
+            # our server holds the head of an answer of known length until there is a body, and closes where none comes
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})
         elif job.fault == "fault-garbage" and not job.stream:
             await _answer(send, 200, b"<html>not JSON")
         elif job.stream and api.events is not None:
