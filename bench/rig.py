@@ -24,9 +24,11 @@ ROOT = Path(os.environ.get("BENCH_TREE") or BENCH.parent)
 CHUNKS = 20
 SLOW_MS = 20
 _TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
-_SERVER = ("--loop", "uvloop", "--http", "httptools", "--ws", "none", "--no-access-log", "--log-level", "warning")
-_NO_HEADERS = ("--no-server-header", "--no-date-header", "--no-proxy-headers")
-"""What the bare proxy's uvicorn is started with: as fast as it can be."""
+UVICORN = (
+    "--loop", "uvloop", "--http", "httptools", "--ws", "none", "--no-access-log", "--log-level", "warning",
+    "--no-server-header", "--no-date-header", "--no-proxy-headers",
+)  # fmt: skip
+"""What uvicorn is started with: as fast as it can be."""
 
 
 class CannotRun(Exception):
@@ -166,7 +168,7 @@ class Rig:
     def bare_proxy(self, upstream_port: int) -> tuple[Process, int]:
         env = {**self._environment(), "BENCH_UPSTREAM": f"http://127.0.0.1:{upstream_port}"}
         command = self.python("-m", "uvicorn", "--app-dir", str(BENCH), "bare_proxy:app", "--port", "{port}")
-        return self._serve("bare proxy", [*command, *_SERVER, *_NO_HEADERS], env)
+        return self._serve("bare proxy", [*command, *UVICORN], env)
 
     def python(self, *words: str) -> list[str]:
         return [sys.executable, *words]

@@ -1,4 +1,4 @@
-"""Which ASGI server serves the gateway best on one core: `python bench/servers.py` (docs/adr/0005-asgi-server.md).
+"""Which ASGI server serves the gateway best on one core: `python bench/servers.py` (docs/adr/0012-own-http-server.md).
 
 Granian is installed into a temporary environment of its own, which sees this one's packages.
 """
@@ -14,7 +14,7 @@ import venv
 from pathlib import Path
 from statistics import median
 
-from rig import SLOW_MS, CannotRun, Rig
+from rig import SLOW_MS, UVICORN, CannotRun, Rig
 from run import Target, rounds_of
 
 GRANIAN = "granian==2.7.9"
@@ -54,11 +54,12 @@ def compare(granian: list[str], rounds: int, seconds: float) -> None:
     with Rig() as rig:
         token = rig.issuer.token("bench")
         targets: list[Target] = []
-        for name, command in (("uvicorn", None), ("granian", granian)):
+        uvicorn = rig.python("-m", "uvicorn", "--factory", APPLICATION, "--port", "{port}", *UVICORN)
+        for name, command in (("ours", None), ("uvicorn", uvicorn), ("granian", granian)):
             process, port = rig.gateway(command)
             rig.load(port, token, connections=64, seconds=1)
             targets.append(Target(name, port, process))
-        print(f"{'':<24}{'uvicorn':>28}{'granian':>28}   granian's rps as a share")
+        print(f"{'':<24}{'ours':>28}{'uvicorn':>28}{'granian':>28}   our CPU as a share of uvicorn's")
         for model, stream, connections in (
             ("bench", False, 64), ("bench", True, 64), ("bench", False, 1), ("bench-slow", False, 1),
         ):  # fmt: skip
@@ -76,7 +77,7 @@ def compare(granian: list[str], rounds: int, seconds: float) -> None:
                 p99 = median(sample.load.p99_us for sample in taken) / 1000
                 bad = sum(sample.load.refused + sample.load.errors for sample in taken)
                 print(f"{rps:>8,.0f}/s {cpu:>5.0f} us {p99:>6.1f} ms {bad or '':>3}", end="")
-            ratio = median(g.load.rps / u.load.rps for u, g in zip(found["uvicorn"], found["granian"], strict=True))
+            ratio = median(own.cpu_us / its.cpu_us for own, its in zip(found["ours"], found["uvicorn"], strict=True))
             print(f"   {ratio:.2f}")
         for target in targets:
             assert target.process is not None

@@ -62,7 +62,8 @@ def serve(ctx: click.Context, host: str, port: int, workers: int, as_json: bool)
         from tollgate.adapters.policy_file import load
 
         load(os.environ.get("TOLLGATE_POLICY") or "policy.yaml", os.environ)  # its mistakes stop here, a line each
-    ctx.exit(FAILED if run(host, port, workers) else 0)  # the server has said why
+    code = run(host, port, workers)  # the server has said why
+    ctx.exit(FAILED if 0 < code < 128 else code)
 
 
 @click.command()
