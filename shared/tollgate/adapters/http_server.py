@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from tollgate.adapters.http_server_connection import (
@@ -75,7 +76,7 @@ class HttpServer:
         # connections inherit both. The second: what waits for a slow client is to wait here, where its progress
         # is seen, and not in some megabytes of the kernel's
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if sys.platform == "linux":
+        with suppress(AttributeError, OSError):  # not every system has it
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
         loop = self._loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: ServerConnection(loop, self), sock=listener, backlog=BACKLOG)

@@ -186,7 +186,7 @@ class Cycle:
         elif self._left != UNDECLARED:
             self._left -= len(body)
             if self._left < 0 or (self._left and not more):
-                telemetry.log("ERROR", "the answer's length is not its content-length", beyond=-self._left)
+                telemetry.log("ERROR", "the answer's length is not its content-length", missing=self._left)
                 self._connection.break_off(self)
                 return
         connection = self._connection
@@ -392,7 +392,7 @@ class ServerConnection(asyncio.Protocol):
     # Reading is stopped while the application has enough
 
     def _pause(self) -> None:
-        if not self._paused:
+        if not self._paused and not self._transport.is_closing():
             self._paused = True
             self._transport.pause_reading()
 
