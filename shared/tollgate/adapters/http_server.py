@@ -231,14 +231,17 @@ async def _serve(application: Application, listener: socket.socket, drain_s: flo
     lifespan = Lifespan(application)
     starting = asyncio.ensure_future(lifespan.startup())
     await _first_of(starting, signals.first)
+    if not starting.done():  # what is half started ends best by starting first
+        await asyncio.wait({starting}, timeout=END_S)
     if not starting.done():
         starting.cancel()
         return signals.exit_code
     if (problem := starting.result()) is not None:
         return _say(problem, NOT_STARTED)
-    await server.start(listener)
-    await signals.first
-    await server.stop(drain_s)
+    if not signals.first.done():
+        await server.start(listener)
+        await signals.first
+        await server.stop(drain_s)
     ending = asyncio.ensure_future(lifespan.shutdown())
     await asyncio.wait({ending}, timeout=END_S if signals.exit_code else None)
     return signals.exit_code
