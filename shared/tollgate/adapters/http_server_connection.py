@@ -37,8 +37,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-MAX_HEAD = 64 * 1024
-"""Bytes of a request's head; also of what may come between two pieces of a body (chunk extensions, trailers)."""
+MAX_HEAD = 32 * 1024
+"""Bytes of a request's head (API Gateway allows 10 KB); also of what may come between two pieces of a body: chunk
+extensions, trailers."""
 MAX_HEADERS = 256
 MAX_PIPELINED = 64
 """Requests that one read may bring. A client that sends more at once is hung up on after the last of these."""

@@ -35,10 +35,6 @@ class Exchange:
         self._receive = receive
         self._send = send
 
-    @property
-    def header_bytes(self) -> int:
-        return sum([len(name) + len(value) for name, value in self.raw_headers])
-
     async def body(self, limit: int) -> bytes:
         """The whole request body; raises `ApiError` 413 above `limit` bytes, `Disconnected` if it never completes."""
         declared = self.headers.get(b"content-length", b"0")

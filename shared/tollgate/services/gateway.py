@@ -36,8 +36,6 @@ from tollgate.wire.usage import UsageReader, reader_for
 
 MAX_BODY = 4 * 1024 * 1024
 """Bytes of a request: Lambda's 6 MB payload limit, less what escaping may add."""
-MAX_HEADERS = 32 * 1024
-"""Bytes of all headers together; API Gateway's own limit is 10 KB, but a container has no API Gateway before it."""
 MAX_ANSWER = 64 * 1024 * 1024
 """Bytes of an answer that is not streamed (a batch of embeddings is the largest)."""
 LEAVE_US = 5_000_000
@@ -120,8 +118,6 @@ class Gateway:
         try:
             if 0 < self._max_in_flight < self._in_flight and exchange.path != "/healthz":
                 raise errors.unavailable("The gateway is serving as many requests as it can. Try again shortly.")
-            if exchange.header_bytes > MAX_HEADERS:
-                raise errors.headers_too_large()
             if route is not None and exchange.method == "POST":
                 await self._model_call(exchange, route, request_id)
             else:
@@ -131,9 +127,8 @@ class Gateway:
         except Disconnected:
             return  # before anything was taken, and nobody is there to be told
         except Exception as error:  # noqa: BLE001 - the last resort: no caller may see a broken connection
-            telemetry.log(
-                "ERROR", "request failed", request_id=request_id, error=type(error).__name__, where=_where(error)
-            )
+            what, where = type(error).__name__, telemetry.where(error)
+            telemetry.log("ERROR", "request failed", request_id=request_id, error=what, where=where)
             await _answer_error(exchange, errors.internal_error(), route, request_id)
         finally:
             self._in_flight -= 1
@@ -465,11 +460,3 @@ def _sample(call: Call, usage: Usage) -> Sample:
     text = usage.input_tokens if not call.prompt_tokens else 0
     answer = -(-usage.output_tokens // call.answers) if call.max_output is None else 0
     return Sample(call.prompt_bytes, text, answer)
-
-
-def _where(error: BaseException) -> str:
-    """File and line of a mistake: a traceback's text could hold a prompt."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}" if trace is not None else ""
