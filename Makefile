@@ -43,7 +43,7 @@ types: setup ## mypy, strict
 check: test faults long lint types ## everything that must pass before a change lands
 
 clean: ## remove .venv and everything built
-	rm -rf $(VENV) $(SAM_VENV) .tools .aws-sam build dist *.egg-info
+	rm -rf $(VENV) $(SAM_VENV) $(BENCH_VENV) .tools .aws-sam build dist *.egg-info
 
 # ---------------------------------------------------------------------------------------------------------------------
 # AWS: `sam build` calls build-<LogicalId> for each function of template.yaml (Metadata: BuildMethod: makefile)
@@ -82,13 +82,15 @@ $(SAM_STAMP): requirements/sam.lock
 	@$(SAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/sam.lock
 	@touch $@
 
-lock: ## pin the bundles' libraries and the SAM CLI (needs uv; versions follow requirements/dev.lock)
+lock: ## pin the bundles' libraries, the SAM CLI and matplotlib (needs uv; versions follow requirements/dev.lock)
 	@cd requirements && for name in $(BUNDLES); do \
 	  $(UV) pip compile -q --no-header --no-emit-index-url --no-annotate --generate-hashes --python-version $(BUNDLE_PYTHON) \
 	    --python-platform aarch64-manylinux_2_28 -c dev.lock $$name.in -o $$name.lock || exit 1; \
 	done
 	@cd requirements && $(UV) pip compile -q --no-header --no-emit-index-url --no-annotate --generate-hashes --universal \
 	  --python-version 3.11 sam.in -o sam.lock
+	@cd requirements && $(UV) pip compile -q --no-header --no-emit-index-url --no-annotate --generate-hashes --universal \
+	  --python-version 3.11 bench.in -o bench.lock
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Figures (bench/README.md); ARGS are those of bench/run.py
@@ -100,3 +102,24 @@ bench: setup ## measure the gateway beside a bare proxy and a direct call (Linux
 
 soak: setup ## half an hour of mixed load: memory must stay (ARGS="--minutes 3" for a short one)
 	@$(BIN)/python bench/soak.py $(ARGS)
+
+# The simulator: virtual time, so its figures depend on the seed and not on the machine. Plots need matplotlib, which lives
+# in an environment of its own.
+
+BENCH_VENV := .venv-bench
+BENCH_STAMP := $(BENCH_VENV)/.ready
+SIMULATED := bench/results/simulator.json
+
+.PHONY: simulate simulate-plots
+
+simulate: setup ## run the admission code of thousands of containers in virtual time (ARGS="--scenario outage --seed 7")
+	@$(BIN)/python -m bench.simulator --json $(SIMULATED) $(ARGS)
+
+simulate-plots: $(BENCH_STAMP) ## draw what `make simulate` measured
+	@$(BENCH_VENV)/bin/python bench/simulator/plot.py $(SIMULATED) bench/results
+
+$(BENCH_STAMP): requirements/bench.lock
+	@echo "setting up $(BENCH_VENV)"
+	@test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/bench.lock
+	@touch $@
