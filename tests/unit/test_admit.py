@@ -85,7 +85,7 @@ def test_a_flood_of_a_blocked_caller_hardly_reaches_the_store(tmp_path: Path) ->
 
     answers, calls = asyncio.run(flood())
     assert answers[True] == 10 + 9, "the burst, and one a second"
-    assert calls <= answers[True] + 1, "each call admits; the first also finds the budget cold"
+    assert calls <= 2 * answers[True] + 1, "one admits, the next is refused; the first also finds the budget cold"
 
 
 def test_tokens_that_may_come_back_are_asked_for_once_a_second(tmp_path: Path) -> None:

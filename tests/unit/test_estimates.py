@@ -50,7 +50,7 @@ def test_whatever_is_seen_the_figures_stay_sane(seen: list[Sample]) -> None:
     known = Learned()
     for sample in seen:
         known.add(sample)
-    assert 0.5 <= known.bytes_per_token <= 16
+    assert 1 <= known.bytes_per_token <= 16
     assert 0 < known.answer_tokens <= 1_000_000
     assert Learned.unpacked(known.packed()) == known
 
@@ -58,7 +58,7 @@ def test_whatever_is_seen_the_figures_stay_sane(seen: list[Sample]) -> None:
 @given(st.binary(max_size=40))
 def test_foreign_bytes_are_not_believed(raw: bytes) -> None:
     known = Learned.unpacked(raw)
-    assert known is None or 0.5 <= known.bytes_per_token <= 16
+    assert known is None or 1 <= known.bytes_per_token <= 16
 
 
 def test_nan_is_not_believed() -> None:

@@ -2,8 +2,8 @@
 
 A bucket's true TAT is never smaller than the one last seen, but for what is given back or changed by operators. So a
 refusal is repeated for 1 s where tokens can be given back, for 10 s otherwise, and never for concurrency slots: an
-operator's change is felt within 10 s. What is remembered are refusals, and admissions that took the last request of a
-rate: so one that has room costs one empty look-up, and a caller who floods costs no call but those that admit.
+operator's change is felt within 10 s. Only refusals are remembered, so an admitted request costs one empty look-up, and
+a caller who floods costs two calls for each that is admitted: that one, and the next, which is refused.
 """
 
 from __future__ import annotations
@@ -38,13 +38,6 @@ class BucketCache:
     def learn(self, admission: Admission, decision: Decision, local_us: int) -> None:
         """Remember what a store's decision shows; `local_us` is this container's clock when it arrived."""
         self._offset_us = decision.now_us - local_us
-        if decision.status is Status.ADMITTED:
-            for take, state in zip(admission.takes, decision.states, strict=True):
-                if not isinstance(take, RateTake) or not take.limit.unit_us:
-                    break  # rates of requests come first
-                if state.value + take.limit.unit_us > decision.now_us + take.limit.burst_us:
-                    self._remember(take.key, state.value, decision.now_us + TRUST_US)
-            return
         if decision.status is not Status.REFUSED:
             return
         for take, state in zip(admission.takes, decision.states, strict=True):
@@ -52,13 +45,10 @@ class BucketCache:
                 continue
             refundable = isinstance(take, BudgetTake) or take.limit.unit is not Unit.REQUESTS
             trust = TRUST_REFUNDABLE_US if refundable else TRUST_US
-            self._remember(take.key, state.value, decision.now_us + trust)
-
-    def _remember(self, key: str, value: int, until_us: int) -> None:
-        self._seen.pop(key, None)
-        self._seen[key] = (value, until_us)
-        if len(self._seen) > self._capacity:
-            self._seen.popitem(last=False)
+            self._seen.pop(take.key, None)
+            self._seen[take.key] = (state.value, decision.now_us + trust)
+            if len(self._seen) > self._capacity:
+                self._seen.popitem(last=False)
 
     def refuses(self, admission: Admission, local_us: int) -> tuple[Admission, Decision] | None:
         """A refusal that the store would certainly give too, or None. The admission returned holds only the takes that

@@ -21,6 +21,9 @@ from tollgate.domain.usage import BYTES_PER_TOKEN
 
 FIRST_ANSWER = 256
 """Tokens of an answer, before anything is known: a few paragraphs."""
+LEAST_PROMPT = 512
+"""Bytes. Shorter prompts teach nothing of the ratio: they are mostly what a message costs beside its text, and a ratio
+learned from them would make a long prompt seem several times as long."""
 FADE_AT = 100_000.0
 """Prompt tokens after which all that was seen counts half."""
 FIRST_STEP = 0.5
@@ -51,10 +54,10 @@ class Learned:
 
     @property
     def bytes_per_token(self) -> float:
-        """Of prompts; between 0.5 (scripts of many bytes and rare words) and 16 (runs of blanks)."""
+        """Of prompts; between 1 (rare scripts) and 16 (runs of blanks)."""
         if not self.prompt_tokens:
             return BYTES_PER_TOKEN
-        return min(max(self.prompt_bytes / self.prompt_tokens, 0.5), 16.0)
+        return min(max(self.prompt_bytes / self.prompt_tokens, 1.0), 16.0)
 
     @property
     def answer_tokens(self) -> int:

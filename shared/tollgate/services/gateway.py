@@ -16,7 +16,7 @@ import orjson
 
 from tollgate.adapters import telemetry
 from tollgate.adapters.http_message import TimedOut, UpstreamError
-from tollgate.domain.estimates import Sample
+from tollgate.domain.estimates import LEAST_PROMPT, Sample
 from tollgate.domain.identity import Identity, KeysUnavailable, TooManyFailures, Unauthorized
 from tollgate.domain.limits import BudgetTake
 from tollgate.domain.records import Outcome, UsageClose, UsageOpen, counts_as_request
@@ -456,7 +456,7 @@ def _body(job: Job, upstream_model: str) -> bytes:
 
 
 def _sample(call: Call, usage: Usage) -> Sample:
-    """What this call teaches: of its prompt, if that is text alone; of its answers, if nobody limited them."""
-    text = usage.input_tokens if not call.prompt_tokens else 0
+    """What this call teaches: of its prompt, if that is a long text alone; of its answers, if nobody limited them."""
+    text = usage.input_tokens if not call.prompt_tokens and call.prompt_bytes >= LEAST_PROMPT else 0
     answer = -(-usage.output_tokens // call.answers) if call.max_output is None else 0
     return Sample(call.prompt_bytes, text, answer)
