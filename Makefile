@@ -100,8 +100,9 @@ lock: ## pin the bundles' libraries, the SAM CLI and matplotlib (needs uv; versi
 bench: setup ## measure the gateway beside a bare proxy and a direct call (Linux, a C compiler)
 	@$(BIN)/python bench/run.py $(ARGS)
 
-soak: setup ## half an hour of mixed load: memory must stay (ARGS="--minutes 3" for a short one)
-	@$(BIN)/python bench/soak.py $(ARGS)
+SOAK_MINUTES ?= 30
+soak: setup ## half an hour of mixed load, under which memory must stay (Linux, a C compiler)
+	@$(BIN)/python bench/soak.py --minutes $(SOAK_MINUTES) $(ARGS)
 
 # The simulator: virtual time, so its figures depend on the seed and not on the machine. Plots need matplotlib, which lives
 # in an environment of its own.
