@@ -46,7 +46,7 @@ if now == 0 then
 end
 
 local head = call('MGET', unpack(KEYS, 1, 4 + rates))
-local known_policy, known_tenant = tonumber(head[2] or 0), tonumber(head[3] or 0)
+local known_policy, known_tenant = tonumber(head[2] or 0) or 0, tonumber(head[3] or 0) or 0
 if (policy > 0 and known_policy > policy) or (tenant > 0 and known_tenant > tenant) then
   return {2, now, known_policy, known_tenant}
 end

@@ -20,7 +20,7 @@ from tollgate.ports import LimitStore, PolicySource, Secrets, SecretUnavailable,
 if TYPE_CHECKING:
     from tollgate.adapters.aws import AwsClient, CredentialSource
     from tollgate.adapters.dynamodb_ledger import DynamoLedger
-    from tollgate.adapters.failover import FailureMode
+    from tollgate.adapters.failover import FailoverLimitStore, FailureMode
     from tollgate.adapters.policy_tables import PolicyTables
     from tollgate.domain.limits import BudgetTake
     from tollgate.domain.policy import UpstreamSpec
@@ -114,7 +114,7 @@ class Adapters:
         self.settings = settings
         self.http = HttpClient()
         self.local = MemoryLimitStore()
-        self._stores: list[LimitStore] = []
+        self._stores: list[FailoverLimitStore] = []
         self._role: CredentialSource | None = None
 
     def aws(self, service: str) -> AwsClient:
@@ -189,6 +189,11 @@ class Adapters:
             "POST", url, headers, body, service="bedrock", region=region, credentials=credentials, now_s=time.time()
         )
 
+    async def warm(self) -> None:
+        """Connect to the stores before the first request does: to the one that stands by, too."""
+        for store in self._stores:
+            await store.warm()
+
     async def aclose(self) -> None:
         for store in self._stores:
             await store.aclose()
@@ -207,6 +212,7 @@ async def gateway(settings: Settings, identify: Identify, deadline: Deadline, *,
     adapters.http.prepare()
     mode = FailureModeSetting(settings.failure_mode)
     store = adapters.limit_store(mode)
+    await adapters.warm()
     spending = adapters.spending()
 
     def deciding() -> str:

@@ -19,6 +19,10 @@ class StoreUnavailable(Exception):
     """The store did not answer in time, or not in a way that can be trusted. Nothing is known to be taken."""
 
 
+class CannotDecide(StoreUnavailable):
+    """The store answers, but not this: what it holds under these keys is not ours. Others are not concerned."""
+
+
 class LimitStore(Protocol):
     """Shared buckets. `admit` is atomic and idempotent by `Admission.id`; so is `settle`, by `Settlement.id`."""
 

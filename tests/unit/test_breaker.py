@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tollgate.adapters.breaker import FAILURES_TO_OPEN, PROBES_TO_CLOSE, Breaker
+from tollgate.adapters.breaker import CALM, DOUBT_WINDOW, DOUBTS_TO_OPEN, MAX_CALM, OPEN_AFTER, RELAPSE, Breaker
 
 
 class Clock:
@@ -13,32 +13,102 @@ class Clock:
         return self.now
 
 
-def test_opens_after_some_failures_in_a_row_and_says_when_they_began() -> None:
-    clock = Clock()
-    breaker = Breaker(clock)
-    opened = []
-    for _ in range(FAILURES_TO_OPEN):
-        opened.append(breaker.failed())
-        clock.now += 1
-    assert opened == [False] * (FAILURES_TO_OPEN - 1) + [True]
-    assert breaker.opened_at == 100.0
-    assert breaker.outage_seconds() == FAILURES_TO_OPEN
-
-
-def test_an_answer_starts_the_count_again() -> None:
-    clock = Clock()
-    breaker = Breaker(clock)
-    for _ in range(10):
-        for _ in range(FAILURES_TO_OPEN - 1):
-            assert not breaker.failed()
-            clock.now += 1
-        breaker.succeeded()
-    assert not breaker.is_open
-
-
-def test_one_lucky_probe_does_not_close_it() -> None:
-    breaker = Breaker(Clock())
-    probes = [breaker.probed(True) for _ in range(PROBES_TO_CLOSE)]
-    assert probes == [False] * (PROBES_TO_CLOSE - 1) + [True]
+def opened(breaker: Breaker, clock: Clock) -> None:
+    """Let it open, by an outage."""
+    assert breaker.failed(breaker.doubts)
+    clock.now += OPEN_AFTER + 0.01
     assert not breaker.probed(False)
+    assert breaker.is_open
+
+
+def calm_until_closing(breaker: Breaker, clock: Clock) -> float:
+    """Answer every probe until it closes; how long that took."""
+    began = clock.now
+    while not breaker.probed(True):
+        clock.now += 0.25
+    breaker.close()
+    return clock.now - began
+
+
+def test_a_failure_is_a_doubt_which_one_good_probe_clears() -> None:
+    clock = Clock()
+    breaker = Breaker(clock)
+    assert breaker.failed(0)
+    assert (breaker.is_closed, breaker.is_open) == (False, False)
+    clock.now += 0.002
+    assert breaker.probed(True)
+    breaker.close()
+    assert breaker.is_closed
+
+
+def test_a_thousand_calls_that_fail_together_are_one_doubt() -> None:
+    breaker = Breaker(Clock())
+    assert [breaker.failed(0) for _ in range(1000)].count(True) == 1
+    assert not breaker.is_open
+    assert breaker.probed(True)
+    breaker.close()
+    assert not breaker.failed(0), "it was called before that doubt, and is no news"
+    assert breaker.is_closed
+
+
+def test_it_opens_when_no_probe_is_answered_for_a_while_and_says_since_when() -> None:
+    clock = Clock()
+    breaker = Breaker(clock)
+    breaker.failed(0)
+    clock.now += OPEN_AFTER - 0.01
+    breaker.probed(False)
+    assert not breaker.is_open
+    clock.now += 0.02
+    breaker.probed(False)
+    assert breaker.is_open
+    clock.now += 10
+    assert round(breaker.outage_seconds(), 2) == round(OPEN_AFTER + 10.01, 2)
+
+
+def test_a_store_that_answers_probes_but_not_calls_opens_it_by_its_doubts() -> None:
+    clock = Clock()
+    breaker = Breaker(clock)
+    for _ in range(DOUBTS_TO_OPEN):
+        assert not breaker.is_open
+        assert breaker.failed(breaker.doubts)
+        clock.now += DOUBT_WINDOW / DOUBTS_TO_OPEN - 0.01
+        if not breaker.is_open:
+            assert breaker.probed(True)
+            breaker.close()
+    assert breaker.is_open
+
+
+def test_rare_hiccups_do_not_open_it() -> None:
+    clock = Clock()
+    breaker = Breaker(clock)
+    for _ in range(20):
+        assert breaker.failed(breaker.doubts)
+        assert breaker.probed(True)
+        breaker.close()
+        clock.now += DOUBT_WINDOW / (DOUBTS_TO_OPEN - 1)
+    assert breaker.is_closed
+
+
+def test_it_closes_after_a_calm_that_every_probe_confirms() -> None:
+    clock = Clock()
+    breaker = Breaker(clock)
+    opened(breaker, clock)
     assert not breaker.probed(True)
+    clock.now += CALM - 0.01
+    assert not breaker.probed(True)
+    assert not breaker.probed(False)
+    clock.now += 1
+    assert CALM <= calm_until_closing(breaker, clock) < CALM + 0.3
+
+
+def test_a_store_that_flaps_must_stay_calm_for_longer_up_to_a_bound() -> None:
+    clock = Clock()
+    breaker = Breaker(clock)
+    calms = []
+    for _ in range(5):
+        opened(breaker, clock)
+        calms.append(calm_until_closing(breaker, clock))
+    assert calms == [CALM, min(2 * CALM, MAX_CALM), MAX_CALM, MAX_CALM, MAX_CALM]
+    clock.now += RELAPSE
+    opened(breaker, clock)
+    assert calm_until_closing(breaker, clock) == CALM

@@ -1,8 +1,9 @@
 """Redis first, DynamoDB when it does not answer: one limit store made of two.
 
-A call that Redis does not answer is decided by DynamoDB at once, so callers see no error; after a few such calls the
-breaker opens and Redis is only probed. Before it is trusted again it starts a new epoch: every budget is loaded from
-the ledger once more, because DynamoDB has spent meanwhile (docs/architecture.md, "When a store fails").
+A call that Redis does not answer is decided by DynamoDB at once, so callers see no error, and until a probe has found
+out more nobody else waits for Redis. Before a Redis that was away is trusted again it starts a new epoch: budgets are
+loaded from the ledger once more and rates from DynamoDB, because both have moved meanwhile (docs/architecture.md,
+"When a store fails").
 """
 
 from __future__ import annotations
@@ -14,17 +15,32 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 from tollgate.adapters import telemetry
-from tollgate.adapters.breaker import PROBE_EVERY, Breaker
+from tollgate.adapters.breaker import Breaker
+from tollgate.adapters.lru import Lru
 from tollgate.domain.limits import Admission, Decision, RateTake, Settlement
-from tollgate.ports import LimitStore, StoreUnavailable
+from tollgate.ports import CannotDecide, LimitStore, StoreUnavailable
 
 FailureMode = Literal["fallback", "open", "closed"]
-MAX_UNSETTLED = 10_000
+PROBE_EVERY = 0.25
+"""Seconds between two probes."""
+PROBE_TIMEOUT = 0.5
+"""Seconds for one probe, a new connection included."""
+MAX_WAITING = 10_000
 """Settlements kept for a Redis that is away; the oldest are dropped (their holds expire, metering brings the use)."""
+AT_ONCE = 100
+"""Settlements made together when it is back."""
 
 
-class Reopenable(LimitStore, Protocol):
-    async def reopen(self, outage_us: int) -> None: ...
+class Primary(LimitStore, Protocol):
+    """What the failover needs of the store that decides while it answers."""
+
+    async def reopen(self, outage_us: int) -> None:
+        """Begin a new epoch after an outage, unless one has begun since it did. Raises `StoreUnavailable`."""
+        ...
+
+    async def cancel(self, admission: Admission) -> None:
+        """Undo an admission whose answer was lost, even if it has yet to arrive. Raises `StoreUnavailable`."""
+        ...
 
 
 class FailoverLimitStore:
@@ -35,7 +51,7 @@ class FailoverLimitStore:
 
     def __init__(
         self,
-        primary: Reopenable,
+        primary: Primary,
         fallback: LimitStore | None,
         local: LimitStore,
         mode: Callable[[], FailureMode],
@@ -45,32 +61,41 @@ class FailoverLimitStore:
         self._local = local
         self._mode = mode
         self._breaker = Breaker(asyncio.get_running_loop().time)
-        self._prober: asyncio.Task[None] | None = None
-        self._unsettled: deque[Settlement] = deque(maxlen=MAX_UNSETTLED)
+        self._watcher: asyncio.Task[None] | None = None
+        self._closing = False
+        self._waiting: deque[Settlement | Admission] = deque(maxlen=MAX_WAITING)
+        """What the primary has to be told: settlements, and admissions to be cancelled."""
+        self._dropped = 0
+        self._astray: Lru[bool] = Lru(MAX_WAITING)
+        """Admissions whose answer was lost. The primary is not asked for them again: they are being cancelled there."""
 
     @property
     def deciding(self) -> str:
         """Which store decides now, or ``none``; for health and status."""
-        if not self._breaker.is_open:
+        if self._breaker.is_closed:
             return self._primary.name
         try:
             return self._second().name
         except StoreUnavailable:
             return "none"
 
+    async def warm(self) -> None:
+        """Connect to both stores, so that no request has to. One that does not answer is not waited for: the first
+        request finds out."""
+        stores = [self._primary, *([self._fallback] if self._fallback is not None else [])]
+        await asyncio.gather(*(_answers(store) for store in stores))
+
     async def admit(self, admission: Admission) -> Decision:
-        if not self._breaker.is_open:
+        if self._breaker.is_closed and not (self._astray and self._astray.get(admission.id, False)):
+            doubts = self._breaker.doubts
             try:
-                decision = await self._primary.admit(admission)
+                return await self._primary.admit(admission)
+            except CannotDecide as error:
+                telemetry.log("ERROR", "Redis cannot decide a request", reason=str(error))
             except StoreUnavailable as error:
-                self._failed(error)
-                # Redis may have taken it all the same: give that back when it can be reached.
-                self._unsettled.append(_nothing_used(admission, self._primary.name))
-            else:
-                self._breaker.succeeded()
-                if self._unsettled and (self._prober is None or self._prober.done()):
-                    self._prober = asyncio.get_running_loop().create_task(self._settle_waiting())
-                return decision
+                self._astray.put(admission.id, True)
+                self._keep(admission)
+                self._failed(error, doubts)
         second = self._second()
         decision = await second.admit(admission)
         decision.local = second is self._local
@@ -81,15 +106,18 @@ class FailoverLimitStore:
             return await self._local.settle(settlement)
         if self._fallback is not None and settlement.store == self._fallback.name:
             return await self._fallback.settle(settlement)
-        if self._breaker.is_open:
-            self._unsettled.append(settlement)
-            return False
-        try:
-            return await self._primary.settle(settlement)
-        except StoreUnavailable as error:
-            self._failed(error)
-            self._unsettled.append(settlement)
-            return False
+        if self._breaker.is_closed:
+            doubts = self._breaker.doubts
+            try:
+                return await self._primary.settle(settlement)
+            except CannotDecide:
+                return False
+            except StoreUnavailable as error:
+                self._keep(settlement)
+                self._failed(error, doubts)
+                return False
+        self._keep(settlement)
+        return False
 
     async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
         """What the fallback counted while the primary was away; nothing, where there is none or it does not answer
@@ -108,13 +136,14 @@ class FailoverLimitStore:
         await self._everywhere(lambda store: store.publish(policy=policy, tenants=tenants))
 
     async def ping(self) -> None:
-        await (self._second() if self._breaker.is_open else self._primary).ping()
+        await (self._primary if self._breaker.is_closed else self._second()).ping()
 
     async def aclose(self) -> None:
-        if self._prober is not None:
-            self._prober.cancel()
+        self._closing = True
+        if self._watcher is not None:
+            self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._prober
+                await self._watcher
         await self._primary.aclose()
         if self._fallback is not None:
             await self._fallback.aclose()
@@ -135,46 +164,93 @@ class FailoverLimitStore:
             if isinstance(result, BaseException):
                 raise result
 
-    async def _settle_waiting(self) -> None:
-        """Settle what Redis did not answer to; idempotent by id, so it may be asked twice."""
-        while self._unsettled:
-            waiting = self._unsettled.popleft()
-            try:
-                await self._primary.settle(waiting)
-            except StoreUnavailable as error:
-                self._unsettled.appendleft(waiting)
-                self._failed(error)
-                return
+    # -- while the primary is away
 
-    def _failed(self, error: StoreUnavailable) -> None:
-        if self._breaker.failed():
-            telemetry.log("WARNING", "Redis does not answer; the breaker is open", reason=str(error), mode=self._mode())
-            telemetry.metric("Tollgate", {"service": telemetry.service()}, StoreBreakerOpened=1)
-        if self._breaker.is_open and (self._prober is None or self._prober.done()):
-            self._prober = asyncio.get_running_loop().create_task(self._probe())
+    def _keep(self, what: Settlement | Admission) -> None:
+        if len(self._waiting) == MAX_WAITING:
+            self._dropped += 1
+        self._waiting.append(what)
 
-    async def _probe(self) -> None:
-        """Ask Redis until it answers steadily; then start a new epoch, settle what waited, and close the breaker."""
-        while True:
+    def _failed(self, error: StoreUnavailable, doubts: int) -> None:
+        if self._breaker.failed(doubts):
+            _metric(StoreDoubted=1)
+            if self._breaker.is_open:
+                self._opened(str(error))
+        if not self._closing and (self._watcher is None or self._watcher.done()):
+            self._watcher = asyncio.get_running_loop().create_task(self._watch(str(error)))
+
+    async def _watch(self, reason: str) -> None:
+        """Ask the primary until it may be trusted; then tell it what it has missed, and let calls pass again."""
+        standby = [_answers(self._fallback)] if self._fallback is not None else []  # its connection may be long gone
+        done, *_ = await asyncio.gather(self._probe(reason), *standby)
+        while not done:
             await asyncio.sleep(PROBE_EVERY)
-            try:
-                await self._primary.ping()
-                if not self._breaker.probed(answered=True):
-                    continue
-                outage = self._breaker.outage_seconds()
+            done = await self._probe(reason)
+
+    async def _probe(self, reason: str) -> bool:
+        """Ask once; True if the breaker is closed, and nothing waits any more."""
+        breaker = self._breaker
+        was_open = breaker.is_open
+        ready = breaker.probed(await _answers(self._primary))
+        if breaker.is_open and not was_open:
+            self._opened(reason)
+        if not ready:
+            return False
+        outage = breaker.outage_seconds()
+        try:
+            if was_open:
                 await self._primary.reopen(int(outage * 1_000_000))
-                await self._settle_waiting()
-            except StoreUnavailable:
-                self._breaker.probed(answered=False)
-                continue
-            self._breaker.close()
-            telemetry.log("INFO", "Redis answers again; the breaker is closed", outage_seconds=round(outage, 1))
-            telemetry.metric("Tollgate", {"service": telemetry.service()}, StoreBreakerClosed=1)
-            return
+            told = await self._tell()
+        except StoreUnavailable:
+            breaker.probed(answered=False)
+            return False
+        breaker.close()
+        if was_open:
+            telemetry.log(
+                "INFO",
+                "Redis answers again; the breaker is closed",
+                outage_seconds=round(outage, 1),
+                settled=told,
+                not_settled=self._dropped,
+            )
+            _metric(StoreBreakerClosed=1, StoreSettlementsDropped=self._dropped)
+            self._dropped = 0
+        return True
+
+    async def _tell(self) -> int:
+        """Settle and cancel what waits; how many there were. All of it may be told twice."""
+        told = 0
+        while self._waiting:
+            some = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
+            results = await asyncio.gather(*(self._tell_one(each) for each in some), return_exceptions=True)
+            missed = [each for each, result in zip(some, results, strict=True) if result is not None]
+            self._waiting.extendleft(reversed(missed))
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
+            told += len(some)
+        return told
+
+    async def _tell_one(self, waiting: Settlement | Admission) -> None:
+        with contextlib.suppress(CannotDecide):
+            if isinstance(waiting, Settlement):
+                await self._primary.settle(waiting)
+            else:
+                await self._primary.cancel(waiting)
+
+    def _opened(self, reason: str) -> None:
+        telemetry.log("WARNING", "Redis does not answer; the breaker is open", reason=reason, mode=self._mode())
+        _metric(StoreBreakerOpened=1)
 
 
-def _nothing_used(admission: Admission, store: str) -> Settlement:
-    used: list[int | None] = [
-        None if isinstance(take, RateTake) and not take.limit.refundable else 0 for take in admission.takes
-    ]
-    return Settlement(admission.id, admission.takes, used, admission.tenant, store)
+async def _answers(store: LimitStore) -> bool:
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT):
+            await store.ping()
+    except (StoreUnavailable, TimeoutError):
+        return False
+    return True
+
+
+def _metric(**values: int) -> None:
+    telemetry.metric("Tollgate", {"service": telemetry.service()}, **values)

@@ -22,6 +22,7 @@ from tollgate.adapters.redis_connection import (
     RedisConnection,
     RedisNode,
     RedisReplyError,
+    refused,
 )
 from tollgate.ports import StoreUnavailable
 
@@ -172,7 +173,7 @@ class RedisCluster:
                 await asyncio.sleep(MIGRATION_PAUSE)
                 connection, asking = await self._connected(call.slot), False
             else:  # CLUSTERDOWN, LOADING, READONLY ...
-                raise StoreUnavailable(f"Redis answered {error}")
+                raise refused(error)
             allowed = connection.call("ASKING") if asking else None  # in one write with the call that it is for
             reply = connection.call(*call.command(whole=whole))
             try:

@@ -18,7 +18,10 @@ from tollgate.adapters.redis_cluster import Call, RedisCluster, hash_tag, slot_o
 from tollgate.adapters.redis_connection import REPLY_TIMEOUT, Login, RedisAddress
 from tollgate.adapters.redis_limits import (
     EPOCH,
+    FORGET_MS,
+    NOTHING_GRANTED,
     POLICY_VERSION,
+    SERVERS,
     Script,
     Scripts,
     admit_call,
@@ -117,8 +120,18 @@ class RedisClusterLimitStore:
 
     async def reopen(self, outage_us: int) -> None:
         """After an outage that began `outage_us` ago: have every budget loaded again before it is trusted."""
-        (epoch,) = await self._run([self._call(GLOBAL, self._scripts.reopen, [EPOCH], [outage_us, self._now()])])
+        names, args = [EPOCH, SERVERS], [outage_us, self._now()]
+        (epoch,) = await self._run([self._call(GLOBAL, self._scripts.reopen, names, args)])
         self._epoch = max(self._epoch, epoch)
+
+    async def cancel(self, admission: Admission) -> None:
+        """Undo an admission whose answer was lost, as on a single node."""
+        for group in _grouped(admission.takes).values():
+            forget = self._call(
+                group.tag, self._scripts.forget, [_marker(group.tag, admission.id)], [NOTHING_GRANTED, FORGET_MS]
+            )
+            while not (await self._run([forget]))[0]:
+                await self._give_back(admission, [group])
 
     async def ping(self) -> None:
         await self._cluster.ping()

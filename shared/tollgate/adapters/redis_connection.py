@@ -8,6 +8,7 @@ here: a command whose reply is lost raises `StoreUnavailable`, and only the call
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import time
 from collections import deque
@@ -20,12 +21,16 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import hiredis
 
 from tollgate.adapters import telemetry
-from tollgate.ports import StoreUnavailable
+from tollgate.ports import CannotDecide, StoreUnavailable
 
 CONNECT_TIMEOUT = 0.5
 """Seconds. A new connection takes about 1.4 ms, with TLS about 10."""
 REPLY_TIMEOUT = 0.1
 """Seconds. A script call takes about 0.1 ms; an order of magnitude above the worst healthy pause."""
+MAX_QUEUE = 2.0
+"""Seconds that a command may wait longer than that, while replies to those before it keep coming."""
+READ_FIRST = 0.001
+"""Seconds from a command's deadline until the connection is given up: for one more look at the socket."""
 MAX_PENDING = 10_000
 """Commands in flight. More means that Redis does not keep up: fail at once rather than grow."""
 RENEW_LOGIN = 10 * 3600.0
@@ -43,6 +48,19 @@ class RedisReplyError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.code = message.partition(" ")[0]
+
+
+_ABOUT_THE_SERVER = re.compile(
+    r"\b(LOADING|READONLY|OOM|MISCONF|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY|NOAUTH|WRONGPASS|NOPERM)\b"
+)
+
+
+def refused(error: RedisReplyError) -> StoreUnavailable:
+    """What an error answer means for the store: it cannot be used now, or what was asked cannot be answered. (Redis 6
+    tells the reason within a script's error.)"""
+    if _ABOUT_THE_SERVER.search(str(error)):
+        return StoreUnavailable(f"Redis answered {error}")
+    return CannotDecide(f"Redis answered {error}")
 
 
 class ConnectionLost(StoreUnavailable):
@@ -107,6 +125,8 @@ class RedisConnection(asyncio.Protocol):
         self._pending: deque[tuple[float, asyncio.Future[Any]]] = deque()
         self._timeout = reply_timeout
         self._timer: asyncio.TimerHandle | None = None
+        self._late = False
+        self._heard_at = 0.0
         self._broken: StoreUnavailable | None = None
 
     @classmethod
@@ -164,6 +184,7 @@ class RedisConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own class is not derived from it
 
     def data_received(self, data: bytes) -> None:
+        self._heard_at = time.monotonic()
         self._reader.feed(data)
         try:
             while (reply := self._reader.gets()) is not _NOTHING:
@@ -195,15 +216,23 @@ class RedisConnection(asyncio.Protocol):
             self._timer = self._loop.call_later(self._timeout, self._check_deadline)
 
     def _check_deadline(self) -> None:
-        """One timer for all: replies come in order, so only the oldest command can be the first to time out."""
+        """One timer for all: replies come in order, so only the oldest command can be the first to time out. While
+        others are being answered, a queue is not taken for silence; nor is our own pause, after which the loop may run
+        this before it reads what has long been there."""
         self._timer = None
         if not self._pending:
+            self._late = False
             return
-        left = self._pending[0][0] - time.monotonic()
-        if left <= 0:
+        due = self._pending[0][0]
+        left = min(max(due, self._heard_at + self._timeout), due + MAX_QUEUE) - time.monotonic()
+        if left > 0:
+            self._late = False
+        elif self._late:
             self._break(StoreUnavailable("Redis did not answer in time"))
+            return
         else:
-            self._timer = self._loop.call_later(left, self._check_deadline)
+            self._late, left = True, READ_FIRST
+        self._timer = self._loop.call_later(left, self._check_deadline)
 
     def _break(self, reason: StoreUnavailable) -> None:
         if self._broken is not None:
@@ -221,16 +250,27 @@ class RedisConnection(asyncio.Protocol):
                 future.set_exception(_again(reason))
 
 
+Greet = Callable[[RedisConnection], Awaitable[None]]
+"""What a new connection has to pass before anybody uses it. Raises `StoreUnavailable`."""
+
+
 class RedisNode:
     """One server and the connection to it, which is opened when it is first needed, and again after it was lost.
 
-    With a `login` the connection logs in again before the server ends it.
+    With a `login` the connection logs in again before the server ends it. Each new one is greeted before it is used.
     """
 
-    def __init__(self, address: RedisAddress, reply_timeout: float = REPLY_TIMEOUT, login: Login | None = None) -> None:
+    def __init__(
+        self,
+        address: RedisAddress,
+        reply_timeout: float = REPLY_TIMEOUT,
+        login: Login | None = None,
+        greet: Greet | None = None,
+    ) -> None:
         self.address = address
         self._reply_timeout = reply_timeout
         self._login = login
+        self._greet = greet
         self._connection: RedisConnection | None = None
         self._opening: asyncio.Future[RedisConnection] | None = None
         self._renewal: asyncio.TimerHandle | asyncio.Task[None] | None = None
@@ -246,7 +286,7 @@ class RedisNode:
         if (connection := self.connection) is not None:
             return connection
         if self._opening is None:
-            self._opening = asyncio.ensure_future(RedisConnection.open(self.address, self._reply_timeout, self._login))
+            self._opening = asyncio.ensure_future(self._open())
             self._opening.add_done_callback(self._opened)
         return await asyncio.shield(self._opening)
 
@@ -257,6 +297,16 @@ class RedisNode:
         if self._connection is not None:
             self._connection.close()
         self._connection = self._renewal = None
+
+    async def _open(self) -> RedisConnection:
+        connection = await RedisConnection.open(self.address, self._reply_timeout, self._login)
+        if self._greet is not None:
+            try:
+                await self._greet(connection)
+            except BaseException:
+                connection.close()
+                raise
+        return connection
 
     def _opened(self, opening: asyncio.Future[RedisConnection]) -> None:
         self._opening = None

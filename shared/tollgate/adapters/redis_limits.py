@@ -15,12 +15,15 @@ from tollgate.adapters.redis_connection import (
     ConnectionLost,
     Login,
     RedisAddress,
+    RedisConnection,
     RedisNode,
     RedisReplyError,
+    refused,
 )
 from tollgate.domain import keys
 from tollgate.domain.estimates import Learned
 from tollgate.domain.limits import (
+    FOREVER_US,
     Admission,
     BudgetTake,
     Decision,
@@ -32,7 +35,11 @@ from tollgate.domain.limits import (
 from tollgate.ports import StoreUnavailable
 
 EPOCH = keys.global_subject() + "epoch"
+SERVERS = keys.global_subject() + "servers"
 POLICY_VERSION = keys.global_subject() + "policy"
+
+FORGET_MS = 60_000
+"""How long an admission is awaited that was cancelled: no network holds a command back for longer."""
 
 
 class Script:
@@ -52,6 +59,7 @@ class Scripts:
         self.raise_floor = Script("raise_floor")
         self.publish = Script("publish")
         self.reopen = Script("reopen")
+        self.forget = Script("forget")
 
 
 def _lua_folder() -> Path:
@@ -79,7 +87,7 @@ class RedisLimitStore:
         clock: Callable[[], int] | None = None,
         login: Login | None = None,
     ) -> None:
-        self._node = RedisNode(RedisAddress.parse(url), reply_timeout, login)
+        self._node = RedisNode(RedisAddress.parse(url), reply_timeout, login, self._greet)
         self._clock = clock
         self._scripts = Scripts()
 
@@ -111,7 +119,15 @@ class RedisLimitStore:
 
     async def reopen(self, outage_us: int) -> None:
         """After an outage that began `outage_us` ago: have every budget loaded again before it is trusted."""
-        await self._run(self._scripts.reopen, [EPOCH], [outage_us, self._now()])
+        await self._run(self._scripts.reopen, [EPOCH, SERVERS], [outage_us, self._now()])
+
+    async def cancel(self, admission: Admission) -> None:
+        """Undo an admission whose answer was lost. It may have been made, or be made later: what a stalled server or
+        network holds back is not gone with its connection."""
+        marker = f"{keys.tenant_subject(admission.tenant)}m:{admission.id}"
+        nothing = Settlement(admission.id, admission.takes, [0] * len(admission.takes), admission.tenant)
+        while not await self._run(self._scripts.forget, [marker], [NOTHING_GRANTED, FORGET_MS]):
+            await self.settle(nothing)
 
     async def ping(self) -> None:
         connection = await self._node.connected()
@@ -125,6 +141,14 @@ class RedisLimitStore:
 
     def _now(self) -> int:
         return 0 if self._clock is None else self._clock()
+
+    async def _greet(self, connection: RedisConnection) -> None:
+        """A new connection may have found another server, with numbers that are not the newest: then a new epoch begins
+        before it is asked for anything."""
+        try:
+            await connection.call("EVAL", self._scripts.reopen.source, 2, EPOCH, SERVERS, -1, self._now())
+        except RedisReplyError as error:  # a replica, say, or a server that is loading
+            raise StoreUnavailable(f"Redis answered {error}") from error
 
     async def _run(
         self, script: Script, names: Sequence[str], args: Sequence[bytes | str | int], *, again: bool = False
@@ -141,7 +165,7 @@ class RedisLimitStore:
                     raise
             return await connection.call("EVAL", script.source, len(names), *names, *args)
         except RedisReplyError as error:
-            raise StoreUnavailable(f"Redis answered {error}") from error
+            raise refused(error) from error
         except ConnectionLost:
             if again:
                 raise
@@ -224,6 +248,8 @@ def _doubles(count: int) -> struct.Struct:
     return struct.Struct(f"<{count}d")
 
 
+NOTHING_GRANTED = packed([FOREVER_US])
+"""A request's marker, as `lua/admit.lua` writes it, of a request that was granted nothing."""
 _STATUSES = {int(status): status for status in Status}
 
 

@@ -267,6 +267,8 @@ class TenantSpec(Spec):
     plan: Name
     limits: tuple[Annotated[LimitOverride, _personal, _own], ...] = ()
     budgets: tuple[Annotated[BudgetOverride, _own], ...] = ()
+    when_stores_fail: Literal["open", "closed"] | None = None
+    """Instead of the plan's."""
 
 
 class TenantRecord(TenantSpec):

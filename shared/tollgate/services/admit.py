@@ -176,12 +176,13 @@ class Admitter:
         return entitlement
 
     async def _decide(self, admission: Admission, entitlement: Entitlement) -> Decision:
-        """One call to the store; where none answers, what the plan says."""
+        """One call to the store; where none answers, what the plan (or the tenant) says."""
         try:
             return await self._store.admit(admission)
         except StoreUnavailable as error:
             terms = entitlement.terms
-            if terms.plan.when_stores_fail == "closed" or terms.counts_money:
+            posture = entitlement.record.when_stores_fail or terms.plan.when_stores_fail
+            if posture == "closed" or terms.counts_money:
                 message = "The gateway cannot check your limits at the moment. Try again shortly."
                 raise errors.unavailable(message, RETRY_AFTER_US, "limits_unavailable") from error
             for take in admission.takes:
