@@ -23,8 +23,9 @@ MASTERS = 3
 class Cluster:
     """Servers that a test can hurt, and slots that it can move."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, node_timeout_ms: int) -> None:
         self._folder = folder
+        self._node_timeout_ms = node_timeout_ms
         self.ports = [_two_ports() for _ in range(MASTERS)]
         self.nodes = [redis.Redis(port=port, socket_timeout=5) for port in self.ports]
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -56,9 +57,26 @@ class Cluster:
     def start(self, index: int) -> None:
         folder = self._folder / str(index)
         folder.mkdir(exist_ok=True)
-        # Nobody is declared failed soon: there are no replicas to take over.
-        options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "60000", "--dir", str(folder)]
+        options = ["--cluster-enabled", "yes", "--dir", str(folder)]
+        options += ["--cluster-node-timeout", str(self._node_timeout_ms)]
         self.processes[index] = start_redis(self.ports[index], *options)
+
+    def add_replica(self, master: int) -> int:
+        """A further node that follows a master, and takes over when that is declared failed; its index."""
+        index = len(self.ports)
+        self.ports.append(_two_ports())
+        self.nodes.append(redis.Redis(port=self.ports[index], socket_timeout=5))
+        self.start(index)
+        replica = self.nodes[index]
+        replica.execute_command("CLUSTER", "MEET", "127.0.0.1", self.ports[master])
+        self.wait()
+        replica.execute_command("CLUSTER", "REPLICATE", self._id(master))
+        deadline = time.monotonic() + 20
+        while replica.info("replication").get("master_link_status") != "up":
+            if time.monotonic() > deadline:
+                raise TimeoutError("the replica does not follow")
+            time.sleep(0.05)
+        return index
 
     def kill(self, index: int) -> None:
         process = self.processes.pop(index)
@@ -111,9 +129,10 @@ class Cluster:
 
 
 @contextmanager
-def redis_cluster() -> Iterator[Cluster]:
+def redis_cluster(node_timeout_ms: int = 60_000) -> Iterator[Cluster]:
+    """Without replicas nobody can take over, so by default nobody is declared failed soon."""
     folder = Path(tempfile.mkdtemp(prefix="tollgate-cluster-"))
-    cluster = Cluster(folder)
+    cluster = Cluster(folder, node_timeout_ms)
     try:
         cluster.form()
         yield cluster

@@ -12,12 +12,14 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.contract.test_limit_store import USER, budget, slot
-from tests.faults.test_redis_outage import until
+from tests.faults import rig
+from tests.faults.rig import containers, load, outage_bound, say, until
 from tests.redis_cluster import Cluster, redis_cluster
 from tollgate.adapters.failover import FailoverLimitStore
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.redis_cluster import hash_tag, slot_of
 from tollgate.adapters.redis_cluster_limits import SUSPECT, RedisClusterLimitStore, _grouped
+from tollgate.adapters.redis_limits import EPOCH
 from tollgate.domain import keys
 from tollgate.domain.limits import (
     Admission,
@@ -50,6 +52,7 @@ def running() -> Iterator[Cluster]:
 @pytest.fixture
 def cluster(running: Cluster) -> Cluster:
     running.flush()
+    running.nodes[running.owner(slot_of("g"))].set(EPOCH, 1)  # long ago, so that rates are believed
     return running
 
 
@@ -97,6 +100,7 @@ def now_budget(cost: int, amount: int = 1000, seed: int | None = 0) -> Take:
 async def levels(store: RedisClusterLimitStore, *takes: Take) -> list[int]:
     """What each limit has left, asked with a request that cannot be admitted."""
     blocker = by_address(1, "198.51.100.99", cost=2)
+    blocker.seed_us = 0
     decision = await store.admit(admission(*takes, blocker))
     assert decision.status is Status.REFUSED
     return [remaining(take, state, decision.now_us) for take, state in zip(takes, decision.states, strict=False)]
@@ -178,7 +182,7 @@ class TestAllOrNothing:
                 ended.set()
                 await asyncio.gather(*floods)
                 print(f"{refusals} refusals of the flood, {false} false refusals of {wanted} good requests")
-                assert false <= wanted // 20
+                assert false <= wanted // 100
                 assert await levels(good, limit) == [0]
 
         run(scenario)
@@ -369,10 +373,12 @@ class TestFailures:
                 await first.reopen(MINUTE)
                 for store in (first, second):
                     cold = await store.admit(admission(now_budget(1, seed=None), by_address(100)))
-                    assert (cold.status, cold.cold) == (Status.COLD, (0,))
-                assert (await second.admit(admission(now_budget(1, seed=700)))).admitted
+                    assert (cold.status, cold.cold) == (Status.COLD, (0, 1))
+                loaded = by_address(100)
+                loaded.seed_us = 0
+                assert (await second.admit(admission(loaded, now_budget(1, seed=700)))).admitted
                 assert (await first.admit(admission(now_budget(1, seed=None)))).states[0].value >= 702
-                assert await levels(first, by_address(100)) == [98]
+                assert await levels(first, by_address(100)) == [97]
 
         run(scenario)
 
@@ -382,9 +388,54 @@ class TestFailures:
                 assert (await store.admit(admission(by_address(5), requests(5), policy_version=3))).admitted
                 names = sorted(name.decode() for node in cluster.nodes for name in node.keys("*"))
                 assert [name.partition("}")[2].split(":")[0] for name in names if name.startswith("{i")] == ["", "m"]
-                assert [name for name in names if name.startswith("{g}")] == ["{g}policy"]
+                assert [name for name in names if name.startswith("{g}")] == ["{g}epoch", "{g}policy"]
 
         run(scenario)
+
+
+def test_a_replica_takes_over_from_a_master_that_is_killed() -> None:
+    """Under load, with nobody's help. Whoever asks meanwhile is decided by the fallback; afterwards a new epoch has
+    everything loaded again, so that what the replica had not heard of is not given twice."""
+
+    async def scenario(cluster: Cluster) -> None:
+        second = MemoryLimitStore()
+        async with containers(cluster.url, lambda: second, count=3) as three:
+            loop, limit = asyncio.get_running_loop(), rig.requests(600, burst=20, name="limited")
+            began, admitted, amount, spent = loop.time(), 0, 2_000, 0
+
+            async def one(number: int) -> Decision:
+                nonlocal admitted, spent
+                container = three[number % 3]
+                if number % 2:
+                    decision = await container.use(rig.budget(10, amount), used=[10])
+                    spent += 10 * decision.admitted
+                else:
+                    _, decision = await container.ask(limit)
+                    admitted += decision.admitted
+                return decision
+
+            async with load(60, one) as seen:
+                await asyncio.sleep(1)
+                cluster.kill(cluster.owner(TENANT_SLOT))
+                died = loop.time()
+                await until(lambda: all(c.failover.deciding == "second" for c in three))
+                await until(lambda: any(c.failover.deciding == "redis" for c in three), 30)
+                some_back = loop.time()
+                await until(lambda: all(c.failover.deciding == "redis" for c in three), 30)
+                back = loop.time()
+                await asyncio.sleep(2)
+            bound = outage_bound(limit.limit, t=loop.time() - began, overlap=1 + back - some_back, outages=1)
+            say(
+                f"a replica takes over: back after {back - died:.1f} s, {admitted} of a rate admitted, bound {bound}; "
+                f"{spent} of a budget of {amount} spent"
+            )
+            assert seen.failures == []
+            assert admitted <= bound
+            assert spent <= amount
+
+    with redis_cluster(node_timeout_ms=1_000) as own:
+        own.add_replica(own.owner(TENANT_SLOT))
+        run(lambda: scenario(own))
 
 
 def test_a_group_is_suspected_for_a_moment_only(cluster: Cluster) -> None:

@@ -3,64 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import subprocess
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
 from tests.contract.test_limit_store import budget, tokens
-from tests.servers import free_port, start_redis
-from tollgate.adapters.breaker import FAILURES_TO_OPEN
+from tests.fault_proxy import FaultProxy
+from tests.faults.rig import Redis, containers, redis_to_hurt, requests, run, until
 from tollgate.adapters.failover import FailoverLimitStore, FailureMode
 from tollgate.adapters.memory_limits import MemoryLimitStore
-from tollgate.adapters.redis_limits import RedisLimitStore
+from tollgate.adapters.redis_limits import EPOCH, RedisLimitStore
 from tollgate.domain.limits import Admission, BudgetTake, Decision, Settlement, Status, Take
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(test())  # type: ignore[arg-type]
-
-
-class Redis:
-    """A real server that a test can hurt."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-        self.process: subprocess.Popen[bytes] = start_redis(self.port)
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def restart(self) -> None:
-        self.process = start_redis(self.port)
-
-    def stall(self) -> None:
-        self.process.send_signal(signal.SIGSTOP)
-
-    def wake(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
 
 
 @asynccontextmanager
 async def failover(mode: FailureMode = "fallback") -> AsyncIterator[tuple[Redis, FailoverLimitStore, MemoryLimitStore]]:
-    redis = Redis()
-    second = MemoryLimitStore()
-    second.name = "second"
-    store = FailoverLimitStore(RedisLimitStore(redis.url), second, MemoryLimitStore(), lambda: mode)
-    try:
-        yield redis, store, second
-    finally:
-        await store.aclose()
-        redis.wake()
-        redis.kill()
+    with redis_to_hurt() as redis:
+        with redis.client() as client:
+            client.set(EPOCH, 1)  # long ago, so that rates are believed
+        second = MemoryLimitStore()
+        second.name = "second"
+        store = FailoverLimitStore(RedisLimitStore(redis.url), second, MemoryLimitStore(), lambda: mode)
+        try:
+            yield redis, store, second
+        finally:
+            await store.aclose()
 
 
 def admission(*takes: Take) -> Admission:
@@ -71,14 +40,6 @@ def now_budget(cost: int, seed: int | None = None, amount: int = 1000) -> Budget
     import time
 
     return budget(cost, amount=amount, seed=seed, at=time.time_ns() // 1000)
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    for _ in range(int(seconds / 0.02)):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    raise TimeoutError
 
 
 def test_a_killed_redis_costs_no_admission_and_comes_back() -> None:
@@ -124,8 +85,7 @@ def test_what_a_stalled_redis_may_have_taken_is_given_back() -> None:
         async with failover() as (redis, store, _):
             await store.admit(admission(now_budget(1, seed=0)))
             redis.stall()
-            for _ in range(FAILURES_TO_OPEN):
-                await store.admit(admission(now_budget(100, seed=0)))
+            await asyncio.gather(*(store.admit(admission(now_budget(100, seed=0))) for _ in range(5)))
             redis.wake()
             await until(lambda: store.deciding == "redis")
             decision = await store.admit(admission(now_budget(0, seed=0)))
@@ -158,8 +118,9 @@ def test_a_redis_that_returns_with_old_numbers_loads_its_budgets_again() -> None
         async with failover() as (redis, store, _):
             await store.admit(admission(now_budget(1, seed=0)))
             redis.stall()
-            while store.deciding == "redis":
+            while not store._breaker.is_open:
                 await store.admit(admission(now_budget(1, seed=0)))
+                await asyncio.sleep(0.01)
             redis.wake()
             await until(lambda: store.deciding == "redis")
             assert (await store.admit(admission(now_budget(1)))).status is Status.COLD
@@ -198,7 +159,24 @@ def test_a_settlement_redis_did_not_hear_is_made_when_it_returns() -> None:
                 await store.admit(admission(tokens(1)))
             redis.wake()
             await until(lambda: store.deciding == "redis")
-            await until(lambda: not store._unsettled)
             assert (await store.admit(admission(now_budget(0, seed=0)))).states[0].value == 30
+
+    run(scenario)
+
+
+def test_both_stores_are_connected_to_before_the_first_request() -> None:
+    async def scenario() -> None:
+        with redis_to_hurt() as redis:
+            async with FaultProxy(redis.port) as proxy:
+                url = f"redis://127.0.0.1:{proxy.port}"
+                async with containers(url, MemoryLimitStore) as (container,):
+                    await container.failover.warm()
+                    assert proxy.accepted == 1
+                    assert (await container.ask(requests(10)))[1].store == "redis"
+                    assert proxy.accepted == 1
+                proxy.refuse()
+                async with containers(url, MemoryLimitStore) as (container,):
+                    await container.failover.warm()
+                    assert (await container.ask(requests(10)))[1].store == "second", "a start waits for nobody"
 
     run(scenario)

@@ -1,0 +1,289 @@
+"""What callers, clocks and other programs may do to the store: ids, addresses, foreign values, bad numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
+
+import pytest
+from redis.cluster import RedisCluster
+
+from tests.faults.rig import (
+    MINUTE,
+    TENANT,
+    Redis,
+    budget,
+    charged,
+    containers,
+    direct,
+    redis_to_hurt,
+    requests,
+    run,
+    say,
+    scarcely,
+)
+from tests.redis_cluster import redis_cluster
+from tollgate.adapters.memory_limits import MemoryLimitStore
+from tollgate.adapters.redis_cluster_limits import RedisClusterLimitStore
+from tollgate.adapters.redis_connection import RedisAddress, RedisConnection
+from tollgate.adapters.redis_limits import EPOCH, POLICY_VERSION, SERVERS, Scripts, admit_call
+from tollgate.domain import keys
+from tollgate.domain.bucket_cache import CAPACITY, BucketCache
+from tollgate.domain.limits import (
+    Admission,
+    Concurrency,
+    Decision,
+    Rate,
+    RateTake,
+    Scope,
+    Settlement,
+    SlotTake,
+    State,
+    Status,
+    Unit,
+)
+from tollgate.ports import CannotDecide
+
+ADDRESSES = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Redis]:
+    with redis_to_hurt() as running:
+        yield running
+
+
+@pytest.fixture
+def redis(server: Redis) -> Redis:
+    with server.client() as client:
+        client.flushall()
+        client.set(EPOCH, 1)  # long ago, so that rates are believed
+    return server
+
+
+def test_no_two_hostile_ids_share_a_key() -> None:
+    """2,000 pairs of ids that differ in little, or would be the same if parts were joined by a separator."""
+    odd = ["", *":/{}* %\0\n", "}{", "::", "{}", "é", "e\u0301", "\u202e", "\ud800", "ß", "SS"]
+    words = [a + b + c for a, b, c in itertools.product(odd, ("", "a", "u"), odd)]
+    ids = list(dict.fromkeys(words))
+    pairs = [(ids[i], ids[(i * 7 + 1) % len(ids)]) for i in range(len(ids))]
+    pairs += [(a[:-1], a[-1:] + b) for a, b in pairs]  # the same characters, split elsewhere
+    assert len(pairs) >= 2_000
+    made: dict[str, tuple[str, ...]] = {}
+    for tenant, name in pairs:
+        mine: list[tuple[str, tuple[str, ...]]] = [(keys.tenant_subject(tenant), ("tenant", tenant))]
+        mine += [(keys.member_subject(tenant, kind, name), (kind, tenant, name)) for kind in ("u", "k", "t")]
+        mine += [(keys.global_subject(name), ("global", name)), (keys.ip_subject("192.0.2.1"), ("ip",))]
+        for key, whose in mine:
+            assert made.setdefault(key, whose) == whose, f"{key} stands for {made[key]} and {whose}"
+            assert key.count("{") == key.count("}") == 1
+            assert not set(key) & set(":/*\0 \n")
+    assert keys.global_subject("") == "{g}"
+
+
+def test_a_million_addresses(redis: Redis) -> None:
+    """As many `ip` buckets, all alive: within 150 MB of Redis, every key expires, and a container remembers at most
+    50,000. (Markers of requests live for a second here, and are not counted.)"""
+    limit = Rate(Scope.IP, Unit.REQUESTS, 100, 1440 * MINUTE, 100, "ip.requests.day")
+    script, block = Scripts().admit, 5_000
+    cache = BucketCache()
+    one = Admission("x", [RateTake("", "", limit, 1, 1)], 1_000, "acme")  # only the keys' names differ
+    _, args = admit_call(one, ("", "", "", ""), 0)
+
+    async def ask_for_all() -> None:
+        connection = await RedisConnection.open(RedisAddress.parse(redis.url), 10)
+        for first in range(0, ADDRESSES, block):
+            answers = []
+            for number in range(first, first + block):
+                subject = keys.ip_subject(str(IPv4Address(number * 2_654_435_761 % 2**32)))  # all over the world
+                names = (f"{subject}m:x", POLICY_VERSION, f"{TENANT}version", EPOCH, f"{subject}:requests.day")
+                answers.append(connection.call("EVALSHA", script.sha, len(names), *names, *args))
+                if number % 10 == 0:
+                    seen = Admission("x", [RateTake(subject, names[4], limit, 1, 1)], 1_000, "acme")
+                    cache.learn(seen, Decision(Status.REFUSED, 1, [State(10**15)]), 0)
+            assert all(status == 1 for status, *_ in await asyncio.gather(*answers))
+        connection.close()
+
+    with redis.client() as client:
+        client.script_load(script.source)
+        before = client.info("memory")["used_memory"]
+        run(ask_for_all)
+        time.sleep(0.1)
+        for _ in client.scan_iter(match="*m:x", count=10_000):  # which removes the markers, as they have expired
+            pass
+        info = client.info("memory")
+        alive = client.info("keyspace")["db0"]
+        say(
+            f"{ADDRESSES} addresses: {(info['used_memory'] - before) / 2**20:.0f} MB of Redis "
+            f"({alive['keys']} keys, {alive['keys'] - alive['expires']} without an end), {len(cache)} in the cache"
+        )
+        assert alive["keys"] >= ADDRESSES
+        assert alive["keys"] - alive["expires"] == 1, "only the test's own epoch does not expire"
+        assert info["used_memory"] - before <= 150 * 2**20
+    assert len(cache) == CAPACITY == 50_000
+
+
+@pytest.mark.parametrize("offset_s", [-300, 300])
+def test_a_container_whose_clock_is_off_decides_as_the_others(
+    redis: Redis, tmp_path_factory: pytest.TempPathFactory, offset_s: int
+) -> None:
+    """Two containers, one of them 5 minutes off: each bucket is one bucket for both, to the request."""
+    from tests.unit.test_admit import ALICE, POLICY, Spent
+    from tollgate.adapters.policy_file import FilePolicySource
+    from tollgate.services.admit import Admitter, Grant, Request
+    from tollgate.services.directory import Directory
+    from tollgate.wire.errors import ApiError
+
+    path = tmp_path_factory.mktemp("policy") / "policy.yaml"
+    path.write_text(POLICY.replace("requests: 60, per: minute, burst: 10", "requests: 1, per: minute, burst: 40"))
+
+    async def scenario() -> None:
+        async with direct(redis.url) as right, direct(redis.url) as wrong:
+            admitters = []
+            for container, offset in ((right, 0), (wrong, offset_s)):
+
+                def clock(offset: int = offset) -> int:
+                    return time.time_ns() // 1000 + offset * 1_000_000
+
+                directory = Directory(FilePolicySource(path, {}), clock, versioned=lambda: True)
+                local = MemoryLimitStore(clock)
+                admitters.append(Admitter(container.store, Spent(), directory, local, clock))
+
+            async def ask(number: int) -> Grant | int:
+                wanted = Request(f"r{number}", "openai", "small", 10, 0, MINUTE)
+                try:
+                    return await admitters[number % 2].admit(ALICE, "192.0.2.1", wanted, 0)
+                except ApiError as error:
+                    return error.status
+
+            answers = [await ask(number) for number in range(60)]
+            assert [isinstance(answer, Grant) for answer in answers] == [True] * 40 + [False] * 20
+            assert set(answers[40:]) == {429}
+            days = {take.key for answer in answers[:40] for take in answer.admission.takes if "day" in take.key}  # type: ignore[union-attr]
+            assert len(days) == 1
+            await ask(61)
+
+    run(scenario)
+
+
+FOREIGN: list[Callable[[object, str], object]] = [
+    lambda client, key: client.rpush(key, "a", "b"),  # type: ignore[attr-defined]
+    lambda client, key: client.sadd(key, "a"),  # type: ignore[attr-defined]
+    lambda client, key: client.hset(key, "spent", "much"),  # type: ignore[attr-defined]
+    lambda client, key: client.set(key, "not a number"),  # type: ignore[attr-defined]
+    lambda client, key: client.set(key, b"\xff\x00\xfe"),  # type: ignore[attr-defined]
+    lambda client, key: client.set(key, "9" * 400),  # type: ignore[attr-defined]
+    lambda client, key: client.set(key, "-17"),  # type: ignore[attr-defined]
+    lambda client, key: client.set(key, "nan"),  # type: ignore[attr-defined]
+    lambda client, key: client.set(key, ""),  # type: ignore[attr-defined]
+]
+
+
+@pytest.mark.parametrize("foreign", range(len(FOREIGN)))
+@pytest.mark.parametrize("what", ["rate", "budget", "slots", "marker", "policy", "version", "epoch", "servers"])
+def test_a_foreign_value_under_a_key_of_ours_hurts_nobody_else(redis: Redis, what: str, foreign: int) -> None:
+    """Whoever meets it is decided: by Redis, which takes it for nothing or refuses, or by the fallback. It is not taken
+    for an outage, so that one bad key does not send everybody away from Redis."""
+
+    async def scenario() -> None:
+        async with containers(redis.url, MemoryLimitStore) as (container,):
+            rate, tokens = scarcely(), budget(10, 1_000)
+            slots = SlotTake(TENANT, f"{TENANT}:slots", Concurrency(Scope.TENANT, 5, "tenant.slots"))
+            places = {
+                "rate": rate.key, "budget": tokens.key, "slots": slots.key, "marker": f"{TENANT}m:the-id",
+                "policy": POLICY_VERSION, "version": f"{TENANT}version", "epoch": EPOCH, "servers": SERVERS,
+            }  # fmt: skip
+            with redis.client() as client:
+                client.delete(places[what])
+                FOREIGN[foreign](client, places[what])
+                for attempt in range(4):
+                    call = f"the-id{attempt or ''}"
+                    admission, decision = await container.ask(rate, tokens, slots, id=call)
+                    assert decision.status in (Status.ADMITTED, Status.REFUSED, Status.STALE)
+                    used: list[int | None] = [None, 5, None]
+                    await container.store.settle(
+                        Settlement(admission.id, admission.takes, used, "acme", decision.store)
+                    )
+                assert container.failover.deciding == "redis"
+                if what not in ("policy", "version", "epoch"):
+                    other = requests(10, name="somebody else")
+                    assert (await container.ask(other))[1].store == "redis"
+
+    run(scenario)
+
+
+def strange_takes() -> list[tuple[str, RateTake]]:
+    limit = Rate(Scope.USER, Unit.TOKENS, 1_000, MINUTE, 1_000, "user.tokens.60s")
+    subject = keys.member_subject("acme", "u", "alice")
+
+    def take(cost: int, floor: int, of: Rate = limit) -> RateTake:
+        return RateTake(subject, f"{subject}:{of.id}", of, cost, floor)
+
+    huge = Rate(Scope.USER, Unit.TOKENS, 10**12, MINUTE, 10**12, "user.tokens.60s")
+    return [
+        ("nothing", take(0, 0)),
+        ("far too much", take(10**15, 10**15)),
+        ("beyond what a double holds", take(10**30, 10**30)),
+        ("a guess beyond everything", take(10**30, 1)),
+        ("an enormous limit", take(10**11, 10**11, huge)),
+        ("less than nothing", take(-500, -500)),
+    ]
+
+
+@pytest.mark.parametrize(("what", "take"), strange_takes(), ids=[name for name, _ in strange_takes()])
+def test_strange_costs_are_decided_alike_and_never_fill_a_bucket(redis: Redis, what: str, take: RateTake) -> None:
+    async def scenario() -> None:
+        async with direct(redis.url) as there:
+            here = MemoryLimitStore()
+            calls = [Admission(f"s{i}", [take], MINUTE, "acme") for i in range(3)]
+            for call in calls:
+                assert (await there.store.admit(call)).status is (await here.admit(call)).status
+            probe = RateTake(take.subject, take.key, take.limit, take.limit.amount + 1, take.limit.amount + 1)
+            assert not (await there.store.admit(Admission("more than all", [probe], MINUTE, "acme"))).admitted
+
+    run(scenario)
+
+
+def test_hostile_ids_of_requests_and_tenants_are_just_names(redis: Redis) -> None:
+    async def scenario() -> None:
+        async with direct(redis.url) as container:
+            admitted = 0
+            for name in ("", "{", "}", "a\r\nSET x y\r\n", "\0", "*", "{g}", "#", "é", "x" * 10_000, "-1", "nan"):
+                _, decision = await container.ask(scarcely(), budget(10, 1_000), id=f"id{name}")
+                assert decision.admitted
+                admitted += 1
+                call = Admission(f"of {name}", [scarcely()], MINUTE, name)
+                assert (await container.store.admit(call)).admitted
+                admitted += 1
+            _, decision = await container.ask(scarcely(), budget(0, 1_000))
+            assert charged(scarcely(), decision.states[0], decision.now_us) == admitted + 1
+            assert decision.states[1].value == 10 * admitted // 2
+
+    run(scenario)
+
+
+def test_foreign_values_in_a_cluster() -> None:
+    async def scenario(url: str) -> None:
+        store = RedisClusterLimitStore(url)
+        try:
+            await store.reopen(0)
+            rate, tokens = scarcely(), budget(10, 1_000)
+            rate.seed_us, tokens.seed = 0, 0
+
+            assert (await store.admit(Admission("a", [rate, tokens], MINUTE, "acme"))).admitted
+
+            port = int(url.rpartition(":")[2].partition("?")[0])
+            with RedisCluster(host="127.0.0.1", port=port) as client:
+                client.delete(tokens.key)
+                client.rpush(tokens.key, "not ours")
+            with pytest.raises(CannotDecide, match="WRONGTYPE"):
+                await store.admit(Admission("b", [rate, tokens], MINUTE, "acme"))
+            assert (await store.admit(Admission("c", [rate], MINUTE, "acme"))).admitted
+        finally:
+            await store.aclose()
+
+    with redis_cluster() as cluster:
+        asyncio.run(scenario(cluster.url))

@@ -1,0 +1,215 @@
+"""Replies that are lost after Redis has done the work, commands that arrive too late, scripts that are forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+
+import pytest
+
+from tests.fault_proxy import FaultProxy
+from tests.faults.rig import (
+    MINUTE,
+    Container,
+    Redis,
+    budget,
+    charged,
+    containers,
+    direct,
+    redis_to_hurt,
+    run,
+    say,
+    scarcely,
+    until,
+)
+from tollgate.adapters.memory_limits import MemoryLimitStore
+from tollgate.adapters.redis_limits import EPOCH, RedisLimitStore
+from tollgate.domain.limits import Admission, Settlement
+from tollgate.ports import StoreUnavailable
+
+LOST = 1_000
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Redis]:
+    with redis_to_hurt() as running:
+        yield running
+
+
+@pytest.fixture
+def redis(server: Redis) -> Redis:
+    with server.client() as client:
+        client.flushall()
+        client.set(EPOCH, 1)  # long ago, so that rates are believed
+    return server
+
+
+def test_who_asks_again_with_the_same_id_is_charged_once(redis: Redis) -> None:
+    """1,000 admissions and 1,000 settlements, each of whose first replies is lost, half of them with the connection."""
+
+    async def scenario() -> None:
+        rate = scarcely()
+
+        async def client(number: int, share: int) -> None:
+            async with (
+                FaultProxy(redis.port) as proxy,
+                direct(f"redis://127.0.0.1:{proxy.port}", reply_timeout=0.04) as container,
+            ):
+                store = container.store
+                await store.ping()
+
+                async def insist(act: Callable[[], Awaitable[object]], close: bool) -> None:
+                    """Make a call whose first reply is lost, until there is an answer."""
+                    lost = proxy.dropped
+                    proxy.drop_replies(1, close=close)
+                    for _ in range(5):
+                        with suppress(StoreUnavailable):
+                            await act()
+                            break
+                    assert proxy.dropped == lost + 1
+
+                for i in range(share):
+                    tokens = budget(100, 10_000_000)
+                    tokens.seed = 0
+                    call = Admission(uuid.uuid4().hex, [scarcely(), tokens], MINUTE, "acme")
+                    used = Settlement(call.id, call.takes, [None, 30], "acme")
+                    await insist(lambda call=call: store.admit(call), i % 2 == 0)  # type: ignore[misc]
+                    await insist(lambda used=used: store.settle(used), i % 2 == 0)  # type: ignore[misc]
+
+        clients = 20
+        await asyncio.gather(*(client(i, LOST // clients) for i in range(clients)))
+        async with direct(redis.url) as reader:
+            _, decision = await reader.ask(scarcely(), budget(0, 10_000_000))
+        say(f"{2 * LOST} replies lost: {charged(rate, decision.states[0], decision.now_us) - 1} requests charged")
+        assert charged(rate, decision.states[0], decision.now_us) == LOST + 1
+        assert decision.states[1].value == LOST * 30
+
+    run(scenario)
+
+
+def test_what_the_fallback_decided_instead_is_charged_once_in_all(redis: Redis) -> None:
+    """1,000 admissions whose replies are lost are decided by the fallback. Redis gives back what it took, requests
+    included, so that both together have charged 1,000."""
+
+    async def scenario() -> None:
+        async with FaultProxy(redis.port) as proxy:
+            second = MemoryLimitStore()
+            url = f"redis://127.0.0.1:{proxy.port}"
+            async with containers(url, lambda: second, count=20) as crowd:
+                rate, tokens = scarcely(), budget(10, 10_000_000)
+                await asyncio.gather(*(each.store.ping() for each in crowd))
+                proxy.drop_replies(None)
+
+                async def one(number: int) -> None:
+                    admission, decision = await crowd[number % 20].ask(scarcely(), tokens)
+                    assert (decision.admitted, decision.store) == (True, "second")
+                    taken = admission.takes
+                    await crowd[0].store.settle(Settlement(admission.id, taken, [None, 7], "acme", decision.store))
+
+                await asyncio.gather(*(one(i) for i in range(LOST)))
+                assert proxy.dropped > 0
+                proxy.drop_replies(0)
+                await until(lambda: all(each.failover.deciding == "redis" for each in crowd))
+                assert not any(each.failover._waiting for each in crowd)
+            async with direct(redis.url) as reader:
+                reader.books.spent_of[tokens.key] = 7 * LOST
+                _, there = await reader.ask(scarcely(), budget(0, 10_000_000))
+            _, here = await Container(second).ask(scarcely(), budget(0, 10_000_000))
+            in_redis = charged(rate, there.states[0], there.now_us) - 1
+            in_second = charged(rate, here.states[0], here.now_us) - 1
+            say(f"{LOST} replies lost: {in_redis} requests charged in Redis, {in_second} in the fallback")
+            assert in_redis + in_second == LOST
+            assert there.states[1].value == here.states[1].value == 7 * LOST
+
+    run(scenario)
+
+
+def test_an_admission_that_arrives_after_it_was_cancelled_takes_nothing(redis: Redis) -> None:
+    """The network holds the command back, the caller gives up and cancels on another way; then it arrives."""
+
+    async def scenario() -> None:
+        async with FaultProxy(redis.port) as proxy:
+            slow = RedisLimitStore(f"redis://127.0.0.1:{proxy.port}")
+            fast = RedisLimitStore(redis.url)
+            await slow.ping()
+            tokens = budget(100, 10_000)
+            tokens.seed = 0
+            call = Admission(uuid.uuid4().hex, [scarcely(), tokens], MINUTE, "acme")
+            proxy.latency_s = 0.5
+            with pytest.raises(StoreUnavailable):
+                await slow.admit(call)
+            await fast.cancel(call)
+            await fast.cancel(call)
+            with redis.client() as client:
+                calls = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+                await until(lambda: client.info("commandstats")["cmdstat_evalsha"]["calls"] > calls)
+            _, decision = await Container(fast).ask(scarcely(), tokens)
+            assert charged(scarcely(), decision.states[0], decision.now_us) == 1
+            assert decision.states[1].value == 100
+            await fast.aclose()
+            await slow.aclose()
+
+    run(scenario)
+
+
+def test_an_admission_is_not_asked_for_again_where_it_is_being_cancelled(redis: Redis) -> None:
+    """The fallback says COLD; by then Redis answers again, but that request stays with the fallback."""
+
+    async def scenario() -> None:
+        async with FaultProxy(redis.port) as proxy:
+            second = MemoryLimitStore()
+            async with containers(f"redis://127.0.0.1:{proxy.port}", lambda: second) as (container,):
+                await container.ask(scarcely())
+                call = Admission(uuid.uuid4().hex, [scarcely(), budget(100, 1_000)], MINUTE, "acme")
+                call.takes[1].seed = 0  # type: ignore[union-attr]
+                proxy.drop_replies(1)
+                call.takes[1].seed = None  # type: ignore[union-attr]
+                assert not (await container.store.admit(call)).admitted
+                await until(lambda: container.failover.deciding == "redis")
+                call.takes[1].seed = 0  # type: ignore[union-attr]
+                decision = await container.store.admit(call)
+                assert (decision.admitted, decision.store) == (True, "second")
+                await container.store.settle(Settlement(call.id, call.takes, [None, 40], "acme", decision.store))
+                assert (await Container(second).ask(budget(0, 1_000)))[1].states[0].value == 40
+
+    run(scenario)
+
+
+def test_scripts_are_forgotten_all_the_time(redis: Redis) -> None:
+    """SCRIPT FLUSH every 50 ms for 10 s: no error, and every request charged once."""
+
+    async def scenario() -> None:
+        async with containers(redis.url, None, count=4) as four:
+            over, admitted = asyncio.Event(), 0
+
+            async def flush() -> int:
+                flushes = 0
+                with redis.client() as client:
+                    while not over.is_set():
+                        await asyncio.to_thread(client.script_flush)
+                        flushes += 1
+                        await asyncio.sleep(0.05)
+                return flushes
+
+            async def call(container: Container) -> None:
+                nonlocal admitted
+                while not over.is_set():
+                    decision = await container.use(scarcely(), budget(10, 10_000_000), used=[None, 3])
+                    assert (decision.admitted, decision.store) == (True, "redis")
+                    admitted += 1
+                    await asyncio.sleep(0.002)
+
+            flushing = asyncio.create_task(flush())
+            calls = [asyncio.create_task(call(container)) for container in four for _ in range(3)]
+            await asyncio.sleep(10)
+            over.set()
+            await asyncio.gather(*calls)
+            say(f"SCRIPT FLUSH: {await flushing} times during {admitted} requests")
+            assert all(container.failover._breaker.doubts == 0 for container in four)
+            _, decision = await four[0].ask(scarcely(), budget(0, 10_000_000))
+            assert charged(scarcely(), decision.states[0], decision.now_us) == admitted + 1
+            assert decision.states[1].value == 3 * admitted
+
+    run(scenario)
