@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: help setup dev test faults long lint types check clean
+.PHONY: help setup dev test faults long dynamodb-local dynamodb-check lint types check clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -32,7 +32,19 @@ faults: setup ## kill, stall, empty and redirect real servers under the gateway
 	@$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
 
 long: setup ## a thousand generated sequences of fifty steps on every store
-	@$(BIN)/python -m pytest -m long tests/contract $(ARGS)
+	@$(BIN)/python -m pytest -m 'long and not dynamodb_local' tests/contract $(ARGS)
+
+DYNAMODB_LOCAL := .tools/dynamodb-local
+
+dynamodb-local: $(DYNAMODB_LOCAL)/.ready ## fetch DynamoDB Local (needs Java 17 and Maven)
+
+$(DYNAMODB_LOCAL)/.ready: requirements/dynamodb-local.xml
+	@rm -rf $(@D)
+	@mvn -q -B --strict-checksums -f $< dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory=$(CURDIR)/$(@D)
+	@touch $@
+
+dynamodb-check: setup dynamodb-local ## the limit store on DynamoDB Local, under real concurrency
+	@$(BIN)/python -m pytest -m 'dynamodb_local and not long' tests/contract tests/dynamodb_local $(ARGS)
 
 lint: setup ## ruff, both as linter and as formatter
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -82,6 +82,10 @@ class Recorder:
     def clock_offset_us(self) -> int:
         return self._client.clock_offset_us
 
+    @property
+    def clock_known(self) -> bool:
+        return self._client.clock_known
+
     @staticmethod
     def outage() -> AwsError:
         """For faults to raise."""

@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -52,6 +54,32 @@ def redis_server() -> Iterator[str]:
     process = start_redis(port)
     try:
         yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.kill()
+        process.wait()
+
+
+DYNAMODB_LOCAL = Path(__file__).parents[1] / ".tools" / "dynamodb-local"
+
+
+@contextmanager
+def dynamodb_local() -> Iterator[str]:
+    """A DynamoDB Local of one's own, in memory; gives its URL."""
+    if not (DYNAMODB_LOCAL / ".ready").exists() or shutil.which("java") is None:
+        raise RuntimeError("no DynamoDB Local, or no java: run `make dynamodb-local` (Java 17 and Maven)")
+    port = free_port()
+    options = ["-Xmx512m", "-XX:+UseSerialGC", "-cp", f"{DYNAMODB_LOCAL}/*"]
+    main = "software.amazon.dynamodb.services.local.main.ServerRunner"
+    process = subprocess.Popen(
+        ["java", *options, main, "-inMemory", "-disableTelemetry", "-port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for_port(port, process, seconds=60)
+        with suppress(urllib.error.HTTPError), urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=60):
+            pass  # its first answer (it refuses this) loads half of Java, and callers wait for 2 s only
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()
         process.wait()

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from tollgate.adapters.http import HttpClient
 from tollgate.adapters.memory_limits import MemoryLimitStore
@@ -140,7 +140,7 @@ class Adapters:
         if scheme == "memory":
             return self.local
         if scheme == "dynamodb":
-            return self._dynamodb(rest)
+            return self._dynamodb(rest, "full")
         from tollgate.adapters.failover import FailoverLimitStore
         from tollgate.adapters.redis_store import redis_limit_store
 
@@ -148,15 +148,16 @@ class Adapters:
             redis = redis_limit_store(settings.store_url, settings.environ)
         except ValueError as error:
             raise BadSetting(f"TOLLGATE_STORE_URL: {error}") from error
-        fallback = self._dynamodb(settings.limits_table) if settings.limits_table else None
+        fallback = self._dynamodb(settings.limits_table, "half") if settings.limits_table else None
         store = FailoverLimitStore(redis, fallback, self.local, mode)
         self._stores.append(store)
         return store
 
-    def _dynamodb(self, table: str) -> LimitStore:
+    def _dynamodb(self, table: str, unknown: Literal["full", "half"]) -> LimitStore:
+        """`unknown`: how a rate starts that the table does not know: half empty, where Redis has counted it before."""
         from tollgate.adapters.dynamodb_limits import DynamoLimitStore
 
-        return DynamoLimitStore(self.aws("dynamodb"), table)
+        return DynamoLimitStore(self.aws("dynamodb"), table, unknown=unknown)
 
     def spending(self) -> Spending:
         return self.ledger() if self.settings.ledger_table else NoLedger()

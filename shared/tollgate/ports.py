@@ -23,6 +23,11 @@ class CannotDecide(StoreUnavailable):
     """The store answers, but not this: what it holds under these keys is not ours. Others are not concerned."""
 
 
+class Overloaded(StoreUnavailable):
+    """The store answers, but one subject asks more of it than it can take: that subject is turned away for a moment,
+    whatever its plan says about stores that fail."""
+
+
 class LimitStore(Protocol):
     """Shared buckets. `admit` is atomic and idempotent by `Admission.id`; so is `settle`, by `Settlement.id`."""
 

@@ -13,7 +13,7 @@ import uvloop
 
 from tests.aws_fixture import aws_endpoint, dynamodb, make_table
 from tests.redis_cluster import Cluster, redis_cluster
-from tests.servers import redis_server
+from tests.servers import dynamodb_local, redis_server
 from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.dynamodb_limits import DynamoLimitStore
 from tollgate.adapters.memory_limits import MemoryLimitStore
@@ -73,15 +73,22 @@ def dynamodb_client(runner: asyncio.Runner) -> Iterator[AwsClient]:
         yield client
 
 
-STORES = ["memory", "redis", "cluster", "dynamodb"]
+@pytest.fixture(scope="session")
+def dynamodb_local_client(runner: asyncio.Runner) -> Iterator[AwsClient]:
+    with dynamodb_local() as url, dynamodb(url, runner) as client:
+        yield client
+
+
+LOCAL = pytest.param("dynamodb_local", marks=pytest.mark.dynamodb_local)
+STORES = ["memory", "redis", "cluster", "dynamodb", LOCAL]
 
 
 def make_driver(kind: str, runner: asyncio.Runner, request: pytest.FixtureRequest) -> Driver:
     driver: Driver
     if kind == "memory":
         driver = Driver(MemoryLimitStore(clock=lambda: driver.now), runner)
-    elif kind == "dynamodb":
-        client = request.getfixturevalue("dynamodb_client")
+    elif kind in ("dynamodb", "dynamodb_local"):
+        client = request.getfixturevalue(f"{kind}_client")
         table = runner.run(make_table(client))
         driver = Driver(DynamoLimitStore(client, table, clock=lambda: driver.now), runner)
     elif kind == "cluster":

@@ -12,6 +12,7 @@ from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.policy_file import FilePolicySource
 from tollgate.domain.identity import Identity
 from tollgate.domain.limits import Admission, BudgetTake, Decision
+from tollgate.ports import Overloaded
 from tollgate.services.admit import Admitter, Grant, Request
 from tollgate.services.directory import Directory
 from tollgate.wire.errors import ApiError
@@ -140,3 +141,18 @@ def test_an_entitlement_is_made_once_and_again_when_the_record_changes(tmp_path:
         assert elsewhere.entitlement is not first.entitlement
 
     asyncio.run(ask())
+
+
+def test_an_overloaded_store_turns_away_whatever_the_plan_says_about_stores_that_fail(tmp_path: Path) -> None:
+    class Throttled(CountingStore):
+        async def admit(self, admission: Admission) -> Decision:
+            raise Overloaded("too many writes of one item")
+
+    async def ask() -> Grant | ApiError:
+        world = World(tmp_path, POLICY.replace("  free:\n", "  free:\n    when_stores_fail: open\n"))
+        world.admitter._store = Throttled(lambda: world.now)
+        return await world.ask()
+
+    error = asyncio.run(ask())
+    assert isinstance(error, ApiError)
+    assert (error.status, error.code, error.headers["retry-after"]) == (503, "overloaded", "1")

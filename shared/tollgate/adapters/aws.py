@@ -166,6 +166,11 @@ class AwsClient:
         """The service's clock minus ours (µs), from the `Date` of its answers; wrong by about a second at most."""
         return self._clock.offset_us
 
+    @property
+    def clock_known(self) -> bool:
+        """Whether the service has told its time yet."""
+        return self._clock.known
+
     @classmethod
     def for_service(cls, service: str, http: HttpClient, environ: Mapping[str, str]) -> AwsClient:
         """`service`: dynamodb, secretsmanager or sqs."""

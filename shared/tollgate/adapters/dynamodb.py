@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from tollgate.adapters.aws import AwsError
 from tollgate.adapters.http import UpstreamError
-from tollgate.ports import StoreUnavailable
+from tollgate.ports import Overloaded, StoreUnavailable
 
 Plain = dict[str, Any]
 """An item's attributes as Python values: int or str (bool where one was written)."""
@@ -33,7 +33,14 @@ class Client(Protocol):
     @property
     def clock_offset_us(self) -> int: ...
 
+    @property
+    def clock_known(self) -> bool: ...
+
     async def call(self, operation: str, payload: dict[str, Any], *, retry: bool = False) -> dict[str, Any]: ...
+
+
+class Unsure(StoreUnavailable):
+    """No answer, or a failure: what was asked may have been done, or may yet be."""
 
 
 class ConditionFailed(Exception):
@@ -203,9 +210,11 @@ class Table:
             if error.code == "TransactionCanceledException":
                 reasons = error.body.get("CancellationReasons") or []
                 raise Cancelled([(r.get("Code", "None"), decode_item(r.get("Item") or {})) for r in reasons]) from None
-            raise StoreUnavailable(f"DynamoDB: {operation} on {self.name}: {error}") from error
+            kind = Unsure if error.status >= 500 else Overloaded if error.retryable else StoreUnavailable
+            raise kind(f"DynamoDB: {operation} on {self.name}: {error}") from error
         except UpstreamError as error:
-            raise StoreUnavailable(f"DynamoDB: {operation} on {self.name}: {error}") from error
+            kind = Unsure if error.sent else StoreUnavailable
+            raise kind(f"DynamoDB: {operation} on {self.name}: {error}") from error
 
     async def _try(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
         if self._patient:
@@ -241,7 +250,9 @@ def decode_item(item: Mapping[str, Mapping[str, Any]]) -> Plain:
 
 def _decode(value: Mapping[str, Any]) -> Any:
     ((kind, inner),) = value.items()
-    return int(inner) if kind == "N" else inner
+    if kind == "N":  # nobody of us writes fractions: they stay text
+        return int(inner) if inner.lstrip("-").isdigit() else inner
+    return inner
 
 
 def _condition(condition: str, expression: Expression | None) -> dict[str, Any]:

@@ -3,31 +3,35 @@
 DynamoDB has no script and no clock, and its conditions know neither `max()` nor arithmetic. So:
 
 - now is this machine's clock, corrected by the `Date` header of DynamoDB's answers (good to 1 s).
-- The rates of one subject are attributes (TATs) of one item, and taken by one UpdateItem. Each has an idle branch
-  (absent or in the past: set it to now + cost) and a busy one (between now and what still fits: add the cost). The
-  branch is guessed from what this container saw last; where the guess is wrong, the failed condition returns the item,
-  which either refuses, exactly, or gives the right branches for one more try.
-- A budget is an item of its own, and so are the slots of a concurrency limit. Both carry their holds as attributes,
-  each with its amount and expiry, beside the sum that the condition looks at. One write therefore takes or frees a
-  hold and moves the sum; repeating it changes nothing, a crash leaves a hold that expires, and whoever meets an expired
-  hold releases it. (As items of their own the holds would need transactions, which conflict under load.)
-- Subjects are taken narrowest first, so that a flood from one address does not touch its tenant; then budgets and
-  slots, together. A refusal gives back what was taken. The request's marker is written last: it commits.
+- Everything that counts one subject is one item, and taken by one UpdateItem: rates, budgets and slots. A rate has an
+  idle branch (absent or in the past: set it to now + cost) and a busy one (between now and what still fits: add the
+  cost). The branch is guessed from what this container saw last; where the guess is wrong, the failed condition
+  returns the item, which either refuses, exactly, or gives the right branches for one more try.
+- A write carries a mark of the request's id, which the item keeps for some seconds: where the reply is lost, the same
+  write is made again and either finds its mark or takes effect now. Where an item has no room for marks (a subject
+  with very many requests), a lost reply is a `StoreUnavailable`: charged once at most, never twice.
+- Subjects are taken narrowest first, so that a flood from one address does not touch its tenant. A refusal gives back
+  what was taken. The request's marker is written last: it commits, and settling claims it.
+- Whoever meets expired holds releases them; nothing else has to look for them.
+- Subjects that everyone shares are spread over several items where their rates are high (`dynamodb_shards`).
 - Versions of the policy and of tenants are read at most every 5 s, beside an admission and not before it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import os
+import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 from tollgate.adapters import dynamodb_limit_items as items
-from tollgate.adapters.dynamodb import Client, ConditionFailed, Expression, Key, Plain, Table
-from tollgate.adapters.dynamodb_limit_items import DAY_S, HoldTake, Progress, item_key, tat_name
+from tollgate.adapters.dynamodb import Client, ConditionFailed, Expression, Key, Plain, Table, Unsure, Write
+from tollgate.adapters.dynamodb_limit_items import DAY_S, Item, Marker, Move, Part, Place, Unknown
+from tollgate.adapters.dynamodb_shards import pick, shards, share, whole, whole_tat
 from tollgate.adapters.lru import Lru
 from tollgate.domain.limits import (
     SECOND_US,
@@ -35,48 +39,83 @@ from tollgate.domain.limits import (
     BudgetTake,
     Decision,
     RateTake,
+    Scope,
     Settlement,
-    SlotTake,
     State,
     Status,
+    Take,
     fits,
-    grant,
 )
-from tollgate.ports import StoreUnavailable
+from tollgate.ports import Overloaded, StoreUnavailable
 
 VERSIONS_FRESH_S = 5.0
 """How old the versions that admissions are compared with may be."""
-EXACT_TRIES = 3
-"""Tries that grant as much as fits; from then on only the least that is needed, which others disturb less."""
 MAX_TRIES = 8
 KNOWN_ITEMS = 10_000
-RELEASE_AT_ONCE = 20
-"""Expired holds released by one write."""
+AGAIN_WITHIN_S = 1.0
+"""How soon a reply must be lost for the write to be made again: nobody waits twice for a timeout."""
+SHED_S = 0.1
+"""How long a subject is turned away, on average, after DynamoDB could not take all its writes."""
+T = TypeVar("T")
+_SCOPES = {scope: i for i, scope in enumerate(Scope)}
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A taking write whose reply is lost: when it was made (µs), what it takes, and whether its hold stands alone."""
+
+    at_us: int
+    granted: list[int]
+    expiry_s: int
+    alone: bool
 
 
 class DynamoLimitStore:
-    """`clock` (µs) replaces this machine's clock, in tests."""
+    """`clock` (µs) replaces this machine's clock, in tests. `unknown`: how a rate starts that is not in the table;
+    half empty where another store usually decides and has been lost."""
 
     name = "dynamodb"
 
-    def __init__(self, client: Client, table: str, clock: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        table: str,
+        clock: Callable[[], int] | None = None,
+        *,
+        unknown: Literal["full", "half"] = "full",
+    ) -> None:
         self._client = client
         self._table = Table(client, table, patient=False)
         self._clock = clock
-        self._known: Lru[dict[str, int]] = Lru(KNOWN_ITEMS)
+        self._unknown = Unknown(half=unknown == "half")
+        self._known: Lru[Item] = Lru(KNOWN_ITEMS)
         """What this container last saw of an item's numbers: good for guesses only."""
         self._versions: Lru[tuple[int, float]] = Lru(KNOWN_ITEMS)
         """Version, and when it was read (s, monotonic)."""
+        self._lost: Lru[Attempt | None] = Lru(KNOWN_ITEMS)
+        """Writes that may or may not have been done, by request and item."""
+        self._shed_until: Lru[float] = Lru(KNOWN_ITEMS)
+        """Items that were throttled a moment ago (s, monotonic)."""
+
+    def outage_begins(self) -> None:
+        """From now on this store decides for another: a rate that was last taken from before is unknown here."""
+        self._unknown = Unknown(half=self._unknown.half, since_us=self._now())
+
+    async def warm(self) -> None:
+        """Connect, find credentials and learn the time now, so that no admission has to. Raises `StoreUnavailable`."""
+        await self.ping()
 
     # -- admission -----------------------------------------------------------------------------------------------
 
     async def admit(self, admission: Admission) -> Decision:
+        if self._clock is None and not self._client.clock_known:
+            await self.warm()  # a clock that is ahead would leave buckets empty until then
         now = self._now()
+        parts = [_part(admission, places) for places in _subjects(admission.takes)]
         reading = asyncio.ensure_future(self._newest(admission))
-        progress = Progress.of(admission, now)
         try:
             wrong_day = any(not t.start_us <= now < t.end_us for t in admission.takes if isinstance(t, BudgetTake))
-            taken = False if wrong_day else await self._take_all(progress)
+            taken = False if wrong_day else await self._take_all(admission, parts, now)
             policy, tenant = await reading
             answer = Decision(Status.ADMITTED, now, [], (), policy, tenant, self.name)
             if 0 < admission.policy_version < policy or 0 < admission.tenant_version < tenant:
@@ -84,266 +123,258 @@ class DynamoLimitStore:
             elif wrong_day:
                 answer.status = Status.WINDOW
             elif taken:
-                return await self._commit(admission.id, progress, answer)
+                return await self._commit(admission, parts, answer)
             else:
                 answer.status = Status.REFUSED
         except BaseException:
-            await self._give_back(progress)
+            await self._give_back(admission.id, parts, now)
             reading.cancel()
             with suppress(asyncio.CancelledError, StoreUnavailable):
                 await reading
             raise
         if answer.status is not Status.REFUSED:
-            await self._give_back(progress)
+            await self._give_back(admission.id, parts, now)
             return answer
-        _, marker = await asyncio.gather(self._give_back(progress), self._look(admission.id, progress))
-        return _refused(progress, marker, answer)
+        _, marker = await asyncio.gather(self._give_back(admission.id, parts, now), self._look(admission, parts, now))
+        return _refused(admission, parts, marker, answer)
 
-    async def _take_all(self, progress: Progress) -> bool:
+    async def _take_all(self, admission: Admission, parts: list[Part], now: int) -> bool:
         """Take everything; False as soon as one limit refuses or a budget is cold."""
-        takes = progress.takes
-        await _all(self._seed(take) for take in takes if isinstance(take, BudgetTake) and take.seed is not None)
-        if any(not fits(take, State(0), progress.now) for take in takes):  # more than the whole burst or budget
+        await _all(self._seed(part, now) for part in parts)
+        if any(not fits(take, State(0), now) for part in parts for take in part.takes):  # above the burst or budget
             return False
-        for pk, rates in progress.rates().items():
-            if not await self._take_rates(pk, rates, progress):
+        for i, part in enumerate(parts):
+            if await self._take(part, admission, now):
+                continue
+            if part.shards == 1:
                 return False
-        holds = [(i, take) for i, take in enumerate(takes) if isinstance(take, BudgetTake | SlotTake)]
-        return all(await _all(self._take_hold(i, take, progress) for i, take in holds))
+            parts[i] = _part(admission, part.places, other_shard=True)
+            if not await self._take(parts[i], admission, now):
+                return False
+        return True
 
-    async def _take_rates(self, pk: str, takes: Mapping[int, RateTake], progress: Progress) -> bool:
-        """One write for all rates of a subject; after a wrong guess one more, with what the item really says."""
-        now, known = progress.now, self._known.get(pk, {})
-        for attempt in range(MAX_TRIES):
-            seen = {i: known.get(tat_name(take), 0) for i, take in takes.items()}
-            granted: dict[int, int] = {}
-            for i, take in takes.items():
-                possible = fits(take, State(seen[i]), now)
-                if attempt and not possible:
-                    for j, tat in seen.items():
-                        progress.before[j] = tat
-                    return False
-                exact = possible and attempt < EXACT_TRIES
-                granted[i] = grant(take, State(seen[i]), now) if exact else take.floor_us
-            write = items.take_rates(takes, seen, granted, now)
+    async def _take(self, part: Part, admission: Admission, now: int) -> bool:
+        """One write for all limits of a subject; after a wrong guess one more, with what the item really says. False
+        if it does not fit, or a budget is cold: `part` tells what there is."""
+        name = f"{admission.id} {part.pk}"
+        if time.monotonic() < self._shed_until.get(part.pk, 0.0):
+            raise Overloaded(f"DynamoDB: too many writes of {part.pk}")
+        lost, started = self._lost.get(name, None), time.monotonic()
+        guess = self._known.get(part.pk, Item())
+        for tries in range(MAX_TRIES):
+            part.look(guess, self._unknown, now)
+            if tries and not lost and (part.cold() or not part.fits(now)):
+                await self._start_half(part, now)
+                return False
+            granted = part.grants(now, tries)
+            alone = part.holding and guess.lonely(now)
+            part.expiry_s = items.shared(admission, now) if part.holding and not alone else 0
+            write = items.take_part(part, admission, guess, granted, self._unknown, now)
+            if lost or not alone:
+                items.mark(write, admission.id, now, lost.at_us if lost else None)
             try:
-                old = await self._table.update({"pk": pk}, write, returns="UPDATED_OLD")
+                item = Item.read(await self._table.update({"pk": part.pk}, write, returns="ALL_NEW"))
             except ConditionFailed as failed:
-                known = items.tats(failed.item)
-                continue
-            for i, take in takes.items():
-                progress.before[i] = old.get(tat_name(take), 0)
-                progress.granted[i], progress.own[i] = granted[i], True
-            self._known.put(pk, {**known, **{tat_name(take): progress.after(i) for i, take in takes.items()}})
-            return True
-        raise StoreUnavailable(f"DynamoDB: the rates of one subject change faster than {MAX_TRIES} tries")
-
-    async def _take_hold(self, i: int, take: HoldTake, progress: Progress) -> bool:
-        """Hold part of a budget, or a slot. False if it does not fit, or the budget is cold."""
-        now, pk = progress.now, item_key(take)
-        least = 1 if isinstance(take, SlotTake) else take.floor
-        value = self._known.get(pk, {}).get("n", 0)
-        for attempt in range(MAX_TRIES):
-            exact = fits(take, State(value), now) and attempt < EXACT_TRIES
-            granted = grant(take, State(value), now) if exact else least
-            write = items.take_hold(take, granted, progress.hold, progress.expiry)
-            try:
-                old = await self._table.update({"pk": pk}, write, returns="ALL_OLD")
-            except ConditionFailed as failed:
-                if not failed.item and isinstance(take, BudgetTake):
-                    progress.cold.add(i)
-                    return False
-                value = await self._without_expired(pk, failed.item, now)
-                mine, expiry = items.hold(failed.item.get(progress.hold, "0:0"))
-                if expiry > now:  # an earlier call of the same id has taken it
-                    progress.granted[i], progress.before[i] = mine, value - mine
+                guess = await self._without_expired(part.pk, Item.read(failed.item), now)
+                if guess.has(admission.id, now):
+                    self._lost.pop(name)
+                    part.found_taken(admission.id, guess, self._unknown, now)
+                    if lost:
+                        part.own, part.granted, part.expiry_s = True, lost.granted, lost.expiry_s
                     return True
-                if not fits(take, State(value), now):
-                    progress.before[i] = value
-                    self._known.put(pk, {"n": value})
-                    return False
-                continue
-            progress.granted[i], progress.own[i] = granted, True
-            progress.before[i] = await self._without_expired(pk, old, now)
-            self._known.put(pk, {"n": progress.after(i)})
-            return True
-        raise StoreUnavailable(f"DynamoDB: a budget changes faster than {MAX_TRIES} tries")
+                if lost and not lost.alone and not guess.has_not(admission.id, lost.at_us):
+                    raise StoreUnavailable("DynamoDB: nobody can tell whether this request has been charged") from None
+                self._lost.pop(name)
+                lost = None
+            except Unsure:
+                lost = lost or Attempt(now, granted, part.expiry_s, alone)
+                self._lost.put(name, lost)
+                if time.monotonic() - started > AGAIN_WITHIN_S:
+                    raise
+            except Overloaded:
+                self._shed_until.put(part.pk, time.monotonic() + random.uniform(0.5, 1.5) * SHED_S)
+                raise
+            else:
+                self._lost.pop(name)
+                part.own, part.granted = True, granted
+                item = await self._without_expired(part.pk, item, now)
+                self._known.put(part.pk, item.gist())
+                part.look(item, self._unknown, now)
+                return True
+        raise StoreUnavailable(f"DynamoDB: what a subject has left changes faster than {MAX_TRIES} tries")
 
-    async def _commit(self, id: str, progress: Progress, answer: Decision) -> Decision:
-        """Write the marker. If it is there already, this id was admitted before: give the same answer, and keep what
-        is held (it is the id's), but not a second helping of the rates."""
-        key = {"pk": items.marker_key(id)}
-        granted = json.dumps(progress.granted, separators=(",", ":"))
-        ttl = progress.expiry // SECOND_US + DAY_S
-        ex = Expression()
-        condition = f"attribute_not_exists({ex.name('pk')}) OR {ex.name('e')} <= {ex.value(progress.now)}"
+    async def _start_half(self, part: Part, now: int) -> None:
+        if (write := items.start_half(part, self._unknown, now)) is not None:
+            with suppress(ConditionFailed):  # somebody else has started it
+                await self._table.update({"pk": part.pk}, write)
+
+    async def _commit(self, admission: Admission, parts: Sequence[Part], answer: Decision) -> Decision:
+        """Write the marker. If it is there already, this id was admitted before: give the same answer, and give back
+        what both calls have taken. (What the first call found taken, it counts on.)"""
+        pk, now, call = items.marker_key(admission.id), answer.now_us, os.urandom(8).hex()
+        granted = _in_order(parts, [part.granted for part in parts])
+        places = [Place(part.pk, part.shards, part.expiry_s, part.own) for part in parts]
+        marker = Marker(now + admission.expires_us, granted, places, call)
         try:
-            marker = {**key, "e": progress.expiry, "g": granted, "ttl": ttl}
-            await self._table.put(marker, condition=condition, expression=ex)
+            await self._put_marker(marker.plain(pk), now)
         except ConditionFailed as failed:
-            await self._give_back(progress, holds=False)
-            answer.states = progress.repeated(json.loads(failed.item["g"]))
-            return answer
+            first = Marker.read(failed.item)
+            if first.call != call:  # else only the reply was lost
+                twice = [part for part, place in zip(parts, first.places, strict=False) if place.own]
+                await self._give_back(admission.id, twice, now)
+                granted = first.granted
         except StoreUnavailable:  # it may have been written all the same
-            mine = Expression()
+            ex = Expression()
             with suppress(ConditionFailed, StoreUnavailable):
-                await self._table.delete(
-                    key, condition=f"{mine.name('e')} = {mine.value(progress.expiry)}", expression=mine
-                )
+                condition = f"{ex.name('n')} = {ex.value(call)}"
+                await self._table.delete({"pk": pk}, condition=condition, expression=ex)
             raise
-        answer.states = progress.taken()
+        answer.states = _states(admission, parts, now, granted)
         return answer
 
-    async def _give_back(self, progress: Progress, *, holds: bool = True) -> None:
+    async def _put_marker(self, marker: Plain, now: int) -> None:
+        ex = Expression()
+        pk, expiry, settler = ex.name("pk"), ex.name("e"), ex.name("s")
+        condition = f"attribute_not_exists({pk}) OR {expiry} <= {ex.value(now)} OR attribute_exists({settler})"
+        await _again(lambda: self._table.put(marker, condition=condition, expression=ex))
+
+    async def _give_back(self, id: str, parts: Iterable[Part], now: int) -> None:
         """Undo what this call took. A write that fails is not tried again: a rate refills, and a hold expires."""
-        undo: list[Awaitable[object]] = []
-        for pk, takes in progress.rates().items():
-            if all(progress.own[i] for i in takes):
-                undo.append(self._restore_rates(pk, takes, progress))
-        for i, take in enumerate(progress.takes):
-            if holds and progress.own[i] and not isinstance(take, RateTake):
-                undo.append(self._release(item_key(take), {progress.hold: f"{progress.granted[i]}:{progress.expiry}"}))
+        undo: list[Awaitable[None]] = []
+        for part in parts:
+            if part.own:
+                part.own = False
+                undo.append(self._move(part.pk, items.giving_back(part, id), now, id, undo=True))
+                part.values = [value - amount for value, amount in zip(part.values, part.granted, strict=True)]
         await asyncio.gather(*undo, return_exceptions=True)
 
-    async def _restore_rates(self, pk: str, takes: Mapping[int, RateTake], progress: Progress) -> None:
-        """Put a subject's TATs back to what they were; if they have moved since, take off what was added."""
-        try:
-            item = await self._table.update({"pk": pk}, items.restore_rates(progress, takes), returns="ALL_NEW")
-        except ConditionFailed:
-            moves = {tat_name(take): -progress.granted[i] for i, take in takes.items()}
-            await self._move_rates(pk, moves, progress.now)
-        else:
-            self._known.put(pk, items.tats(item))
-
-    async def _look(self, id: str, progress: Progress) -> Plain:
+    async def _look(self, admission: Admission, parts: Sequence[Part], now: int) -> Plain:
         """Look at everything that was not looked at, so that the answer can say what remains of each limit. Returns
         the request's marker: a repeated request may be refused by what it took itself the first time."""
-        marker = items.marker_key(id)
-        unknown = [i for i, before in enumerate(progress.before) if before is None and i not in progress.cold]
-        wanted = {item_key(progress.takes[i]) for i in unknown} | {marker}
+        marker = items.marker_key(admission.id)
+        unseen = [part for part in parts if part.seen is None]
+        wanted = {part.pk for part in unseen} | {marker}
         found = {item["pk"]: item for item in await self._table.get_many([{"pk": pk} for pk in sorted(wanted)])}
-        for i in unknown:
-            take = progress.takes[i]
-            item = found.get(item_key(take), {})
-            if isinstance(take, RateTake):
-                progress.before[i] = item.get(tat_name(take), 0)
-            elif item or isinstance(take, SlotTake):
-                progress.before[i] = items.in_use(item, progress.now)
-            else:
-                progress.cold.add(i)
+        for part in unseen:
+            part.look(Item.read(found.get(part.pk, {})), self._unknown, now)
         return found.get(marker, {})
 
-    async def _seed(self, take: BudgetTake) -> None:
-        """Create the budget with what the ledger knows to be spent, or raise it to that."""
-        seed, kept = take.seed or 0, items.kept_until(take, 0)
-        item: Plain = {"pk": item_key(take), "n": seed, "spent": seed}
-        ex = Expression()
-        try:
-            await self._table.put(
-                item if kept is None else item | {"ttl": kept},
-                condition=f"attribute_not_exists({ex.name('pk')})",
-                expression=ex,
-            )
-        except ConditionFailed as failed:
-            await self._raise_one(seed, failed.item)
+    async def _seed(self, part: Part, now: int) -> None:
+        """Create budgets and rates with what is known of them elsewhere, or raise them to that."""
+        write = items.seed(part, now)
+        if write is None:
+            return
+        item = Item.read(await self._table.update({"pk": part.pk}, write, returns="ALL_NEW"))
+        await self._raise(part.pk, items.seeds(part), item)
+        if (old := items.outdated(part, item)) is not None:
+            await self._table.update({"pk": part.pk}, old)
 
     # -- settlement ----------------------------------------------------------------------------------------------
 
     async def settle(self, settlement: Settlement) -> bool:
         now = self._now()
-        marker = await self._table.delete({"pk": items.marker_key(settlement.id)})
-        if not marker or marker["e"] <= now:
+        marker = await self._claim(items.marker_key(settlement.id), now)
+        if marker is None:
             return False
-        granted: list[int] = json.loads(marker["g"])
-        name = items.hold_name(settlement.id)
-        work: list[Awaitable[object]] = []
-        rates: dict[str, dict[str, int]] = {}
-        for take, held, used in zip(settlement.takes, granted, settlement.used, strict=True):
-            if isinstance(take, RateTake):
-                if used is not None:
-                    rates.setdefault(item_key(take), {})[tat_name(take)] = take.limit.inc_us(used) - held
-            elif isinstance(take, BudgetTake):
-                work.append(self._spend(take, name, held, used or 0))
-            else:
-                work.append(self._release(item_key(take), {name: f"{held}:{marker['e']}"}))
-        work += [self._move_rates(pk, moves, now) for pk, moves in rates.items()]
+        work: list[Awaitable[None]] = []
+        for places, place in zip(_subjects(settlement.takes), marker.places, strict=True):
+            part = Part(place.pk, places, [settlement.takes[i] for i in places], place.shards, expiry_s=place.expiry_s)
+            part.granted = [marker.granted[i] for i in places]
+            move = items.settling(part, settlement.id, [settlement.used[i] for i in places])
+            work.append(self._move(place.pk, move, now, f"{settlement.id} settled"))
         await _all(work)
         return True
 
-    async def _move_rates(self, pk: str, moves: Mapping[str, int], now: int) -> None:
-        """Add to the TATs of a subject, as far as they exist."""
-        moves = {name: delta for name, delta in moves.items() if delta}
-        known = self._known.get(pk, {})
+    async def _claim(self, pk: str, now: int) -> Marker | None:
+        """The marker of an admission that nobody has settled and whose holds live; from now on it is settled."""
+        call, write = os.urandom(8).hex(), Write()
+        settler = write.name("s")
+        write.conditions += [f"{write.name('e')} > {write.value(now)}", f"attribute_not_exists({settler})"]
+        write.sets.append(f"{settler} = {write.value(call)}")
+        try:
+            return Marker.read(await _again(lambda: self._table.update({"pk": pk}, write, returns="ALL_NEW")))
+        except ConditionFailed as failed:
+            found = Marker.read(failed.item) if failed.item else None
+            return found if found is not None and found.settler == call else None
+
+    async def _move(self, pk: str, move: Move, now: int, id: str, *, undo: bool = False) -> None:
+        """One write for all that moves in an item: settled once per `id`, or (`undo`) what `id` took given back."""
+        guess, lost, started = self._known.get(pk, Item()), False, time.monotonic()
         for _ in range(MAX_TRIES):
-            if not moves:
+            write = move.write(guess, now)
+            if write is None:
                 return
+            if undo:
+                items.forget(write, id, now)
+            elif not move.tells:
+                items.mark(write, id, now, now if lost else None)
             try:
-                item = await self._table.update({"pk": pk}, items.move_rates(moves, known, now), returns="ALL_NEW")
+                item = Item.read(await self._table.update({"pk": pk}, write, returns="ALL_NEW"))
             except ConditionFailed as failed:
-                known = items.tats(failed.item)
-                moves = {name: delta for name, delta in moves.items() if name in known}
+                guess = Item.read(failed.item)
+                if guess.has(id, now) or (lost and move.tells and move.single not in guess.holds):
+                    return
+                if lost and not move.tells and not guess.has_not(id, now):
+                    raise StoreUnavailable("DynamoDB: nobody can tell whether this request has been settled") from None
+                move, lost = move.possible(guess), False
                 continue
-            self._known.put(pk, items.tats(item))
+            except Unsure:
+                if undo or time.monotonic() - started > AGAIN_WITHIN_S:
+                    raise
+                lost = True
+                continue
+            self._known.put(pk, item.gist())
             # a deep debt must outlive the item's usual life, or it would be forgiven
-            needed = max(items.tats(item).values()) // SECOND_US + DAY_S
-            if needed > item["ttl"]:
+            needed = max((item.numbers.get(name, 0) for name in move.rates), default=0) // SECOND_US + DAY_S
+            if needed > item.numbers.get("ttl", 0):
                 await self._table.update({"pk": pk}, items.keep_until(needed))
             return
-        raise StoreUnavailable(f"DynamoDB: the rates of one subject change faster than {MAX_TRIES} tries")
+        raise StoreUnavailable(f"DynamoDB: what a subject has left changes faster than {MAX_TRIES} tries")
 
-    async def _spend(self, take: BudgetTake, name: str, held: int, used: int) -> None:
-        """Replace a hold by what was used; nothing if it has been released (metering brings the use)."""
-        with suppress(ConditionFailed):
-            await self._table.update({"pk": item_key(take)}, items.spend(name, held, used))
+    async def _without_expired(self, pk: str, item: Item, now: int) -> Item:
+        """The item after the holds whose holders died are released."""
+        while (write := items.release(item, now)) is not None:
+            try:
+                item = Item.read(await self._table.update({"pk": pk}, write, returns="ALL_NEW"))
+            except ConditionFailed as failed:  # someone else has met them, too
+                item = Item.read(failed.item)
+        return item
 
-    async def _without_expired(self, pk: str, item: Plain, now: int) -> int:
-        """The item's sum without the holds whose holders died; those are released."""
-        if expired := items.expired_holds(item, now):
-            await self._release(pk, expired)
-        return items.in_use(item, now)
-
-    async def _release(self, pk: str, holds: Mapping[str, str]) -> int:
-        """Free holds; how many this call freed."""
-        freed, waiting = 0, list(holds.items())
-        for at in range(0, len(waiting), RELEASE_AT_ONCE):
-            some = dict(waiting[at : at + RELEASE_AT_ONCE])
-            with suppress(ConditionFailed):  # someone else has met them, too
-                await self._table.update({"pk": pk}, items.release(some))
-                freed += len(some)
-        return freed
-
-    async def sweep(self) -> int:
-        """Release every expired hold in the table; how many there were. Admissions do it for what they meet, so this
-        is for what nobody asks for any more. It reads the whole table."""
-        freed, now = 0, self._now()
-        async for item in self._table.scan():
-            if item["pk"][:2] in ("b#", "c#") and (expired := items.expired_holds(item, now)):
-                freed += await self._release(item["pk"], expired)
-        return freed
-
-    # -- floors and versions -------------------------------------------------------------------------------------
+    # -- what other stores know ----------------------------------------------------------------------------------
 
     async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
-        found = await self._table.get_many([{"pk": pk} for pk in dict.fromkeys(map(items.item_key, takes))])
-        known = {str(item["pk"]): items.tats(item) for item in found}
-        return [known.get(items.item_key(take), {}).get(items.tat_name(take)) for take in takes]
+        wanted = [_items_of(take, takes) for take in takes]
+        keys: list[Key] = [{"pk": pk} for pk in sorted({pk for pks in wanted for pk in pks})]
+        found = {item["pk"]: Item.read(item).numbers for item in await self._table.get_many(keys)}
+        now = self._now()
+        return [
+            whole_tat((found.get(pk, {}).get(items.counter(take)) for pk in pks), len(pks), now)
+            for take, pks in zip(takes, wanted, strict=True)
+        ]
 
     async def raise_floor(self, spent: Mapping[str, int]) -> None:
-        floors = {f"b#{key}": amount for key, amount in spent.items()}
+        floors: dict[str, dict[str, int]] = {}
+        for key, amount in spent.items():
+            pk, name = items.budget_counter(key)
+            floors.setdefault(pk, {})[name] = amount
         found = await self._table.get_many([{"pk": pk} for pk in floors])
-        await _all(self._raise_one(floors[item["pk"]], item) for item in found)
+        await _all(self._raise(item["pk"], floors[item["pk"]], Item.read(item)) for item in found)
 
-    async def _raise_one(self, spent: int, item: Plain) -> None:
+    async def _raise(self, pk: str, floors: Mapping[str, int], item: Item) -> None:
+        """Raise TATs, and what budgets have spent, to `floors`, as far as they exist."""
         for _ in range(MAX_TRIES):
-            if not item or item["spent"] >= spent:
+            write = items.raise_to(item, floors)
+            if write is None:
                 return
             try:
-                await self._table.update({"pk": item["pk"]}, items.raise_spent(item, spent))
+                await self._table.update({"pk": pk}, write)
             except ConditionFailed as failed:
-                item = failed.item
+                item = Item.read(failed.item)
                 continue
             return
-        raise StoreUnavailable(f"DynamoDB: a budget changes faster than {MAX_TRIES} tries")
+        raise StoreUnavailable(f"DynamoDB: what a subject has spent changes faster than {MAX_TRIES} tries")
+
+    # -- versions ------------------------------------------------------------------------------------------------
 
     async def publish(self, *, policy: int = 0, tenants: Mapping[str, int] | None = None) -> None:
         wanted = {items.tenant_version(tenant): version for tenant, version in (tenants or {}).items()}
@@ -355,7 +386,7 @@ class DynamoLimitStore:
         try:
             await self._table.update({"pk": pk}, items.newer_version(version))
         except ConditionFailed as failed:
-            version = failed.item["v"]
+            version = items.version(failed.item)
         self._versions.put(pk, (version, time.monotonic()))
 
     async def _newest(self, admission: Admission) -> tuple[int, int]:
@@ -367,7 +398,8 @@ class DynamoLimitStore:
         unknown = (0, float("-inf"))
         old: list[Key] = [{"pk": pk} for pk in asked if self._versions.get(pk, unknown)[1] < now_s - VERSIONS_FRESH_S]
         if old:
-            found = {item["pk"]: item["v"] for item in await self._table.get_many(old, consistent=False)}
+            read = await self._table.get_many(old, consistent=False)
+            found = {item["pk"]: items.version(item) for item in read}
             for key in old:
                 version = max(self._versions.get(key["pk"], unknown)[0], found.get(key["pk"], 0))
                 self._versions.put(key["pk"], (version, now_s))
@@ -385,15 +417,70 @@ class DynamoLimitStore:
         return time.time_ns() // 1000 + self._client.clock_offset_us
 
 
-def _refused(progress: Progress, marker: Plain, answer: Decision) -> Decision:
+def _subjects(takes: Sequence[Take]) -> list[list[int]]:
+    """The positions of the takes of each subject, narrowest scope first."""
+    found: dict[str, list[int]] = {}
+    for i, take in sorted(enumerate(takes), key=lambda pair: _SCOPES[pair[1].limit.scope]):
+        found.setdefault(take.subject, []).append(i)
+    return list(found.values())
+
+
+def _part(admission: Admission, places: list[int], *, other_shard: bool = False) -> Part:
+    """What an admission takes of one subject, whose takes are at `places`."""
+    takes = [admission.takes[i] for i in places]
+    count = shards(takes)
+    shard = pick(admission.id, count)[other_shard]
+    pk = items.subject_key(takes[0].subject, shard, count)
+    return Part(pk, places, [share(take, shard, count) for take in takes], count)
+
+
+def _items_of(take: RateTake, takes: Iterable[Take]) -> list[str]:
+    """All items that count the subject of `take`, which is one of `takes`."""
+    count = shards([other for other in takes if other.subject == take.subject])
+    return [items.subject_key(take.subject, shard, count) for shard in range(count)]
+
+
+def _in_order(parts: Sequence[Part], of_each: Sequence[Sequence[T]]) -> list[T]:
+    """What each part has for each of its takes, in the order of the admission's takes."""
+    found: dict[int, T] = {}
+    for part, some in zip(parts, of_each, strict=True):
+        found.update(zip(part.places, some, strict=True))
+    return [found[i] for i in range(len(found))]
+
+
+def _states(admission: Admission, parts: Sequence[Part], now: int, granted: Sequence[int]) -> list[State]:
+    """What each limit was left with; `granted` is parallel to the admission's takes."""
+    states: list[list[State]] = []
+    for part in parts:
+        shown = zip(part.places, part.takes, part.values, strict=True)
+        states.append(
+            [whole(admission.takes[i], take, State(value, granted[i]), part.shards, now) for i, take, value in shown]
+        )
+    return _in_order(parts, states)
+
+
+def _refused(admission: Admission, parts: Sequence[Part], marker: Plain, answer: Decision) -> Decision:
     """The answer when not everything was taken: a repeated one, which budgets are cold, or the limits as they are."""
-    if marker and marker["e"] > progress.now:
-        answer.status, answer.states = Status.ADMITTED, progress.repeated(json.loads(marker["g"]))
-    elif progress.cold:
-        answer.status, answer.cold = Status.COLD, tuple(sorted(progress.cold))
+    now, first = answer.now_us, Marker.read(marker) if marker else None
+    cold = sorted(i for part in parts for i in part.cold())
+    if first is not None and first.expiry_us > now and not first.settler:
+        answer.status, answer.states = Status.ADMITTED, _states(admission, parts, now, first.granted)
+    elif cold:
+        answer.status, answer.cold = Status.COLD, tuple(cold)
     else:
-        answer.states = progress.untouched()
+        answer.states = _states(admission, parts, now, [0] * len(admission.takes))
     return answer
+
+
+async def _again(call: Callable[[], Awaitable[T]]) -> T:
+    """A call that may be made twice, made again if its reply is soon lost."""
+    started = time.monotonic()
+    try:
+        return await call()
+    except Unsure:
+        if time.monotonic() - started > AGAIN_WITHIN_S:
+            raise
+        return await call()
 
 
 async def _all(work: Iterable[Awaitable[Any]]) -> list[Any]:

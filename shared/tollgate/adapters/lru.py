@@ -22,6 +22,9 @@ class Lru(Generic[V]):
         self._values.move_to_end(name)
         return found
 
+    def pop(self, name: str) -> V | None:
+        return self._values.pop(name, None)
+
     def put(self, name: str, value: V) -> None:
         self._values[name] = value
         self._values.move_to_end(name)

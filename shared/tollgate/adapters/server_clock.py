@@ -23,6 +23,11 @@ class ServerClock:
         self._low: int | None = None
         self._high = 0
 
+    @property
+    def known(self) -> bool:
+        """Whether any answer has told it."""
+        return self._low is not None
+
     def observe(self, date: bytes, sent_us: int, received_us: int) -> None:
         """Takes in a `Date` header; both times by our clock (µs since the epoch)."""
         server = _epoch_s(date)

@@ -27,7 +27,7 @@ from tollgate.domain.limits import (
 )
 from tollgate.domain.policy import Policy, TenantRecord
 from tollgate.domain.terms import Claim, Cost, Terms
-from tollgate.ports import LimitStore, PolicyUnavailable, Spending, StoreUnavailable
+from tollgate.ports import LimitStore, Overloaded, PolicyUnavailable, Spending, StoreUnavailable
 from tollgate.services.directory import Directory, Entitlement
 from tollgate.wire import errors
 from tollgate.wire.errors import Api
@@ -179,6 +179,8 @@ class Admitter:
         """One call to the store; where none answers, what the plan (or the tenant) says."""
         try:
             return await self._store.admit(admission)
+        except Overloaded as error:
+            raise errors.unavailable("Too many requests at once. Try again shortly.", code="overloaded") from error
         except StoreUnavailable as error:
             terms = entitlement.terms
             posture = entitlement.record.when_stores_fail or terms.plan.when_stores_fail

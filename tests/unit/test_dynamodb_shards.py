@@ -1,0 +1,133 @@
+"""Hot global limits in several items: never more than the limit, and seldom less."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tollgate.adapters.dynamodb_shards import WRITES_PER_S, pick, shards, share, whole, whole_tat
+from tollgate.domain import keys
+from tollgate.domain.limits import (
+    Admission,
+    Concurrency,
+    Decision,
+    Rate,
+    RateTake,
+    Scope,
+    SlotTake,
+    State,
+    Status,
+    Take,
+    Unit,
+    fits,
+    refusal,
+)
+
+SECOND = 1_000_000
+NOW = 1_795_262_400_000_000
+GLOBAL = keys.global_subject()
+
+
+def rate(
+    amount: int, unit: Unit = Unit.REQUESTS, *, cost: int = 1, period_us: int = SECOND, burst: int = 0
+) -> RateTake:
+    limit = Rate(Scope.GLOBAL, unit, amount, period_us, burst or amount, f"global.{unit}")
+    return RateTake(GLOBAL, f"{GLOBAL}:{unit}", limit, cost, cost)
+
+
+def slots(amount: int) -> SlotTake:
+    return SlotTake(GLOBAL, f"{GLOBAL}:slots", Concurrency(Scope.GLOBAL, amount, "global.slots"))
+
+
+@pytest.mark.parametrize(
+    ("takes", "count"),
+    [
+        ([rate(10)], 1),
+        ([rate(400)], 1),
+        ([rate(401)], 2),
+        ([rate(100_000)], 250),
+        ([rate(2000), rate(10**6, Unit.TOKENS)], 3),  # settled, too; but 262,144 tokens must fit into one shard
+        ([rate(60 * 10**6, Unit.TOKENS, period_us=60 * SECOND)], 20),
+        ([rate(10_000, burst=16)], 2),
+        ([slots(10**6)], 1),
+        ([rate(4000), slots(10**6)], 10),
+    ],
+)
+def test_as_many_as_the_policys_rate_needs_and_its_burst_allows(takes: list[Take], count: int) -> None:
+    assert shards(takes) == count
+
+
+def test_only_what_everyone_shares_is_spread() -> None:
+    limit = Rate(Scope.TENANT, Unit.REQUESTS, 10**6, SECOND, 10**6, "tenant.requests")
+    assert shards([RateTake("t", "t:requests", limit, 1, 1)]) == 1
+
+
+def test_a_request_has_two_shards_and_all_are_used() -> None:
+    pairs = {pick(f"{i}", 5) for i in range(500)}
+    assert pairs == {(a, b) for a in range(5) for b in range(5) if a != b}
+    assert pick("x", 5) == pick("x", 5)
+    assert pick("x", 1) == (0, 0)
+
+
+@pytest.mark.parametrize(("amount", "burst", "count"), [(1000, 1000, 3), (7, 100, 7), (12_345, 999, 31)])
+def test_the_shards_of_a_rate_hold_no_more_than_the_whole_and_lose_less_than_one_each(
+    amount: int, burst: int, count: int
+) -> None:
+    take = rate(amount, burst=burst)
+    held = 0
+    for shard in range(count):
+        part = share(take, shard, count)
+        assert isinstance(part, RateTake)
+        held += part.limit.burst_us // part.inc_us
+    assert burst - count < held <= burst
+
+
+def test_the_shards_of_slots_are_the_whole() -> None:
+    parts = [share(slots(100), shard, 7) for shard in range(7)]
+    assert sum(part.limit.amount for part in parts) == 100
+
+
+def test_a_shards_refusal_is_told_as_the_wholes() -> None:
+    take, count = rate(1000), 4
+    part = share(take, 0, count)
+    assert isinstance(part, RateTake)
+    full = State(NOW + part.limit.burst_us)
+    shown = whole(take, part, full, count, NOW)
+    assert not fits(take, shown, NOW)
+    told = refusal(Admission("a", [take], 0), Decision(Status.REFUSED, NOW, [shown]))
+    assert told.wait_us == part.inc_us
+    assert whole_tat([NOW + 4000, None, NOW - 9, NOW + 4000], count, NOW) == NOW + 2000
+    assert whole_tat([None, None], 2, NOW) is None
+
+
+@pytest.mark.parametrize("burst", [2000, 200])
+@pytest.mark.parametrize(("load", "most"), [(0.5, 0.0), (0.8, 0.001), (0.95, 0.005), (1.0, 0.01), (1.5, 0.005)])
+def test_false_refusals(load: float, most: float, burst: int) -> None:
+    """2,000 requests a second in five shards, beside an ideal limiter of the whole, for 20 s of arrivals: what is
+    refused beyond what the ideal refuses, as a share of what it admits."""
+    chance, take, count = random.Random(7), rate(2000, burst=burst), 5
+    parts = [share(take, shard, count) for shard in range(count)]
+    tats, ideal_tat = [0] * count, 0
+    now, ideal, sharded = float(NOW), 0, 0
+    while now < NOW + 20 * SECOND:
+        now += chance.expovariate(2000 * load) * SECOND
+        at = int(now)
+        if fits(take, State(ideal_tat), at):
+            ideal_tat, ideal = max(ideal_tat, at) + take.inc_us, ideal + 1
+        for shard in pick(f"{now}", count):
+            part = parts[shard]
+            assert isinstance(part, RateTake)
+            if fits(part, State(tats[shard]), at):
+                tats[shard], sharded = max(tats[shard], at) + part.inc_us, sharded + 1
+                break
+    refused = 1 - sharded / ideal
+    print(f"load {load}, burst {burst}: {refused:.3%} refused beyond the ideal")
+    assert refused <= most
+
+
+def test_writes_of_one_item_stay_below_what_it_can_take() -> None:
+    for amount in (100, 1000, 12_345, 10**6):
+        for takes in ([rate(amount)], [rate(amount), rate(10**12, Unit.TOKENS)]):
+            count = shards(takes)
+            assert amount * len(takes) / count <= WRITES_PER_S < 500
