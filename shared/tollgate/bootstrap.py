@@ -20,6 +20,7 @@ from tollgate.ports import LimitStore, PolicySource, Secrets, SecretUnavailable,
 if TYPE_CHECKING:
     from tollgate.adapters.aws import AwsClient, CredentialSource
     from tollgate.adapters.dynamodb_ledger import DynamoLedger
+    from tollgate.adapters.dynamodb_limits import DynamoLimitStore
     from tollgate.adapters.failover import FailoverLimitStore, FailureMode
     from tollgate.adapters.policy_tables import PolicyTables
     from tollgate.domain.limits import BudgetTake
@@ -149,11 +150,14 @@ class Adapters:
         except ValueError as error:
             raise BadSetting(f"TOLLGATE_STORE_URL: {error}") from error
         fallback = self._dynamodb(settings.limits_table, "half") if settings.limits_table else None
-        store = FailoverLimitStore(redis, fallback, self.local, mode)
+        if fallback is None:
+            store = FailoverLimitStore(redis, None, self.local, mode)
+        else:
+            store = FailoverLimitStore(redis, fallback, self.local, mode, outage_begins=fallback.outage_begins)
         self._stores.append(store)
         return store
 
-    def _dynamodb(self, table: str, unknown: Literal["full", "half"]) -> LimitStore:
+    def _dynamodb(self, table: str, unknown: Literal["full", "half"]) -> DynamoLimitStore:
         """`unknown`: how a rate starts that the table does not know: half empty, where Redis has counted it before."""
         from tollgate.adapters.dynamodb_limits import DynamoLimitStore
 

@@ -133,7 +133,7 @@ def aws_environ(upstream: ScriptedUpstream) -> Iterator[dict[str, str]]:
     ):
         for name, keys in KEYS.items():
             table = {
-                "TableName": name,
+                "TableName": f"imports-{name}",  # moto's tables are everybody's
                 "BillingMode": "PAY_PER_REQUEST",
                 "AttributeDefinitions": [{"AttributeName": key, "AttributeType": "S"} for key in keys],
                 "KeySchema": [
@@ -142,10 +142,10 @@ def aws_environ(upstream: ScriptedUpstream) -> Iterator[dict[str, str]]:
             }
             runner.run(client.call("CreateTable", table))
         policy = parse(yaml.safe_dump(document(upstream)), {})
-        runner.run(PolicyTables(client, "policy", "tenants").apply(policy, "tests"))
+        runner.run(PolicyTables(client, "imports-policy", "imports-tenants").apply(policy, "tests"))
         yield {
             **ENVIRON,
-            **{f"TOLLGATE_{name.upper()}_TABLE": name for name in KEYS},
+            **{f"TOLLGATE_{name.upper()}_TABLE": f"imports-{name}" for name in KEYS},
             "AWS_ENDPOINT_URL": url,
             "AWS_LAMBDA_FUNCTION_NAME": "proxy",
             "TOLLGATE_STORE_URL": redis_url,
@@ -158,7 +158,7 @@ def test_a_request_to_the_proxy_function_imports_nothing(
 ) -> None:
     environ = dict(aws_environ)
     if store == "dynamodb":
-        environ["TOLLGATE_STORE_URL"] = "dynamodb://limits"
+        environ["TOLLGATE_STORE_URL"] = "dynamodb://imports-limits"
     user = {"tenant": "acme", "user": f"ann-{store}", "plan": "small", "exp": "9999999999"}
     context = {"authorizer": user, "identity": {"sourceIp": "192.0.2.1"}}
     with upstream.play(script):

@@ -55,7 +55,11 @@ class FailoverLimitStore:
         fallback: LimitStore | None,
         local: LimitStore,
         mode: Callable[[], FailureMode],
+        *,
+        outage_begins: Callable[[], None] = lambda: None,
     ) -> None:
+        """`outage_begins` is called whenever the fallback begins to decide for the primary."""
+        self._outage_begins = outage_begins
         self._primary = primary
         self._fallback = fallback
         self._local = local
@@ -173,6 +177,7 @@ class FailoverLimitStore:
 
     def _failed(self, error: StoreUnavailable, doubts: int) -> None:
         if self._breaker.failed(doubts):
+            self._outage_begins()
             _metric(StoreDoubted=1)
             if self._breaker.is_open:
                 self._opened(str(error))
