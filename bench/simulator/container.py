@@ -37,11 +37,15 @@ class Container:
             self._awake.set()
         local = MemoryLimitStore(self.clock_us)
         client = TableClient(world.items, chance, clock=self.clock_us, true_clock=world.now_us)
-        self.dynamodb = Watched(DynamoLimitStore(client, "limits"), world.now_us, world.judge)
+        behind = scenario.store == "redis"
+        dynamodb = DynamoLimitStore(client, "limits", unknown="half" if behind else "full")
+        self.dynamodb = Watched(dynamodb, world.now_us, world.judge)
         self.store: LimitStore = self.dynamodb
-        if scenario.store == "redis":
+        if behind:
             redis = RedisLink(world.redis, chance, self._awake.wait)
-            self.store = FailoverLimitStore(redis, self.dynamodb, local, lambda: "fallback")
+            self.store = FailoverLimitStore(
+                redis, self.dynamodb, local, lambda: "fallback", outage_begins=dynamodb.outage_begins
+            )
         directory = Directory(world, self.clock_us, versioned=lambda: True)
         self.admitter = Admitter(self.store, world, directory, local, self.clock_us)
         self.estimates = Estimates()

@@ -32,7 +32,7 @@ MAX_ANSWER = 1_000_000.0
 _FORMAT = struct.Struct("<4d")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sample:
     """What one call used. Zeros where there is nothing to learn: a prompt with images says nothing about text, a
     limited answer nothing about habits."""

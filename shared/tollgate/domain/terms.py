@@ -28,7 +28,7 @@ from tollgate.domain.policy import BudgetSpec, LimitSpec, ModelSpec, PlanSpec, P
 from tollgate.domain.prices import Price
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Cost:
     """What one request is expected to use, before it is sent. `least_*` is what it needs when its answer's length
     is only a guess (which may shrink); equal to the whole where the caller gave a maximum."""
