@@ -22,6 +22,7 @@ import redis as redis_py
 from tests.aws_fixture import ENVIRON, make_table
 from tests.servers import free_port, start_redis, wait_for_port
 from tollgate.adapters.aws import AwsClient
+from tollgate.adapters.dynamodb_limits import DynamoLimitStore
 from tollgate.adapters.failover import FailoverLimitStore, FailureMode
 from tollgate.adapters.http import HttpClient
 from tollgate.adapters.memory_limits import MemoryLimitStore
@@ -49,8 +50,6 @@ SECOND = 1_000_000
 MINUTE = 60 * SECOND
 STANDBY_RPS = 40
 """What the standby serves here: moto takes some 5 ms for a call."""
-FALLBACK_STARTS_AT = 1.0
-"""How full a bucket is that the fallback does not know."""
 TENANT = keys.tenant_subject("acme")
 
 
@@ -157,10 +156,12 @@ def budget(cost: int, amount: int, name: str = "tokens") -> BudgetTake:
     return BudgetTake(TENANT, f"{TENANT}:b:{limit.id}:{label}", limit, cost, cost, label, start, end)
 
 
-def outage_bound(limit: Rate, *, t: float, overlap: float = 0.0, outages: int = 0, losses: int = 0) -> int:
-    """What docs/architecture.md says that a rate admits at most in `t` seconds."""
+def outage_bound(
+    limit: Rate, *, t: float, overlap: float = 0.0, outages: int = 0, losses: int = 0, share: float = 1.0
+) -> int:
+    """What docs/architecture.md says that a rate admits at most in `t` seconds. `share`: how full a bucket is that the
+    fallback does not know."""
     per_second = limit.amount * SECOND / limit.period_us
-    share = FALLBACK_STARTS_AT
     return math.floor(limit.burst * (1 + outages * share + losses) + per_second * (t + overlap)) + 1
 
 
@@ -243,7 +244,8 @@ async def containers(
         if isinstance(second, MemoryLimitStore):
             second.name = "second"  # settlements find their way by name
         primary = redis_limit_store(redis_url, {})
-        store = FailoverLimitStore(primary, second, MemoryLimitStore(), lambda: mode)
+        begins = second.outage_begins if isinstance(second, DynamoLimitStore) else lambda: None
+        store = FailoverLimitStore(primary, second, MemoryLimitStore(), lambda: mode, outage_begins=begins)
         made.append(Container(store, books))
     try:
         yield made

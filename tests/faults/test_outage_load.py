@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.faults.killed import redis_is_killed
 from tests.faults.rig import (
     STANDBY_RPS,
     Container,
@@ -14,16 +15,13 @@ from tests.faults.rig import (
     budget,
     containers,
     dynamodb_server,
-    dynamodb_table,
     load,
-    outage_bound,
     redis_to_hurt,
     requests,
     run,
     say,
     until,
 )
-from tollgate.adapters.dynamodb_limits import DynamoLimitStore
 from tollgate.adapters.failover import FailoverLimitStore, FailureMode
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.redis_limits import RedisLimitStore
@@ -53,57 +51,8 @@ class Watched(RedisLimitStore):
 
 
 def test_redis_is_killed_at_a_steady_load(dynamodb: str) -> None:
-    """Four containers, and a bucket that had been emptied before."""
-
-    async def scenario(redis: Redis) -> None:
-        async with (
-            dynamodb_table(dynamodb) as (client, table),
-            containers(redis.url, lambda: DynamoLimitStore(client, table), count=4) as four,
-        ):
-            loop = asyncio.get_running_loop()
-            roomy, scarce = requests(1_000_000, name="roomy"), requests(600, burst=20, name="scarce")
-            admitted = 0
-            began = loop.time()
-            while (await four[0].ask(scarce))[1].admitted:
-                admitted += 1
-
-            async def one(number: int) -> Decision:
-                nonlocal admitted
-                container = four[number % len(four)]
-                if number % 2:
-                    return await container.use(roomy, used=[None])
-                _, decision = await container.ask(scarce)
-                admitted += decision.admitted
-                return decision
-
-            async with load(STANDBY_RPS, one) as seen:
-                await asyncio.sleep(1)
-                redis.kill()
-                died = loop.time()
-                first = await until(lambda: any(not c.failover._breaker.is_closed for c in four))
-                await until(lambda: all(c.failover._breaker.is_open for c in four))
-                opened = loop.time()
-                await asyncio.sleep(3)
-                redis.restart()
-                returned = loop.time()
-                await until(lambda: any(c.failover.deciding == "redis" for c in four))
-                some_back = loop.time()
-                await until(lambda: all(c.failover.deciding == "redis" for c in four))
-                back = loop.time()
-                await asyncio.sleep(1)
-            overlap = (opened - died - first) + (back - some_back)
-            bound = outage_bound(scarce.limit, t=loop.time() - began, overlap=overlap, outages=1)
-            say(
-                f"kill -9 at {STANDBY_RPS} rps: open after {opened - died:.2f} s, back after {back - returned:.2f} s; "
-                f"p99 {seen.p99_ms(until=died):.1f} ms before, {seen.p99_ms(died, opened):.1f} ms while opening, "
-                f"{seen.p99_ms(opened, returned):.1f} ms once open; {admitted} admitted, bound {bound}"
-            )
-            assert seen.failures == []
-            assert {"redis", "dynamodb"} <= set(seen.stores)
-            assert admitted <= bound
-
     with redis_to_hurt() as redis:
-        run(lambda: scenario(redis))
+        run(lambda: redis_is_killed(redis, dynamodb, STANDBY_RPS))
 
 
 def test_a_hanging_redis_is_waited_for_by_those_who_asked_before_it_was_noticed() -> None:
