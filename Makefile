@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: help setup dev test faults long dynamodb-local dynamodb-check lint types check clean
+.PHONY: help setup dev test faults long dynamodb-local dynamodb-check dynamodb-long lint types check clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -31,7 +31,7 @@ test: setup ## run the test suite
 faults: setup ## kill, stall, empty and redirect real servers under the gateway
 	@$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
 
-long: setup ## a thousand generated sequences of fifty steps on every store
+long: setup ## a thousand generated sequences of fifty steps, on Redis and on a cluster
 	@$(BIN)/python -m pytest -m 'long and not dynamodb_local' tests/contract $(ARGS)
 
 DYNAMODB_LOCAL := .tools/dynamodb-local
@@ -45,6 +45,9 @@ $(DYNAMODB_LOCAL)/.ready: requirements/dynamodb-local.xml
 
 dynamodb-check: setup dynamodb-local ## the limit store on DynamoDB Local, under real concurrency
 	@$(BIN)/python -m pytest -m 'dynamodb_local and not long' tests/contract tests/dynamodb_local $(ARGS)
+
+dynamodb-long: setup dynamodb-local ## the thousand sequences on DynamoDB Local
+	@$(BIN)/python -m pytest -m 'long and dynamodb_local' tests/contract $(ARGS)
 
 lint: setup ## ruff, both as linter and as formatter
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
