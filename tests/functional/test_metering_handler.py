@@ -172,9 +172,10 @@ def test_poison_goes_to_the_queue_with_its_reason(world: World, function: Lambda
     assert len(letter["record"]) == 20_000
 
 
-def test_a_line_of_log_says_what_was_done_in_the_shape_of_a_metric(function: LambdaFunction) -> None:
-    function.invoke(subscription(json.dumps(a_close("metric", ts_us=clock_us()).as_dict())))
-    line = next(json.loads(line) for line in reversed(function.lines) if '"usage entered"' in line)
+def test_a_line_of_log_says_what_was_done_in_the_shape_of_a_metric(world: World) -> None:
+    with world.function() as function:
+        function.invoke(subscription(json.dumps(a_close("metric", ts_us=clock_us()).as_dict())))
+        (line,) = function.records("usage entered")
     (directive,) = line["_aws"]["CloudWatchMetrics"]
     names = {metric["Name"]: metric["Unit"] for metric in directive["Metrics"]}
     assert names["UsageEntered"] == "Count"
