@@ -23,7 +23,7 @@ from tests.aws_fixture import ENVIRON, make_table
 from tests.servers import free_port, start_redis, wait_for_port
 from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.dynamodb_limits import DynamoLimitStore
-from tollgate.adapters.failover import FailoverLimitStore, FailureMode
+from tollgate.adapters.failover import FailoverLimitStore, FailureMode, Primary
 from tollgate.adapters.http import HttpClient
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.redis_limits import RedisLimitStore
@@ -235,15 +235,21 @@ async def containers(
     fallback: Callable[[], LimitStore] | None,
     count: int = 1,
     mode: FailureMode = "fallback",
+    reply_timeout: float | None = None,
 ) -> AsyncIterator[list[Container]]:
-    """Processes, as far as their stores are concerned, which share a Redis, a fallback and the books."""
+    """Processes, as far as their stores are concerned, which share a Redis, a fallback and the books. `reply_timeout`:
+    for tests in which a Redis that is slow, because the machine is busy, must not be taken for one that is away."""
     books = Books()
     made: list[Container] = []
     for _ in range(count):
         second = fallback() if fallback else None
         if isinstance(second, MemoryLimitStore):
             second.name = "second"  # settlements find their way by name
-        primary = redis_limit_store(redis_url, {})
+        primary: Primary
+        if reply_timeout is None:
+            primary = redis_limit_store(redis_url, {})
+        else:
+            primary = RedisLimitStore(redis_url, reply_timeout=reply_timeout)
         begins = second.outage_begins if isinstance(second, DynamoLimitStore) else lambda: None
         store = FailoverLimitStore(primary, second, MemoryLimitStore(), lambda: mode, outage_begins=begins)
         made.append(Container(store, books))

@@ -116,7 +116,7 @@ def test_a_replica_is_promoted(lag: int) -> None:
 
                 there.replicaof("127.0.0.1", replication.port)
                 (container,) = await stack.enter_async_context(
-                    containers(f"redis://127.0.0.1:{address.port}", MemoryLimitStore)
+                    containers(f"redis://127.0.0.1:{address.port}", MemoryLimitStore, reply_timeout=5)
                 )
                 # what is spent here, the replica learns
                 await container.ask(rate())

@@ -64,10 +64,12 @@ def test_who_asks_again_with_the_same_id_is_charged_once(redis: Redis) -> None:
                     """Make a call whose first reply is lost, until there is an answer."""
                     lost = proxy.dropped
                     proxy.drop_replies(1, close=close)
-                    for _ in range(5):
+                    for _ in range(100):  # a busy machine may be late for 40 ms, too
                         with suppress(StoreUnavailable):
                             await act()
                             break
+                    else:
+                        raise AssertionError("no answer")
                     assert proxy.dropped == lost + 1
 
                 for i in range(share):
@@ -181,7 +183,7 @@ def test_scripts_are_forgotten_all_the_time(redis: Redis) -> None:
     """SCRIPT FLUSH every 50 ms for 10 s: no error, and every request charged once."""
 
     async def scenario() -> None:
-        async with containers(redis.url, None, count=4) as four:
+        async with containers(redis.url, None, count=4, reply_timeout=5) as four:
             over, admitted = asyncio.Event(), 0
 
             async def flush() -> int:
