@@ -66,11 +66,12 @@ class World:
         local = MemoryLimitStore(lambda: self.now)
         self.admitter = Admitter(self.store, Spent(), directory, local, lambda: self.now)
         self._ids = iter(range(10**9))
+        self.caller = ALICE
 
     async def ask(self, ip: str = "192.0.2.1", tokens: int = 10) -> Grant | ApiError:
         request = Request(f"r{next(self._ids)}", "openai", "small", tokens, 0, 60 * SECOND)
         try:
-            return await self.admitter.admit(ALICE, ip, request, 0)
+            return await self.admitter.admit(self.caller, ip, request, 0)
         except ApiError as error:
             return error
 
@@ -156,3 +157,25 @@ def test_an_overloaded_store_turns_away_whatever_the_plan_says_about_stores_that
     error = asyncio.run(ask())
     assert isinstance(error, ApiError)
     assert (error.status, error.code, error.headers["retry-after"]) == (503, "overloaded", "1")
+
+
+def test_a_tenant_without_a_record_does_not_get_a_new_entitlement_with_every_request(tmp_path: Path) -> None:
+    """The plan comes from the token; only the missing record is looked for again, every few seconds."""
+
+    async def ask() -> None:
+        world = World(tmp_path, POLICY.replace("tenants: {acme: {plan: free}}", ""))
+        world.caller = Identity("acme", "alice", plan="free")
+        made = []
+        for _ in range(3):
+            world.now += 4 * SECOND
+            grant = await world.ask()
+            assert isinstance(grant, Grant)
+            made.append(grant.entitlement)
+        assert made[1] is made[0], "nothing is old yet"
+        assert made[2] is not made[1], "the record was looked for again"
+        world.now += SECOND
+        grant = await world.ask()
+        assert isinstance(grant, Grant)
+        assert grant.entitlement is made[2], "and the policy, whose versions the store compares, need not be"
+
+    asyncio.run(ask())

@@ -107,17 +107,16 @@ class Directory:
 
     def known(self, who: Identity, model: str, api: Api, ip: str) -> Entitlement | None:
         """The caller's entitlement, if it was made before and nothing it was made from has changed or is too old."""
-        found = self._entitlements.get((who.tenant, who.user, who.team, who.key, who.plan, model, api, ip))
+        found = self._entitlements.get(_name(who, model, api, ip))
         if found is None or found.policy is not self._policy or self._clock() >= found.until_us:
             return None
         known = self._records.get(who.tenant)
         if known is None or (known.own is not found.record and (known.own is not None or found.record.version)):
             return None
-        if (known.own is None or not self._versioned()) and (
-            self._aged(known.read_us) or self._aged(self._policy_read_us)
-        ):
+        versioned = self._versioned()
+        if (known.own is None or not versioned) and self._aged(known.read_us):
             return None
-        return found
+        return None if not versioned and self._aged(self._policy_read_us) else found
 
     def entitlement(
         self, policy: Policy, record: TenantRecord, who: Identity, model: str, api: Api, ip: str
@@ -130,7 +129,7 @@ class Directory:
         dated = any(o.until for o in record.limits) or any(o.until for o in record.budgets)
         until = self._clock() + TERMS_LIFE_US if dated else 2**63
         made = Entitlement(policy, record, terms, routes, claim, RateHeaders(claim.rates), until)
-        self._entitlements[(who.tenant, who.user, who.team, who.key, who.plan, model, api, ip)] = made
+        self._entitlements[_name(who, model, api, ip)] = made
         if len(self._entitlements) > MAX_ENTITLEMENTS:
             self._entitlements.popitem(last=False)
         return made
@@ -211,3 +210,7 @@ class Directory:
         self._records[tenant] = _Known(record, self._clock())
         if len(self._records) > MAX_RECORDS:
             self._records.popitem(last=False)
+
+
+def _name(who: Identity, model: str, api: Api, ip: str) -> tuple[str, ...]:
+    return who.tenant, who.user, who.team, who.key, who.plan, model, api, ip
