@@ -23,10 +23,12 @@ from tollgate.adapters.redis_limits import (
     POLICY_VERSION,
     SERVERS,
     Script,
-    Scripts,
+    ScriptedStore,
     admit_call,
+    nothing_used,
     read_decision,
     settle_call,
+    version_keys,
 )
 from tollgate.domain import keys
 from tollgate.domain.limits import Admission, Decision, RateTake, Settlement, State, Status, Take
@@ -52,7 +54,7 @@ class _Group:
     takes: list[Take]
 
 
-class RedisClusterLimitStore:
+class RedisClusterLimitStore(ScriptedStore):
     """Shared buckets on a Redis or Valkey cluster (6.2 to 9); ElastiCache Serverless is one.
 
     The policy's version is kept with the global limits, a tenant's with the tenant's, so both groups are always
@@ -60,8 +62,6 @@ class RedisClusterLimitStore:
     slot's keys only, so the epoch is part of its key's name, and its number is compared as a version by the global
     group.
     """
-
-    name = "redis"
 
     def __init__(
         self,
@@ -71,9 +71,8 @@ class RedisClusterLimitStore:
         clock: Callable[[], int] | None = None,
         login: Login | None = None,
     ) -> None:
+        super().__init__(clock)
         self._cluster = RedisCluster(RedisAddress.parse(url), reply_timeout, login)
-        self._clock = clock
-        self._scripts = Scripts()
         self._epoch = 1
         """The newest that we have seen (µs); 1 is before any."""
         self._empty = False
@@ -105,18 +104,11 @@ class RedisClusterLimitStore:
     async def settle(self, settlement: Settlement) -> bool:
         return await self._settle(settlement, _grouped(settlement.takes).values())
 
-    async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
-        """None of them: the scripts themselves know what this store has."""
-        return [None] * len(takes)
-
     async def raise_floor(self, spent: Mapping[str, int]) -> None:
         await self._for_each_tag(self._scripts.raise_floor, spent)
 
     async def publish(self, *, policy: int = 0, tenants: Mapping[str, int] | None = None) -> None:
-        versions = {f"{keys.tenant_subject(name)}version": version for name, version in (tenants or {}).items()}
-        if policy:
-            versions[POLICY_VERSION] = policy
-        await self._for_each_tag(self._scripts.publish, versions)
+        await self._for_each_tag(self._scripts.publish, version_keys(policy, tenants))
 
     async def reopen(self, outage_us: int) -> None:
         """After an outage that began `outage_us` ago: have every budget loaded again before it is trusted."""
@@ -215,11 +207,9 @@ class RedisClusterLimitStore:
         return decision
 
     async def _give_back(self, admission: Admission, taken: Sequence[_Group]) -> None:
-        """Settle these groups as if nothing had been used, requests included: that restores their buckets exactly, and
-        forgets the request's id. Idempotent, as settling is."""
+        """Settle these groups as if nothing had been used. Idempotent, as settling is."""
         if taken:
-            nothing: list[int | None] = [0] * len(admission.takes)
-            await self._settle(Settlement(admission.id, admission.takes, nothing, admission.tenant), taken)
+            await self._settle(nothing_used(admission), taken)
 
     async def _settle(self, settlement: Settlement, groups: Iterable[_Group]) -> bool:
         calls: list[Call] = []
@@ -248,9 +238,6 @@ class RedisClusterLimitStore:
 
     def _call(self, tag: str, script: Script, names: Sequence[str], args: Sequence[bytes | str | int]) -> Call:
         return Call(slot_of(tag), script.sha, script.source, names, args)
-
-    def _now(self) -> int:
-        return 0 if self._clock is None else self._clock()
 
 
 def _grouped(takes: Sequence[Take]) -> dict[str, _Group]:

@@ -71,13 +71,28 @@ def _lua_folder() -> Path:
     raise FileNotFoundError(f"no lua/ folder beside {package}: the installation is incomplete")
 
 
-class RedisLimitStore:
-    """Shared buckets on a single Redis or Valkey node (6.2 to 9).
+class ScriptedStore:
+    """What the stores on one node and on a cluster have in common.
 
     `clock` replaces the server's clock (µs), for tests that replay the same moments on every store.
     """
 
     name = "redis"
+
+    def __init__(self, clock: Callable[[], int] | None) -> None:
+        self._clock = clock
+        self._scripts = Scripts()
+
+    async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
+        """None of them: the scripts themselves know what this store has."""
+        return [None] * len(takes)
+
+    def _now(self) -> int:
+        return 0 if self._clock is None else self._clock()
+
+
+class RedisLimitStore(ScriptedStore):
+    """Shared buckets on a single Redis or Valkey node (6.2 to 9)."""
 
     def __init__(
         self,
@@ -87,9 +102,8 @@ class RedisLimitStore:
         clock: Callable[[], int] | None = None,
         login: Login | None = None,
     ) -> None:
+        super().__init__(clock)
         self._node = RedisNode(RedisAddress.parse(url), reply_timeout, login, self._greet)
-        self._clock = clock
-        self._scripts = Scripts()
 
     async def admit(self, admission: Admission) -> Decision:
         subject = keys.tenant_subject(admission.tenant)
@@ -102,19 +116,12 @@ class RedisLimitStore:
         names, args = settle_call(settlement, marker, self._now())
         return bool(await self._run(self._scripts.settle, names, args))
 
-    async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
-        """None of them: the scripts themselves know what this store has."""
-        return [None] * len(takes)
-
     async def raise_floor(self, spent: Mapping[str, int]) -> None:
         if spent:
             await self._run(self._scripts.raise_floor, list(spent), list(spent.values()))
 
     async def publish(self, *, policy: int = 0, tenants: Mapping[str, int] | None = None) -> None:
-        versions = {f"{keys.tenant_subject(name)}version": version for name, version in (tenants or {}).items()}
-        if policy:
-            versions[POLICY_VERSION] = policy
-        if versions:
+        if versions := version_keys(policy, tenants):
             await self._run(self._scripts.publish, list(versions), list(versions.values()))
 
     async def reopen(self, outage_us: int) -> None:
@@ -125,7 +132,7 @@ class RedisLimitStore:
         """Undo an admission whose answer was lost. It may have been made, or be made later: what a stalled server or
         network holds back is not gone with its connection."""
         marker = f"{keys.tenant_subject(admission.tenant)}m:{admission.id}"
-        nothing = Settlement(admission.id, admission.takes, [0] * len(admission.takes), admission.tenant)
+        nothing = nothing_used(admission)
         while not await self._run(self._scripts.forget, [marker], [NOTHING_GRANTED, FORGET_MS]):
             await self.settle(nothing)
 
@@ -138,9 +145,6 @@ class RedisLimitStore:
 
     async def aclose(self) -> None:
         self._node.close()
-
-    def _now(self) -> int:
-        return 0 if self._clock is None else self._clock()
 
     async def _greet(self, connection: RedisConnection) -> None:
         """A new connection may have found another server, with numbers that are not the newest: then a new epoch begins
@@ -170,6 +174,17 @@ class RedisLimitStore:
             if again:
                 raise
         return await self._run(script, names, args, again=True)
+
+
+def version_keys(policy: int, tenants: Mapping[str, int] | None) -> dict[str, int]:
+    """Under which keys versions are published; 0 for the policy: none."""
+    versions = {f"{keys.tenant_subject(name)}version": version for name, version in (tenants or {}).items()}
+    return versions | ({POLICY_VERSION: policy} if policy else {})
+
+
+def nothing_used(admission: Admission) -> Settlement:
+    """Gives back everything, requests included: that restores the buckets exactly, and forgets the request's id."""
+    return Settlement(admission.id, admission.takes, [0] * len(admission.takes), admission.tenant)
 
 
 # -- the scripts' arguments and results ------------------------------------------------------------------------------
