@@ -52,7 +52,7 @@ class Items:
                 return {"Responses": {name: [encode_item(item) for item in there]}}
             case "PutItem" | "UpdateItem" | "DeleteItem":
                 return self._write(operation, payload, now)
-        raise NotImplementedError(operation)
+        raise NotImplementedError(operation)  # the limit store makes no other call
 
     def _write(self, operation: str, payload: Mapping[str, Any], now: float) -> dict[str, Any]:
         pk = _pk(payload["Item"] if operation == "PutItem" else payload["Key"])

@@ -49,21 +49,23 @@ OTHERS = [kind for kind in STORES if kind != "memory"]
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_same_sequence_same_decisions(kind: str, runner: asyncio.Runner, request: pytest.FixtureRequest) -> None:
-    replay(kind, runner, request, examples=60, length=30)
+    replay(kind, runner, request, examples=60, least=0, most=30)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", [kind for kind in OTHERS if kind != "dynamodb"])  # moto: slow, and no wiser
 def test_a_thousand_long_sequences(kind: str, runner: asyncio.Runner, request: pytest.FixtureRequest) -> None:
-    replay(kind, runner, request, examples=1000, length=50)
+    replay(kind, runner, request, examples=1000, least=50, most=50)
 
 
-def replay(kind: str, runner: asyncio.Runner, request: pytest.FixtureRequest, *, examples: int, length: int) -> None:
+def replay(
+    kind: str, runner: asyncio.Runner, request: pytest.FixtureRequest, *, examples: int, least: int, most: int
+) -> None:
     """Generate sequences and give each to a store and to the reference; they must answer alike, step by step."""
     made: list[Driver] = []
 
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-    @given(st.lists(steps, min_size=length if examples > 100 else 0, max_size=length))
+    @given(st.lists(steps, min_size=least, max_size=most))
     def run(sequence: list[tuple[str, int, Any]]) -> None:
         driver = make_driver(kind, runner, request)
         made.append(driver)

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.faults.rig import Redis, redis_to_hurt
+from tollgate.adapters.redis_limits import EPOCH
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.faults)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Redis]:
+    with redis_to_hurt() as running:
+        yield running
+
+
+@pytest.fixture
+def redis(server: Redis) -> Redis:
+    """A server without data, whose epoch is long past."""
+    with server.client() as client:
+        client.flushall()
+        client.set(EPOCH, 1)  # long ago, so that rates are believed
+    return server

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ipaddress import IPv4Address
 
 import pytest
@@ -19,7 +19,6 @@ from tests.faults.rig import (
     charged,
     containers,
     direct,
-    redis_to_hurt,
     requests,
     run,
     say,
@@ -48,20 +47,6 @@ from tollgate.domain.limits import (
 from tollgate.ports import CannotDecide
 
 ADDRESSES = 1_000_000
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Redis]:
-    with redis_to_hurt() as running:
-        yield running
-
-
-@pytest.fixture
-def redis(server: Redis) -> Redis:
-    with server.client() as client:
-        client.flushall()
-        client.set(EPOCH, 1)  # long ago, so that rates are believed
-    return server
 
 
 def test_no_two_hostile_ids_share_a_key() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import pytest
@@ -18,32 +18,17 @@ from tests.faults.rig import (
     charged,
     containers,
     direct,
-    redis_to_hurt,
     run,
     say,
     scarcely,
     until,
 )
 from tollgate.adapters.memory_limits import MemoryLimitStore
-from tollgate.adapters.redis_limits import EPOCH, RedisLimitStore
+from tollgate.adapters.redis_limits import RedisLimitStore
 from tollgate.domain.limits import Admission, Settlement
 from tollgate.ports import StoreUnavailable
 
 LOST = 1_000
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Redis]:
-    with redis_to_hurt() as running:
-        yield running
-
-
-@pytest.fixture
-def redis(server: Redis) -> Redis:
-    with server.client() as client:
-        client.flushall()
-        client.set(EPOCH, 1)  # long ago, so that rates are believed
-    return server
 
 
 def test_who_asks_again_with_the_same_id_is_charged_once(redis: Redis) -> None:

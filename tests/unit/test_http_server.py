@@ -121,6 +121,16 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await respond(send, await body_of(receive))
 
 
+def echo_after(gate: asyncio.Event) -> Any:
+    """An application that takes nothing in before the gate is opened."""
+
+    async def gated(scope: Any, receive: Any, send: Any) -> None:
+        await gate.wait()
+        await echo(scope, receive, send)
+
+    return gated
+
+
 async def path(scope: Any, receive: Any, send: Any) -> None:
     await body_of(receive)
     await respond(send, scope["path"].encode())
@@ -274,13 +284,8 @@ async def test_a_connection_is_kept_and_pipelined_requests_are_answered_in_order
 @on_both_loops
 async def test_reading_pauses_while_requests_wait() -> None:
     gate = asyncio.Event()
-
-    async def gated(scope: Any, receive: Any, send: Any) -> None:
-        await gate.wait()
-        await echo(scope, receive, send)
-
     size = 16 << 20
-    async with serving(gated) as it:
+    async with serving(echo_after(gate)) as it:
         client = await it.connect()
         await client.send(GET + GET)
         await asyncio.sleep(0.02)
@@ -704,13 +709,8 @@ async def test_the_application_may_take_its_time() -> None:
 @on_both_loops
 async def test_a_body_that_nobody_reads_stops_the_client() -> None:
     gate = asyncio.Event()
-
-    async def gated(scope: Any, receive: Any, send: Any) -> None:
-        await gate.wait()
-        await echo(scope, receive, send)
-
     size = 16 << 20
-    async with serving(gated) as it:
+    async with serving(echo_after(gate)) as it:
         client = await it.connect()
         client.writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % size + bytes(size))
         await asyncio.sleep(0.15)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -41,7 +42,7 @@ class Unfit(Exception):
         self.hint = hint
 
 
-class Kind:
+class Kind(ABC):
     """What may stand at a place: how it is called, and how plain data becomes it."""
 
     expected = ""
@@ -65,8 +66,9 @@ class Kind:
                 reading.wrong(path, str(error))
         return found
 
+    @abstractmethod
     def _read(self, value: Any, path: Path, reading: Reading) -> Any:
-        raise NotImplementedError
+        """The value; `reading` learns of what is wrong."""
 
     def inner(self, part: str | int) -> Kind | None:
         """The kind of what stands under `part`; None where nothing may."""
@@ -80,9 +82,9 @@ class Kind:
 class Scalar(Kind):
     """A single value."""
 
+    @abstractmethod
     def parse(self, value: Any) -> Any:
         """Raises `Unfit`."""
-        raise NotImplementedError
 
     def _read(self, value: Any, path: Path, reading: Reading) -> Any:
         try:
