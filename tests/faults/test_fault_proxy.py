@@ -11,12 +11,9 @@ import pytest
 
 from tests.aws_fixture import ENVIRON
 from tests.fault_proxy import AwsFaultProxy, FaultProxy
+from tests.faults.rig import run
 from tollgate.adapters.aws import AwsClient, AwsError
 from tollgate.adapters.http import HttpClient
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(test())  # type: ignore[arg-type]
 
 
 class Echo:

@@ -6,14 +6,14 @@ import asyncio
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
 
 from tests.contract.test_limit_store import USER, budget, slot
 from tests.faults import rig
-from tests.faults.rig import containers, load, outage_bound, say, until
+from tests.faults.rig import containers, load, outage_bound, run, say, until
 from tests.redis_cluster import Cluster, redis_cluster
 from tollgate.adapters.failover import FailoverLimitStore
 from tollgate.adapters.memory_limits import MemoryLimitStore
@@ -54,10 +54,6 @@ def cluster(running: Cluster) -> Cluster:
     running.flush()
     running.nodes[running.owner(slot_of("g"))].set(EPOCH, 1)  # long ago, so that rates are believed
     return running
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(test())  # type: ignore[arg-type]
 
 
 @asynccontextmanager
