@@ -31,8 +31,8 @@ test: setup ## run the test suite
 faults: setup ## kill, stall, empty and redirect real servers under the gateway
 	@$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
 
-long: setup ## a thousand generated sequences of fifty steps, on Redis and on a cluster
-	@$(BIN)/python -m pytest -m 'long and not dynamodb_local' tests/contract $(ARGS)
+long: setup ## what takes long: a thousand generated sequences, a hundred thousand events, hundreds of killed processes
+	@$(BIN)/python -m pytest -m 'long and not dynamodb_local' tests $(ARGS)
 
 DYNAMODB_LOCAL := .tools/dynamodb-local
 
