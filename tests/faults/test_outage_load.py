@@ -87,7 +87,7 @@ def test_a_hanging_redis_is_waited_for_by_those_who_asked_before_it_was_noticed(
             f"SIGSTOP for 20 s at 50 rps: {in_vain} admissions waited, {slow} of {len(seen.seconds)} requests "
             f"took more than 250 ms above their normal time; back after {back:.2f} s"
         )
-        assert seen.failures == []
+        assert not seen.failures, seen.failures[:3]
         in_flight = 50 * doubted + 2
         assert in_vain <= in_flight, f"{issued} were issued before the doubt"
         assert primary.in_vain == in_vain, "nobody waited after it had woken up"

@@ -425,7 +425,7 @@ def test_a_replica_takes_over_from_a_master_that_is_killed() -> None:
                 f"a replica takes over: back after {back - died:.1f} s, {admitted} of a rate admitted, bound {bound}; "
                 f"{spent} of a budget of {amount} spent"
             )
-            assert seen.failures == []
+            assert not seen.failures, seen.failures[:3]
             assert admitted <= bound
             assert spent <= amount
 
