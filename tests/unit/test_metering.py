@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.records import NOON, a_close, an_open
@@ -18,7 +18,7 @@ from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.domain import keys
 from tollgate.domain.bookkeeping import Counter, Row, add, moves, questions
 from tollgate.domain.limits import DAY_US, Budget, BudgetTake, Scope, Unit, Window
-from tollgate.domain.records import UsageClose, UsageOpen
+from tollgate.domain.records import MINOR, SCHEMA, BadRecord, UsageClose, UsageOpen, UsageRecord
 from tollgate.ports import StoreUnavailable
 from tollgate.services.meter import DeadLetter, MeterReport, meter, read
 
@@ -211,11 +211,28 @@ class TestReading:
         assert read(json.dumps(opened.as_dict()), NOON) == opened
 
     def test_fields_of_a_newer_proxy_are_ignored(self) -> None:
-        assert read(json.dumps(a_close().as_dict() | {"new": 1}), NOON) == a_close()
+        assert read(json.dumps(a_close().as_dict() | {"minor": MINOR + 1, "new": 1}), NOON) == a_close()
+
+    @pytest.mark.parametrize("record", [a_close(), an_open()])
+    def test_fields_that_an_older_proxy_did_not_know_take_their_defaults(self, record: UsageRecord) -> None:
+        new = {
+            "minor", "price", "priced", "degraded_from", "cache_write_1h_tokens", "audio_input_tokens",
+            "audio_output_tokens",
+        }  # fmt: skip
+        old = {name: value for name, value in record.as_dict().items() if name not in new}
+        assert read(json.dumps(old), NOON) == record
+
+    @given(st.integers() | st.booleans() | st.floats() | st.text() | st.none())
+    def test_another_version_is_never_guessed_at(self, v: Any) -> None:
+        assume(type(v) is not int or v != SCHEMA)
+        with pytest.raises(BadRecord, match="v: this version reads schema 1"):
+            read(json.dumps(a_close().as_dict() | {"v": v}), NOON)
 
     def test_an_estimate_says_that_it_is_one(self) -> None:
-        billed = an_open("a", input_tokens=3, output_tokens=4, cost_microusd=5).close()
+        known: dict[str, Any] = {"team": "t", "price": "row", "priced": "table", "degraded_from": "large"}
+        billed = an_open("a", input_tokens=3, output_tokens=4, cost_microusd=5, **known).close()
         assert isinstance(billed, UsageClose)
+        assert {name: getattr(billed, name) for name in known} == known
         assert (billed.estimated, billed.total_tokens, billed.cost_microusd) == (True, 7, 5)
         assert read(json.dumps(billed.as_dict()), NOON) == billed
         assert isinstance(an_open(), UsageOpen)

@@ -2,22 +2,33 @@
 
 `usage.open` is written before the upstream is called, `usage.close` after; both are one line of JSON with a schema
 version. They hold counts and names, never a prompt or an answer. Records come back through a log pipe, so reading
-one trusts nothing: `UsageClose.parse` raises `BadRecord` with the field that is wrong.
+one trusts nothing: `parse` raises `BadRecord` with the field that is wrong.
+
+The classes are the schema: a field's annotation says what may stand there, and a field with a default may be missing.
+`v` is the schema's version; a reader refuses any other, so that what it cannot understand is kept, and entered when
+it can. `minor` grows when a field is added: an older reader ignores such fields, so they may tell more of a call but
+never change what another field means; a newer reader takes their defaults where they are missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from operator import attrgetter
+from typing import Any, ClassVar, Literal, Self, get_args
 
 SCHEMA = 1
+MINOR = 1
+"""1: kinds of tokens (audio, cache writes for an hour), the price that was used, what a call was degraded from."""
 MAX_COUNT = 2**48
 """No single call uses more tokens or micro-dollars than this (281 trillion): more is a corrupt record."""
 
 Outcome = Literal["ok", "client_gone", "upstream_error", "upstream_closed", "timed_out", "not_sent"]
 """How the call ended: answered; answered to a caller who left; refused or failed upstream; broken off; stalled;
 never left the gateway (nothing was used)."""
+Priced = Literal["table", "ceiling", "none"]
+"""What the cost was reckoned by: a price of the policy; its ceiling, because the model has none; nothing (or a record
+that does not say)."""
 
 
 def counts_as_request(outcome: Outcome, status: int, tokens: int) -> bool:
@@ -30,185 +41,180 @@ class BadRecord(ValueError):
     """A usage record that cannot be entered; the message names the field."""
 
 
-@dataclass(slots=True)  # not frozen: that makes its making three times as slow
-class UsageOpen:
-    """A call is about to be made. Token counts are estimates; `expires_us` is when its hold is released."""
+@dataclass(slots=True, kw_only=True)  # not frozen: that makes its making three times as slow
+class UsageRecord:
+    """What both records say of a call. `ts_us` is the admission's time on the store's clock: it decides the UTC day
+    that is charged, the same one that the hold was taken from."""
+
+    event: ClassVar[str]
+    v: ClassVar[int] = SCHEMA
+    minor: ClassVar[int] = MINOR
+    names: ClassVar[tuple[str, ...]]
+    """What a line holds, in its order."""
+    values: ClassVar[attrgetter[tuple[Any, ...]]]
 
     id: str
     ts_us: int
     tenant: str
-    user: str
-    team: str
-    key: str
-    plan: str
+    user: str = ""
+    team: str = ""
+    key: str = ""
+    plan: str = ""
     model: str
-    upstream: str
-    upstream_model: str
-    route: str
+    upstream: str = ""
+    upstream_model: str = ""
+    route: str = ""
     input_tokens: int
     output_tokens: int
     cost_microusd: int
-    expires_us: int
+    price: str = ""
+    """The row of the price table that the cost was reckoned by; empty if none was."""
+    priced: Priced = "none"
+    degraded_from: str = ""
+    """The model that was asked for, where the plan's degradation chose another; else empty."""
     use_case: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "event": "usage.open", "v": SCHEMA, "id": self.id, "ts_us": self.ts_us, "tenant": self.tenant,
-            "user": self.user, "team": self.team, "key": self.key, "plan": self.plan, "model": self.model,
-            "upstream": self.upstream, "upstream_model": self.upstream_model, "route": self.route,
-            "input_tokens": self.input_tokens, "output_tokens": self.output_tokens,
-            "cost_microusd": self.cost_microusd, "expires_us": self.expires_us, "use_case": self.use_case,
-        }  # fmt: skip
-
-    @classmethod
-    def parse(cls, record: Mapping[str, Any]) -> UsageOpen:
-        """Read a record that came through the log pipe. Raises `BadRecord`."""
-        _expect(record, "usage.open")
-        values: dict[str, Any] = {}
-        for name in _TEXTS:
-            values[name] = _text(record, name, required=name in ("id", "tenant", "model"))
-        for name in ("ts_us", "input_tokens", "output_tokens", "cost_microusd", "expires_us"):
-            values[name] = _count(record, name)
-        return cls(**values)
-
-    def close(self) -> UsageClose:
-        """What is billed if nobody ever says how the call ended: the whole estimate, flagged as one."""
-        return UsageClose(
-            id=self.id, ts_us=self.ts_us, tenant=self.tenant, user=self.user, team=self.team, key=self.key,
-            plan=self.plan, model=self.model, upstream=self.upstream, upstream_model=self.upstream_model,
-            route=self.route, outcome="timed_out", status=0, input_tokens=self.input_tokens, cached_input_tokens=0,
-            cache_write_tokens=0, output_tokens=self.output_tokens, reasoning_tokens=0, estimated=True,
-            cost_microusd=self.cost_microusd, latency_ms=0, first_byte_ms=0, use_case=self.use_case,
-        )  # fmt: skip
-
-
-@dataclass(slots=True)
-class UsageClose:
-    """A call has ended. `input_tokens` includes cached and cache-write tokens, `output_tokens` includes reasoning.
-
-    `ts_us` is the admission's time on the store's clock: it decides the UTC day that is charged, the same one that
-    the hold was taken from. `settle` lists what was held, as ``[kind, key, used]`` with kind ``r``, ``b`` or ``c``,
-    so that the settlement can be replayed; `used` is None where nothing is to be moved. `budget_models` names, for
-    every such budget that counts some models only, its key and those models (the key has only their digest).
-    """
-
-    id: str
-    ts_us: int
-    tenant: str
-    user: str
-    team: str
-    key: str
-    plan: str
-    model: str
-    upstream: str
-    upstream_model: str
-    route: str
-    outcome: Outcome
-    status: int
-    input_tokens: int
-    cached_input_tokens: int
-    cache_write_tokens: int
-    output_tokens: int
-    reasoning_tokens: int
-    estimated: bool
-    cost_microusd: int
-    latency_ms: int
-    first_byte_ms: int
-    use_case: str = ""
-    settle: tuple[tuple[str, str, int | None], ...] = ()
-    budget_models: tuple[tuple[str, tuple[str, ...]], ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "event": "usage.close", "v": SCHEMA, "id": self.id, "ts_us": self.ts_us, "tenant": self.tenant,
-            "user": self.user, "team": self.team, "key": self.key, "plan": self.plan, "model": self.model,
-            "upstream": self.upstream, "upstream_model": self.upstream_model, "route": self.route,
-            "outcome": self.outcome, "status": self.status, "input_tokens": self.input_tokens,
-            "cached_input_tokens": self.cached_input_tokens, "cache_write_tokens": self.cache_write_tokens,
-            "output_tokens": self.output_tokens, "reasoning_tokens": self.reasoning_tokens,
-            "estimated": self.estimated, "cost_microusd": self.cost_microusd, "latency_ms": self.latency_ms,
-            "first_byte_ms": self.first_byte_ms, "use_case": self.use_case, "settle": self.settle,
-            "budget_models": self.budget_models,
-        }  # fmt: skip
+        return dict(zip(self.names, self.values(self), strict=True))
 
     @property
     def total_tokens(self) -> int:
         return self.input_tokens + self.output_tokens
 
     @classmethod
-    def parse(cls, record: Mapping[str, Any]) -> UsageClose:
-        """Read a record that came through the log pipe. Unknown fields are ignored (a newer proxy may add some)."""
-        _expect(record, "usage.close")
-        values: dict[str, Any] = {}
-        for name in _TEXTS:
-            values[name] = _text(record, name, required=name in ("id", "tenant", "model"))
-        for name in _COUNTS:
-            values[name] = _count(record, name)
-        if record.get("outcome") not in get_args(Outcome):
-            raise BadRecord(f"outcome: found {record.get('outcome')!r:.80}")
-        if not isinstance(record.get("estimated"), bool):
-            raise BadRecord("estimated: expected true or false")
-        return cls(
-            outcome=record["outcome"],
-            estimated=record["estimated"],
-            settle=_settle(record),
-            budget_models=_budget_models(record),
-            **values,
-        )
+    def parse(cls, record: Mapping[str, Any]) -> Self:
+        """Read a record that came through the log pipe. Raises `BadRecord`."""
+        if record.get("event") != cls.event:
+            raise BadRecord(f"event: expected {cls.event}, found {record.get('event')!r:.80}")
+        v = record.get("v")
+        if type(v) is not int or v != SCHEMA:  # True is 1, and so is 1.0
+            raise BadRecord(f"v: this version reads schema {SCHEMA}, found {v!r:.80}")
+        found: dict[str, Any] = {}
+        for name, read, required in _SCHEMAS[cls]:
+            if name in record:
+                found[name] = read(name, record[name])
+            elif required:
+                raise BadRecord(f"{name}: missing")
+        return cls(**found)
 
 
-_TEXTS = ("id", "tenant", "user", "team", "key", "plan", "model", "upstream", "upstream_model", "route", "use_case")
-_COUNTS = (
-    "ts_us", "status", "input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens",
-    "reasoning_tokens", "cost_microusd", "latency_ms", "first_byte_ms",
-)  # fmt: skip
+@dataclass(slots=True, kw_only=True)
+class UsageOpen(UsageRecord):
+    """A call is about to be made. Token counts and cost are what is held; `expires_us` is when that is released."""
+
+    event: ClassVar[str] = "usage.open"
+
+    expires_us: int
+
+    def close(self) -> UsageClose:
+        """What is billed if nobody ever says how the call ended: the whole estimate, flagged as one."""
+        known = {name: getattr(self, name) for name in _COMMON}
+        return UsageClose(**known, outcome="upstream_closed", status=0, estimated=True, latency_ms=0, first_byte_ms=0)
 
 
-def _expect(record: Mapping[str, Any], event: str) -> None:
-    if record.get("event") != event:
-        raise BadRecord(f"event: expected {event}, found {record.get('event')!r:.80}")
-    if record.get("v") != SCHEMA:
-        raise BadRecord(f"v: this version reads schema {SCHEMA}, found {record.get('v')!r:.80}")
+@dataclass(slots=True, kw_only=True)
+class UsageClose(UsageRecord):
+    """A call has ended. Kinds of tokens are parts of their totals, as `Usage` has them.
+
+    `settle` lists what was held, as ``[kind, key, used]`` with kind ``r``, ``b`` or ``c``, so that the settlement can
+    be replayed; `used` is None where nothing is to be moved. `budget_models` names, for every such budget that counts
+    some models only, its key and those models (the key has only their digest).
+    """
+
+    event: ClassVar[str] = "usage.close"
+
+    outcome: Outcome
+    status: int
+    cached_input_tokens: int = 0
+    cache_write_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    audio_input_tokens: int = 0
+    reasoning_tokens: int = 0
+    audio_output_tokens: int = 0
+    estimated: bool
+    latency_ms: int
+    first_byte_ms: int
+    settle: tuple[tuple[str, str, int | None], ...] = ()
+    budget_models: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
-def _text(record: Mapping[str, Any], name: str, *, required: bool) -> str:
-    value = record.get(name, "")
-    if not isinstance(value, str) or len(value) > 256 or (required and not value):
+# -- reading ------------------------------------------------------------------------------------------------------
+
+Reader = Callable[[str, Any], Any]
+"""Takes a field's name and what was found there. Raises `BadRecord`."""
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or len(value) > 256 or (not value and name in _NAMED):
         raise BadRecord(f"{name}: expected text of at most 256 characters, found {value!r:.80}")
     return value
 
 
-def _count(record: Mapping[str, Any], name: str) -> int:
-    value = record.get(name)
+_NAMED = frozenset({"id", "tenant", "model"})
+"""Texts that must not be empty."""
+
+
+def _count(name: str, value: Any) -> int:
     limit = 2**53 if name.endswith("_us") else MAX_COUNT
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
         raise BadRecord(f"{name}: expected a whole number from 0 to {limit}, found {value!r:.80}")
     return value
 
 
-def _settle(record: Mapping[str, Any]) -> tuple[tuple[str, str, int | None], ...]:
-    entries = record.get("settle", [])
-    if not isinstance(entries, list) or len(entries) > 256:
-        raise BadRecord("settle: expected a list of at most 256 entries")
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise BadRecord(f"{name}: expected true or false")
+    return value
+
+
+def _one_of(allowed: Any) -> Reader:
+    words = frozenset(get_args(allowed))
+
+    def read(name: str, value: Any) -> Any:
+        if not isinstance(value, str) or value not in words:
+            raise BadRecord(f"{name}: found {value!r:.80}")
+        return value
+
+    return read
+
+
+def _entries(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, list) or len(value) > 256:
+        raise BadRecord(f"{name}: expected a list of at most 256 entries")
+    return value
+
+
+def _settle(name: str, value: Any) -> tuple[tuple[str, str, int | None], ...]:
     found: list[tuple[str, str, int | None]] = []
-    for entry in entries:
+    for entry in _entries(name, value):
         match entry:
             case ["r" | "b" | "c" as kind, str(key), (int() | None) as used] if used is None or 0 <= used <= MAX_COUNT:
                 found.append((kind, key, used))
             case _:
-                raise BadRecord(f"settle: found {entry!r:.80}")
+                raise BadRecord(f"{name}: found {entry!r:.80}")
     return tuple(found)
 
 
-def _budget_models(record: Mapping[str, Any]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    entries = record.get("budget_models", [])
-    if not isinstance(entries, list) or len(entries) > 256:
-        raise BadRecord("budget_models: expected a list of at most 256 entries")
+def _budget_models(name: str, value: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
     found: list[tuple[str, tuple[str, ...]]] = []
-    for entry in entries:
+    for entry in _entries(name, value):
         match entry:
             case [str(key), [*models]] if len(models) <= 256 and all(isinstance(model, str) for model in models):
                 found.append((key, tuple(models)))
             case _:
-                raise BadRecord(f"budget_models: found {entry!r:.80}")
+                raise BadRecord(f"{name}: found {entry!r:.80}")
     return tuple(found)
+
+
+_BY_NAME: dict[str, Reader] = {"settle": _settle, "budget_models": _budget_models}
+_BY_TYPE: dict[Any, Reader] = {
+    "str": _text, "int": _count, "bool": _flag, "Outcome": _one_of(Outcome), "Priced": _one_of(Priced),
+}  # fmt: skip
+_SCHEMAS: dict[type[UsageRecord], list[tuple[str, Reader, bool]]] = {}
+"""Of each class its fields: name, how it is read, whether it must be there."""
+for _cls in (UsageOpen, UsageClose):
+    _fields = fields(_cls)
+    _SCHEMAS[_cls] = [(f.name, _BY_NAME.get(f.name) or _BY_TYPE[f.type], f.default is MISSING) for f in _fields]
+    _cls.names = ("event", "v", "minor", *[f.name for f in _fields])
+    _cls.values = attrgetter(*_cls.names)
+_COMMON = tuple([f.name for f in fields(UsageRecord)])

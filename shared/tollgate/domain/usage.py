@@ -10,20 +10,27 @@ BYTES_PER_TOKEN = 4.0
 
 @dataclass(slots=True)  # not frozen: that makes its making three times as slow
 class Usage:
-    """Tokens of one call. The parts are contained in their totals, whatever the provider's own convention is."""
+    """Tokens of one call. The parts are contained in their totals, whatever the provider's own convention is, and what
+    a provider does not tell apart is 0."""
 
     input_tokens: int = 0
     """The whole prompt, including what was read from or written to the provider's cache."""
     cached_input_tokens: int = 0
     """The part of the input that the provider read from its cache."""
     cache_write_tokens: int = 0
-    """The part of the input that the provider wrote to its cache."""
+    """The part of the input that the provider wrote to its cache, for however long."""
     output_tokens: int = 0
     """The whole answer, including reasoning."""
     reasoning_tokens: int = 0
     """The part of the output that was reasoning."""
     estimated: bool = False
     """Whether some of these numbers are our estimate, because the provider's did not arrive."""
+    cache_write_1h_tokens: int = 0
+    """The part of the cache writes that is kept for an hour, which costs more than Anthropic's usual five minutes."""
+    audio_input_tokens: int = 0
+    """The part of the input that was sound. Providers do not say how much of it was cached as well."""
+    audio_output_tokens: int = 0
+    """The part of the output that was sound."""
 
     @property
     def total_tokens(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ def test_recorded_answers(name: str) -> None:
     reader = reader_for(call_of(expected["route"]), event_stream=stream)
     out = run(reader, [raw])
     usage = reader.finish()
-    assert (asdict(usage) if usage else None) == expected["usage"]
+    assert usage == (expected["usage"] and Usage(**expected["usage"]))
     assert reader.saw_done is expected["done"]
     assert reader.error is expected["error"]
     assert not reader.malformed
