@@ -120,7 +120,6 @@ class TableClient:
         self._true_clock = true_clock
         self._round_trip = round_trip
         self._learned = ServerClock()
-        self._answered = False
 
     @property
     def clock_offset_us(self) -> int:
@@ -128,7 +127,7 @@ class TableClient:
 
     @property
     def clock_known(self) -> bool:
-        return self._answered
+        return self._learned.known(self._clock(), _steady_us())
 
     async def call(self, operation: str, payload: dict[str, Any], *, retry: bool = False) -> dict[str, Any]:
         sent_us = self._clock()
@@ -139,8 +138,11 @@ class TableClient:
             return self._items.answer(operation, payload, asyncio.get_running_loop().time())
         finally:
             await asyncio.sleep(half_s)
-            self._answered = True
-            self._learned.observe(_date(date_s), sent_us, self._clock())
+            self._learned.observe(_date(date_s), sent_us, self._clock(), _steady_us())
+
+
+def _steady_us() -> int:
+    return int(asyncio.get_running_loop().time() * 1e6)
 
 
 @lru_cache(maxsize=64)

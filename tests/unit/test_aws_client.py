@@ -351,7 +351,7 @@ def test_slow_answers_do_not_mislead(offset_us: int, waits: list[tuple[int, int,
     for pause, there, back in waits:
         sent = local + pause
         served, local = sent + there, sent + there + back
-        clock.observe(date_of(served + offset_us), sent, local)
+        clock.observe(date_of(served + offset_us), sent, local, local - START_US)
         best = min(best, there + back)
         assert abs(clock.offset_us - offset_us) <= 1_000_000 + best
         assert abs(clock.offset_us) <= abs(offset_us)  # never more correction than is called for
@@ -363,24 +363,37 @@ def test_a_synchronised_clock_is_left_alone(waits: list[tuple[int, int, int]]) -
     for pause, there, back in waits:
         sent = local + pause
         local = sent + there + back
-        clock.observe(date_of(sent + there), sent, local)
+        clock.observe(date_of(sent + there), sent, local, local - START_US)
         assert clock.offset_us == 0
 
 
 def test_a_clock_that_was_set_is_believed_again() -> None:
     clock = ServerClock()
-    clock.observe(date_of(START_US), START_US, START_US + 1000)
-    clock.observe(date_of(START_US + 60_000_000), START_US, START_US + 1000)
+    clock.observe(date_of(START_US), START_US, START_US + 1000, 1000)
+    clock.observe(date_of(START_US + 60_000_000), START_US, START_US + 1000, 1000)
     assert abs(clock.offset_us - 60_000_000) <= 1_001_000
-    clock.observe(date_of(START_US), START_US, START_US + 1000)
+    clock.observe(date_of(START_US), START_US, START_US + 1000, 1000)
     assert clock.offset_us == 0
+
+
+@given(st.integers(-(10**10), 10**10))
+def test_what_was_learned_is_known_until_the_clock_is_set(by_us: int) -> None:
+    clock = ServerClock()
+    assert not clock.known(START_US, 0)
+    clock.observe(date_of(START_US), START_US, START_US, 0)
+    assert clock.known(START_US + 3600_000_000, 3600_000_000)
+    later = START_US + 5_000_000 + by_us
+    assert clock.known(later, 5_000_000) == (abs(by_us) < 250_000)
+    clock.observe(date_of(START_US + 5_000_000), later, later, 5_000_000)
+    assert clock.known(later, 5_000_000)
+    assert abs(clock.offset_us + by_us) <= 1_000_000
 
 
 @pytest.mark.parametrize("date", [b"", b"yesterday", b"Sat, 21 Foo 2026 07:02:44 GMT", b"Sat, 21 Nov 2026 07:02:44 +01",
                                   b"Sat, 99 Nov 2026 07:02:44 GMT", b"\xff"])  # fmt: skip
 def test_a_strange_date_says_nothing(date: bytes) -> None:
     clock = ServerClock()
-    clock.observe(date, START_US, START_US)
+    clock.observe(date, START_US, START_US, 0)
     assert clock.offset_us == 0
 
 

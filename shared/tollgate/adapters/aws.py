@@ -168,8 +168,8 @@ class AwsClient:
 
     @property
     def clock_known(self) -> bool:
-        """Whether the service has told its time yet."""
-        return self._clock.known
+        """Whether the service has told its time since our clock was last set."""
+        return self._clock.known(time.time_ns() // 1000, int(time.monotonic() * 1e6))
 
     @classmethod
     def for_service(cls, service: str, http: HttpClient, environ: Mapping[str, str]) -> AwsClient:
@@ -211,7 +211,7 @@ class AwsClient:
         )
         response = await self._http.request("POST", self._url, signed, body, TIMEOUTS)
         if (date := response.header(b"date")) is not None:
-            self._clock.observe(date, sent_us, time.time_ns() // 1000)
+            self._clock.observe(date, sent_us, time.time_ns() // 1000, int(time.monotonic() * 1e6))
         answer = await response.read(MAX_ANSWER)
         try:
             parsed = orjson.loads(answer) if answer else {}

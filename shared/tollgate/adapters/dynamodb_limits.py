@@ -109,7 +109,7 @@ class DynamoLimitStore:
 
     async def admit(self, admission: Admission) -> Decision:
         if self._clock is None and not self._client.clock_known:
-            await self.warm()  # a clock that is ahead would leave buckets empty until then
+            await self.warm()  # with a clock that is ahead, one take would leave buckets empty until then
         now = self._now()
         parts = [_part(admission, places) for places in _subjects(admission.takes)]
         reading = asyncio.ensure_future(self._newest(admission))

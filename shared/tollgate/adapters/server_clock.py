@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 _SECOND_US = 1_000_000
+_STEP_US = 250_000
+"""How far the wall clock must leave the steady one to have been set: slewing moves it by 0.5 ms a second at most."""
 _MONTHS = {name: i for i, name in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), start=1)}
 
 
@@ -13,8 +15,9 @@ class ServerClock:
 
     `Date` has whole seconds, and an answer takes time: what one says is ``date - received <= offset < date + 1 s -
     sent``. Several together narrow that down, however slow single answers are. An answer that contradicts the earlier
-    ones (a clock was set, or has drifted) starts afresh. A local clock that may be right is taken to be right: hosts on
-    AWS are synchronised far better than to a second.
+    ones (a clock was set, or has drifted) starts afresh; so does the first one after our clock has left the machine's
+    steady one, for a container that wakes from a freeze may have its clock set at any time. A local clock that may be
+    right is taken to be right: hosts on AWS are synchronised far better than to a second.
     """
 
     def __init__(self) -> None:
@@ -22,21 +25,23 @@ class ServerClock:
         """The server's clock minus ours (µs); wrong by less than a second plus the fastest answer's time."""
         self._low: int | None = None
         self._high = 0
+        self._apart_us = 0
+        """Our clock minus the steady one, when the last answer came."""
 
-    @property
-    def known(self) -> bool:
-        """Whether any answer has told it."""
-        return self._low is not None
+    def known(self, local_us: int, steady_us: int) -> bool:
+        """Whether an answer has told it since our clock was last set. `steady_us`: a clock that nobody sets."""
+        return self._low is not None and abs(local_us - steady_us - self._apart_us) < _STEP_US
 
-    def observe(self, date: bytes, sent_us: int, received_us: int) -> None:
-        """Takes in a `Date` header; both times by our clock (µs since the epoch)."""
+    def observe(self, date: bytes, sent_us: int, received_us: int, steady_us: int) -> None:
+        """Takes in a `Date` header; the first two times by our clock (µs since the epoch), the last by the steady one,
+        on receipt."""
         server = _epoch_s(date)
         if server is None:
             return
         low, high = server * _SECOND_US - received_us, (server + 1) * _SECOND_US - sent_us
-        if self._low is not None and low <= self._high and high >= self._low:
+        if self.known(received_us, steady_us) and self._low is not None and low <= self._high and high >= self._low:
             low, high = max(low, self._low), min(high, self._high)
-        self._low, self._high = low, high
+        self._low, self._high, self._apart_us = low, high, received_us - steady_us
         self.offset_us = min(max(0, low), high)
 
 
