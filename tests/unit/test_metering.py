@@ -216,7 +216,7 @@ class TestReading:
     @pytest.mark.parametrize("record", [a_close(), an_open()])
     def test_fields_that_an_older_proxy_did_not_know_take_their_defaults(self, record: UsageRecord) -> None:
         new = {
-            "minor", "price", "priced", "degraded_from", "cache_write_1h_tokens", "audio_input_tokens",
+            "minor", "price", "priced", "degraded_from", "cache_write_long_tokens", "audio_input_tokens",
             "audio_output_tokens",
         }  # fmt: skip
         old = {name: value for name, value in record.as_dict().items() if name not in new}

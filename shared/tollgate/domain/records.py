@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 SCHEMA = 1
 MINOR = 1
-"""1: kinds of tokens (audio, cache writes for an hour), the price that was used, what a call was degraded from."""
+"""1: kinds of tokens (audio, long-lived cache writes), the price that was used, what a call was degraded from."""
 MAX_COUNT = 2**48
 """No single call uses more tokens or micro-dollars than this (281 trillion): more is a corrupt record."""
 
@@ -127,7 +127,7 @@ class UsageClose(UsageRecord):
     status: int
     cached_input_tokens: int = 0
     cache_write_tokens: int = 0
-    cache_write_1h_tokens: int = 0
+    cache_write_long_tokens: int = 0
     audio_input_tokens: int = 0
     reasoning_tokens: int = 0
     audio_output_tokens: int = 0

@@ -25,8 +25,9 @@ class Usage:
     """The part of the output that was reasoning."""
     estimated: bool = False
     """Whether some of these numbers are our estimate, because the provider's did not arrive."""
-    cache_write_1h_tokens: int = 0
-    """The part of the cache writes that is kept for an hour, which costs more than Anthropic's usual five minutes."""
+    cache_write_long_tokens: int = 0
+    """The part of the cache writes that is kept for long and costs more (Anthropic: an hour instead of five minutes;
+    OpenAI: twelve hours instead of half a one)."""
     audio_input_tokens: int = 0
     """The part of the input that was sound. Providers do not say how much of it was cached as well."""
     audio_output_tokens: int = 0

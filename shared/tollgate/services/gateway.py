@@ -363,7 +363,7 @@ class Gateway:
             input_tokens=known.input_tokens,
             cached_input_tokens=known.cached_input_tokens,
             cache_write_tokens=known.cache_write_tokens,
-            cache_write_1h_tokens=known.cache_write_1h_tokens,
+            cache_write_long_tokens=known.cache_write_long_tokens,
             audio_input_tokens=known.audio_input_tokens,
             output_tokens=known.output_tokens,
             reasoning_tokens=known.reasoning_tokens,
