@@ -38,6 +38,8 @@ _PROTOCOLS = {
     "secretsmanager": ("secretsmanager", "1.1"),
     "sqs": ("AmazonSQS", "1.0"),
 }
+_SERVICE_IDS = {"secretsmanager": "SECRETS_MANAGER", "cognito-idp": "COGNITO_IDENTITY_PROVIDER"}
+"""As the AWS SDKs spell them in variables, where it is not the service's own name."""
 _RETRYABLE = frozenset(
     {
         "ProvisionedThroughputExceededException", "ThrottlingException", "ThrottledException", "Throttling",
@@ -76,7 +78,7 @@ class CredentialSource:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
-        self._resolver = _Resolver()
+        self._resolver = _Resolver(environ.get("AWS_PROFILE"))
         self._found: Credentials | None = None
         self._check_at = 0.0
         self._first = asyncio.Lock()
@@ -109,7 +111,9 @@ def environment_credentials(environ: Mapping[str, str]) -> Credentials | None:
 class _Resolver:
     """botocore's chain: profiles, SSO, container and instance roles. It may call out, so it runs on a thread."""
 
-    _credentials: Any = None
+    def __init__(self, profile: str | None) -> None:
+        self._profile = profile
+        self._credentials: Any = None
 
     def __call__(self) -> Credentials:
         import botocore.exceptions
@@ -117,7 +121,7 @@ class _Resolver:
 
         try:
             if self._credentials is None:
-                self._credentials = botocore.session.get_session().get_credentials()
+                self._credentials = botocore.session.Session(profile=self._profile).get_credentials()
             if self._credentials is None:
                 raise NoCredentials
             frozen = self._credentials.get_frozen_credentials()
@@ -128,7 +132,7 @@ class _Resolver:
 
 def endpoint(service: str, region: str, environ: Mapping[str, str]) -> str:
     """Where a service is: AWS_ENDPOINT_URL_<SERVICE>, AWS_ENDPOINT_URL, LocalStack's LOCALSTACK_HOST, or AWS."""
-    service_id = {"secretsmanager": "SECRETS_MANAGER"}.get(service, service.upper())  # as the AWS SDKs spell it
+    service_id = _SERVICE_IDS.get(service, service.upper())
     named = environ.get(f"AWS_ENDPOINT_URL_{service_id}") or environ.get("AWS_ENDPOINT_URL")
     if named:
         return named.rstrip("/")

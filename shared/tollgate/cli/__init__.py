@@ -8,9 +8,10 @@ import sys
 import click
 
 from tollgate.cli import plans, policy, running, tenants, usage
-from tollgate.cli.failures import describe
+from tollgate.cli.connect import connection_options, leaves
+from tollgate.cli.failures import EXIT_CODES, describe
 
-HELP = """Run the gateway, and manage its policy, plans and tenants.
+HELP = f"""Run the gateway, and manage its policy, plans and tenants.
 
 \b
   tollgate dev                                 everything on this machine, with a demo model
@@ -19,16 +20,19 @@ HELP = """Run the gateway, and manage its policy, plans and tenants.
   tollgate token --tenant acme --user ann      a token for one of its users
   tollgate usage --by tenant,model             what was used, and what it costs
 
-Commands find the newest local stack that runs; TOLLGATE_URL=http://127.0.0.1:PORT picks one. To manage a deployed
-stack, set TOLLGATE_POLICY_TABLE, TOLLGATE_TENANTS_TABLE and TOLLGATE_LEDGER_TABLE to its outputs, and AWS_PROFILE.
-
-Every command has --json. An error is one line on standard error, and the exit code says what kind: 1 it failed,
-2 wrong usage, 3 no such thing, 4 a conflict with what is there, 5 a policy with mistakes (a line each), 6 nothing
-to talk to.
+Commands find the newest local stack that runs. To manage a deployed one, name its CloudFormation stack, and the AWS
+profile and region as for any AWS tool; or set TOLLGATE_STACK, AWS_PROFILE and AWS_REGION once.
 
 \b
-Completion: eval "$(_TOLLGATE_COMPLETE=bash_source tollgate)"    (or zsh_source; fish: … fish_source tollgate | source)
+  tollgate tenant list --stack tollgate-prod --profile ops --region eu-central-1
+  tollgate --stack http://127.0.0.1:9000 status
+
+Every command has --json. An error is one line on standard error, and the exit code says what kind:
+{", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())}.
 """
+
+OFFLINE = frozenset({("dev",), ("serve",), ("policy", "check")})
+"""Commands that talk to no stack."""
 
 
 @click.group(help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 118})
@@ -48,6 +52,12 @@ for command in (
     running.status,
 ):
     tollgate.add_command(command)
+
+# before or after the command, as it comes to mind
+tollgate.params.extend(connection_options())
+for words, leaf in leaves(tollgate):
+    if words not in OFFLINE:
+        leaf.params.extend(connection_options())
 
 
 def main() -> None:

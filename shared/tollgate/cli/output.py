@@ -1,22 +1,40 @@
-"""What commands print: JSON for programs, tables that fit the terminal for people."""
+"""What commands print and ask: JSON for programs, tables that fit the terminal for people.
+
+Standard output has the answer and nothing else; questions and progress go to standard error.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
 
+from tollgate.cli.failures import USAGE, Fail
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 MIN_COLUMN = 6
+"""Characters that a cut text keeps, the ellipsis included."""
+MICRO = 1_000_000
+
+_NUMBER = re.compile(r"-?\$?[0-9][0-9,]*(\.[0-9]+)?%?")
+_NOTHING = ("", "-")
 
 
 def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
+
+
+def yes_option(command: F) -> F:
+    """For `confirm`."""
+    return click.option("--yes", "-y", is_flag=True, help="Do not ask.")(command)
 
 
 def echo_json(value: Any) -> None:
@@ -25,11 +43,29 @@ def echo_json(value: Any) -> None:
     click.echo(json.dumps(jsonable(value), ensure_ascii=False))
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str | int]], footer: Sequence[str | int] = ()) -> str:
-    """Rows under their columns: numbers to the right, and long texts cut where a terminal is too narrow."""
-    cells = [[str(cell) for cell in row] for row in [columns, *rows, *([footer] if footer else [])]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    numeric = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(columns))]
+def money(microusd: int) -> str:
+    """An amount of micro-dollars as dollars: with cents, and with more places only where it has them."""
+    dollars, rest = divmod(abs(microusd), MICRO)
+    cents, more = divmod(rest, 10_000)
+    return f"{'-' if microusd < 0 else ''}${dollars:,}.{cents:02d}" + (f"{more:04d}" if more else "")
+
+
+def card(fields: Mapping[str, Any]) -> str:
+    """One thing, a field a line."""
+    width = max(map(len, fields), default=0)
+    return "\n".join(f"{name.ljust(width)}  {_shown(value)}" for name, value in fields.items())
+
+
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[str | int | None]], footer: Sequence[str | int | None] = ()
+) -> str:
+    """Rows under their columns: numbers to the right; where a terminal is too narrow, texts are cut, never numbers.
+
+    Whatever is not a terminal gets everything.
+    """
+    cells = [[_shown(cell) for cell in row] for row in [columns, *rows, *([footer] if footer else [])]]
+    widths = [max(_width(row[i]) for row in cells) for i in range(len(columns))]
+    numeric = [_all_numbers([row[i] for row in cells[1:]]) for i in range(len(columns))]
     if sys.stdout.isatty():
         room = shutil.get_terminal_size().columns - 2 * (len(columns) - 1)
         while sum(widths) > room:
@@ -41,11 +77,76 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str | int]], footer: S
     for row in cells:
         parts = []
         for cell, width, right in zip(row, widths, numeric, strict=True):
-            shown = cell if len(cell) <= width else cell[: width - 1] + "…"
-            parts.append(shown.rjust(width) if right else shown.ljust(width))
+            shown = _cut(cell, width)
+            padding = " " * (width - _width(shown))
+            parts.append(padding + shown if right else shown + padding)
         lines.append("  ".join(parts).rstrip())
     return "\n".join(lines)
 
 
-def _is_number(cell: str | int) -> bool:
-    return isinstance(cell, int) or cell.lstrip("$").replace(",", "").replace(".", "").isdecimal()
+def confirm(question: str, yes: bool, *, unattended: bool = False) -> None:
+    """Ask before something is destroyed, unless `yes` (`yes_option`). Ends the command where the answer is no.
+
+    Where nobody can be asked (a script), `unattended` says whether the command goes on: for what is asked only
+    because people slip, and can be undone.
+    """
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if unattended:
+            return
+        raise Fail(f"{question} Nobody can be asked here: add --yes", USAGE)
+    if not click.confirm(question, default=False, err=True):
+        raise Fail("nothing was changed")
+
+
+@contextmanager
+def progress(label: str, length: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Show how far long work is, on a terminal only: call what this gives with how many more are done.
+
+    Without a `length`, it counts.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    if length is not None:
+        with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
+            yield bar.update
+        return
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        click.echo(f"\r{label}  {done:,}", nl=False, err=True)
+
+    try:
+        yield count
+    finally:
+        click.echo(err=True)
+
+
+def _shown(value: object) -> str:
+    """The value as text, without what would steer a terminal: names come from callers' tokens and from the tables."""
+    text = "-" if value is None else str(value)
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+
+
+def _width(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+
+
+def _cut(text: str, width: int) -> str:
+    if _width(text) <= width:
+        return text
+    while _width(text) >= width:
+        text = text[:-1]
+    return text + "…"
+
+
+def _all_numbers(cells: Sequence[str]) -> bool:
+    return any(_NUMBER.fullmatch(cell) for cell in cells) and all(
+        cell in _NOTHING or _NUMBER.fullmatch(cell) for cell in cells
+    )

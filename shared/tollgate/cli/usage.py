@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from tollgate.cli.connect import environment, with_http
-from tollgate.cli.output import echo_json, json_option, table
+from tollgate.cli.connect import Stack, with_stack
+from tollgate.cli.output import echo_json, json_option, money, table
 
 KEYS = ("tenant", "user", "model", "provider", "day")
 COUNTS = ("requests", "input_tokens", "output_tokens", "total_tokens", "cost_microusd")
@@ -82,17 +82,12 @@ def usage(
       tollgate usage --by model,day --json
       tollgate usage --by tenant --since 2026-11-01 --csv > november.csv
     """
-    environ = environment(("TOLLGATE_LEDGER_TABLE",))
 
-    async def run(http: Any) -> list[Row]:
-        from tollgate.adapters.aws import AwsClient
-        from tollgate.adapters.dynamodb_ledger import DynamoLedger
-
-        ledger = DynamoLedger(AwsClient.for_service("dynamodb", http, environ), environ["TOLLGATE_LEDGER_TABLE"])
-        found = await ledger.report(tenant=tenant, user=user, since=since, until=until)
+    async def run(stack: Stack) -> list[Row]:
+        found = await stack.ledger().report(tenant=tenant, user=user, since=since, until=until)
         return [row.as_dict() for row in found]
 
-    rows = group(with_http(run), by)
+    rows = group(with_stack(run, ("TOLLGATE_LEDGER_TABLE",)), by)
     if as_json:
         echo_json({"rows": rows})
     elif as_csv:
@@ -127,5 +122,4 @@ def _table(keys: Sequence[str], rows: Sequence[Row]) -> str:
 
 def _counts(row: Row) -> list[str | int]:
     counts: list[str | int] = [f"{row[name]:,}" for name in COUNTS[:-1]]
-    dollars, micro = divmod(row["cost_microusd"], 1_000_000)
-    return [*counts, f"${dollars:,}.{micro:06d}"]
+    return [*counts, money(row["cost_microusd"])]
