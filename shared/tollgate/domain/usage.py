@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+MAX_TOKENS = 2**31 - 1
+"""No count, no maximum, nor its product with the number of answers, may be larger: more is a mistake or an attack."""
 BYTES_PER_TOKEN = 4.0
 """English text, roughly; used until a model's own ratio has been learned from settled usage."""
 

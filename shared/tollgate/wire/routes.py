@@ -13,13 +13,10 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from tollgate.domain.usage import BYTES_PER_TOKEN, tokens_of
+from tollgate.domain.usage import BYTES_PER_TOKEN, MAX_TOKENS, tokens_of
 from tollgate.wire.body import Body, BodyError
 from tollgate.wire.errors import Api, invalid_request, not_available, shown
 from tollgate.wire.prompt import IMAGE_TOKENS, Prompt, are_integers
-
-MAX_TOKENS = 2**31 - 1
-"""No maximum, nor its product with the number of answers, may be larger: more is a mistake or an attack."""
 
 
 class Shape(StrEnum):

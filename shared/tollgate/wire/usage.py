@@ -12,11 +12,12 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import Any
 
 from tollgate.domain.usage import Usage
-from tollgate.wire.routes import MAX_TOKENS, Call, Shape
+from tollgate.wire.routes import Call, Shape
 from tollgate.wire.sse import Splitter, data_of
+from tollgate.wire.usage_counts import AnthropicCounts, openai
 
 Loads = Callable[[bytes], Any]
 """A JSON parser; raises ValueError for what is not JSON."""
@@ -88,7 +89,7 @@ class UsageReader(ABC):
         return False
 
     def _believe(self, value: Any) -> None:
-        usage = _openai(value)
+        usage = openai(value)
         if usage is None:
             self.malformed = True
         else:
@@ -128,7 +129,7 @@ class JsonReader(UsageReader):
         if value is None:
             self._tally.add(raw + b"\n")
         elif self._shape is Shape.MESSAGES:
-            counts = _AnthropicCounts()
+            counts = AnthropicCounts()
             self.malformed = not counts.add(value)
             self._usage = counts.usage(complete=True)
         else:
@@ -150,7 +151,7 @@ class StreamReader(UsageReader):
         self._splitter = Splitter()
         self._partial = False
         self._done = False
-        self._counts = _AnthropicCounts() if shape is Shape.MESSAGES else None
+        self._counts = AnthropicCounts() if shape is Shape.MESSAGES else None
 
     def feed(self, chunk: bytes) -> bytes:
         self._tally.add(chunk)
@@ -258,93 +259,6 @@ def reader_for(call: Call, *, event_stream: bool, loads: Loads = json.loads) -> 
     if event_stream:
         return StreamReader(call.route.shape, withhold=call.withhold_usage, loads=loads)
     return JsonReader(call.route.shape, loads=loads)
-
-
-# -- the shapes of usage -----------------------------------------------------------------------------------------
-
-
-def _credible(value: Any) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value <= MAX_TOKENS
-
-
-def _detail(details: Any, name: str) -> tuple[int, bool]:
-    """A part of a total, 0 where it is absent; and whether it was there but not credible."""
-    if details is None:
-        return 0, False
-    if type(details) is not dict:
-        return 0, True
-    value = details.get(name)
-    if value is None:
-        return 0, False
-    return (value, False) if _credible(value) else (0, True)
-
-
-def _openai(usage: Any) -> tuple[Usage, bool] | None:
-    """Usage as OpenAI gives it, and whether something in it was odd; None if its totals are not credible.
-
-    Chat, completions and embeddings say prompt and completion, responses say input and output.
-    """
-    if type(usage) is not dict:
-        return None
-    new = "input_tokens" in usage
-    prompt = usage.get("input_tokens" if new else "prompt_tokens")
-    answer = usage.get("output_tokens" if new else "completion_tokens", 0)  # embeddings have none
-    if not _credible(prompt) or not _credible(answer):
-        return None
-    inputs = usage.get("input_tokens_details" if new else "prompt_tokens_details")
-    outputs = usage.get("output_tokens_details" if new else "completion_tokens_details")
-    if inputs is None and outputs is None:
-        return Usage(prompt, 0, 0, answer), False
-    cached, odd_cached = _detail(inputs, "cached_tokens")
-    written, odd_written = _detail(inputs, "cache_write_tokens")
-    reasoning, odd_reasoning = _detail(outputs, "reasoning_tokens")
-    if reasoning and usage.get("total_tokens") == prompt + answer + reasoning:
-        answer += reasoning  # some compatible providers count reasoning beside the completion, not in it
-    odd = odd_cached or odd_written or odd_reasoning or cached + written > prompt or reasoning > answer
-    cached = min(cached, prompt)
-    written = min(written, prompt - cached)
-    return Usage(prompt, cached, written, answer, min(reasoning, answer)), odd
-
-
-class _AnthropicCounts:
-    """Anthropic's counts, which arrive in two cumulative parts; its input excludes what the cache read and wrote."""
-
-    _NAMES = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
-
-    def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
-        self._parts = 0
-
-    def add(self, usage: Any) -> bool:
-        """Take in one usage object; False if something in it is not credible (the rest of it counts)."""
-        if type(usage) is not dict:
-            return False
-        self._parts += 1
-        good = True
-        for name in self._NAMES:
-            value = usage.get(name)
-            if value is None:
-                continue
-            if _credible(value):
-                self._counts[name] = max(value, self._counts.get(name, 0))
-            else:
-                good = False
-        return good
-
-    def usage(self, *, complete: bool) -> Usage | None:
-        """What is known. The first part has the input and an output of about 1, so alone it is an estimate."""
-        counts = self._counts
-        if "input_tokens" not in counts or "output_tokens" not in counts:
-            return None
-        read = counts.get("cache_read_input_tokens", 0)
-        written = counts.get("cache_creation_input_tokens", 0)
-        return Usage(
-            input_tokens=counts["input_tokens"] + read + written,
-            cached_input_tokens=read,
-            cache_write_tokens=written,
-            output_tokens=counts["output_tokens"],
-            estimated=not complete and self._parts < 2,
-        )
 
 
 # -- how much text was produced ----------------------------------------------------------------------------------

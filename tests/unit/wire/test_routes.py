@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tollgate.domain.usage import MAX_TOKENS
 from tollgate.wire.body import Body
 from tollgate.wire.errors import ApiError
 from tollgate.wire.prompt import IMAGE_TOKENS, Prompt
-from tollgate.wire.routes import MAX_TOKENS, ROUTES, Call, Feature
+from tollgate.wire.routes import ROUTES, Call, Feature
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
