@@ -5,12 +5,19 @@ from __future__ import annotations
 import base64
 import json
 import time
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import jwt
+import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from tollgate.adapters.jwks import FetchFailed, Jwks
+from tollgate.domain.identity import Unauthorized
+from tollgate.services.authorize import Authenticator
+from tollgate.services.tokens import TokenRules, TokenVerifier
 
 ISSUER = "https://issuer.example"
 CLIENT = "client-1"
@@ -84,3 +91,51 @@ def sign(header: dict[str, Any], payload: dict[str, Any] | bytes | str, key: Any
     message = f"{b64(json.dumps(header))}.{b64(body)}"
     algorithm = jwt.get_algorithm_by_name(header["alg"] if header.get("alg") in ("RS256", "ES256") else "RS256")
     return f"{message}.{b64(algorithm.sign(message.encode(), key))}"
+
+
+class Clock:
+    """Real time, moved by hand."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead_s
+
+
+class KeySet:
+    """Serves a key set, counts who asks, and can be down."""
+
+    def __init__(self, body: bytes | None = None) -> None:
+        self.body = body or key_set()
+        self.fetches = 0
+        self.down = False
+
+    def __call__(self, url: str) -> bytes:
+        self.fetches += 1
+        if self.down:
+            raise FetchFailed("down")
+        return self.body
+
+
+JWKS_URL = f"{ISSUER}/.well-known/jwks.json"
+
+
+def rules(**changes: Any) -> TokenRules:
+    return TokenRules(**{"issuer": ISSUER, "jwks_url": JWKS_URL, "clients": frozenset({CLIENT}), **changes})
+
+
+def authenticator(
+    keys: Callable[[str], bytes], clock: Callable[[], float] = time.time, **changes: Any
+) -> Authenticator:
+    """As `tollgate serve` makes it, for this issuer."""
+    jwks = Jwks(JWKS_URL, clock=clock, fetch=keys)
+    return Authenticator([TokenVerifier(rules(**changes), jwks)], clock=clock)
+
+
+def refused(call: Callable[[], object]) -> str:
+    """The reason why `call` refuses; what a caller sees is always the same word."""
+    with pytest.raises(Unauthorized) as caught:
+        call()
+    assert str(caught.value) == "Unauthorized"
+    return caught.value.reason

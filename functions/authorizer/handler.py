@@ -8,15 +8,16 @@ check again.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from tollgate.adapters.jwks import Jwks, emulator_hosts
 from tollgate.adapters.telemetry import emf, log, service
+from tollgate.authentication import authenticator
 from tollgate.domain.identity import Identity, KeysUnavailable, Unauthorized
 from tollgate.domain.keys import digest
-from tollgate.services.authorize import TokenRules, TokenVerifier
+from tollgate.services.authorize import Authenticator
+from tollgate.wire.credentials import presented
 
 
 def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
     request = event["requestContext"]
     ip = request["identity"]["sourceIp"]
     try:
-        identity = verifier().verify(_authorization(event), ip)
+        identity = verifier().verify(presented(_authorization(event)), ip)
     except Unauthorized as refusal:
         _note("WARNING", "unauthorized", "Unauthorized", reason=refusal.reason, ip=ip, request=request.get("requestId"))
         raise Exception("Unauthorized") from None
@@ -57,25 +58,16 @@ def allow(identity: Identity, method_arn: str) -> dict[str, Any]:
 
 
 @cache
-def verifier() -> TokenVerifier:
+def verifier() -> Authenticator:
     """Built once per environment, from TOLLGATE_* variables; raises `ValueError` that names a bad one."""
-    rules = TokenRules.from_env(os.environ)
-    return TokenVerifier(rules, Jwks(rules.jwks_url, http_hosts=emulator_hosts(os.environ)))
+    return authenticator(os.environ)
 
 
-def _authorization(event: Mapping[str, Any]) -> str:
-    """The one `Authorization` header. Two are refused: which one counts must not depend on who reads."""
-    values = list(_values(event))
-    if len(values) != 1 or not isinstance(values[0], str):
-        raise Unauthorized(f"{len(values)} Authorization headers")
-    return values[0]
-
-
-def _values(event: Mapping[str, Any]) -> Iterator[Any]:
+def _authorization(event: Mapping[str, Any]) -> list[bytes]:
+    """The values of the `Authorization` headers."""
     many = event.get("multiValueHeaders") or {name: [value] for name, value in (event.get("headers") or {}).items()}
-    for name, values in many.items():
-        if name.lower() == "authorization":
-            yield from values
+    values = [value for name, found in many.items() if name.lower() == "authorization" for value in found]
+    return [str(value).encode("utf-8", "surrogatepass") for value in values]
 
 
 def _note(level: str, message: str, metric: str, **fields: Any) -> None:

@@ -284,13 +284,14 @@ def lambda_application() -> Application:
 
 def serve_application() -> Application:
     """For `tollgate serve`: the authorizer's code runs in this process."""
+    from tollgate.authentication import authenticator
     from tollgate.services.application import Application
-    from tollgate.services.identify import BearerTokens
+    from tollgate.services.identify import Credentials
 
     settings = Settings.read()
     cap = _whole(settings.environ, "TOLLGATE_MAX_IN_FLIGHT", 1000)
     try:
-        identify = BearerTokens.from_env(settings.environ)
+        identify = Credentials(authenticator(settings.environ), settings.environ.get("TOLLGATE_TRUSTED_PROXIES", ""))
     except ValueError as error:
         raise BadSetting(str(error)) from error
     return Application(lambda: gateway(settings, identify, lambda exchange: None, max_in_flight=cap))

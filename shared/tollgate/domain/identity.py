@@ -24,11 +24,16 @@ class Unauthorized(Exception):
         self.reason = reason
 
 
+class Forged(Unauthorized):
+    """No honest client can have sent this (a signature that does not fit, a key that never was): it is counted against
+    its address."""
+
+
 class TooManyFailures(Unauthorized):
-    """Too many forged tokens came from this address. Where a status can be chosen: 429 after `retry_after_s`."""
+    """Too many forged credentials came from this address. Where a status can be chosen: 429 after `retry_after_s`."""
 
     def __init__(self, retry_after_s: int) -> None:
-        super().__init__("too many forged tokens from this address")
+        super().__init__("too many forged credentials from this address")
         self.retry_after_s = retry_after_s
 
 

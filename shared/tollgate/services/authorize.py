@@ -1,271 +1,108 @@
-"""From an `Authorization` header to an identity: JWT access tokens of one issuer.
+"""From a credential to an identity: what every kind of credential shares.
 
-Everything that costs nothing is checked first (shape, header, claims), so that only a token which would pass costs
-a signature check or a look for new keys; nothing is believed until its signature has been checked. A token that
-was good is remembered by its hash, never by itself, for 5 minutes at most and never past its expiry.
+A `Verifier` knows one kind (JWT access tokens, say). The `Authenticator` in front of them remembers who was verified,
+by the credential's hash and never the credential itself, and stops listening to addresses that send forgeries.
 """
 
 from __future__ import annotations
 
-import base64
-import json
-import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from hashlib import sha256
-from typing import Any, NoReturn, Protocol
+from typing import Protocol
 
 from tollgate.domain import keys
-from tollgate.domain.identity import (
-    ClaimNames,
-    Identity,
-    TooManyFailures,
-    Unauthorized,
-    claims_to_identity,
-    epoch,
-)
+from tollgate.domain.identity import Forged, Identity, TooManyFailures, Unauthorized
 
-ALGORITHMS = frozenset({"RS256", "ES256"})
-TYPES = frozenset({"jwt", "at+jwt", "application/at+jwt"})
-MAX_TOKEN = 8192
+MAX_CREDENTIAL = 8192
 """Characters; API Gateway's limit for all headers together is 10,240 bytes."""
-MAX_KID = 256
-REMEMBER_S = 300
 MAX_REMEMBERED = 10_000
-LEEWAY_S = 30
-MAX_LEEWAY_S = 60
 FORGED_PER_MINUTE = 20
-
-_SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-_COGNITO = re.compile(r"https://cognito-idp\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/")
-_POOL = re.compile(r"([a-z]{2}(?:-[a-z]+)+-\d+)_[A-Za-z0-9]+")
-
-# A key named by the token itself, content that is another token, or an extension that must be understood.
-_FORBIDDEN_HEADERS = frozenset({"jku", "jwk", "x5u", "x5c", "crit", "zip", "cty", "enc", "b64"})
-
-# Only ID tokens carry these (OpenID Connect Core 3.1.3.6); they tell a client who logged in and authorize nothing.
-_ID_TOKEN_CLAIMS = frozenset({"at_hash", "c_hash", "nonce"})
+"""How many forged credentials one address may send before it is refused without a look."""
 
 
-class SigningKey(Protocol):
-    """A public key of the issuer."""
+class Verifier(Protocol):
+    """One kind of credential. Thread safe; `verify` may block (it is never called on an event loop)."""
 
-    def verify(self, message: bytes, signature: bytes) -> bool: ...
+    remember_s: int
+    """How long an identity may be remembered, in seconds, and so how late a revocation is felt at most."""
 
-
-class SigningKeys(Protocol):
-    """The issuer's public keys; may block while it fetches them."""
-
-    def find(self, kid: str, alg: str) -> SigningKey | None:
-        """Raises `KeysUnavailable`."""
+    def recognises(self, credential: str) -> bool:
+        """Whether this looks like a credential of this kind; no IO, says nothing about its truth."""
         ...
 
-    def warm(self) -> bool: ...
+    def verify(self, credential: str, now: float) -> Identity:
+        """Who holds it; `now` in epoch seconds.
 
-
-@dataclass(frozen=True, slots=True)
-class TokenRules:
-    """What a token must look like.
-
-    `leeway_s` (0 to 60) forgives an issuer whose clock is ahead of ours (`nbf`, `iat`); expiry is exact, because
-    being generous there would only ever prolong access.
-    """
-
-    issuer: str
-    jwks_url: str
-    clients: frozenset[str]
-    """The accepted audiences: a token names one as its `aud`, or, having no `aud`, as its `client_id`."""
-    claims: ClaimNames = field(default_factory=ClaimNames)
-    leeway_s: int = LEEWAY_S
-    token_use_required: bool = False
-    """Cognito marks every token with its use: there, a token without the mark is not Cognito's."""
-    forged_per_minute: int = FORGED_PER_MINUTE
-    """How many forged tokens one address may send before it is refused without a look."""
-
-    def __post_init__(self) -> None:
-        if not self.issuer or not self.clients:
-            raise ValueError("set TOLLGATE_ISSUER (or TOLLGATE_USER_POOL_ID) and TOLLGATE_CLIENT_IDS")
-        if not 0 <= self.leeway_s <= MAX_LEEWAY_S:
-            raise ValueError(f"TOLLGATE_LEEWAY_SECONDS: expected 0 to {MAX_LEEWAY_S}, found {self.leeway_s}")
-        if self.forged_per_minute < 1:
-            raise ValueError("TOLLGATE_FORGED_TOKENS_PER_MINUTE: expected at least 1")
-
-    @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> TokenRules:
-        """Read the rules from TOLLGATE_* variables. Raises `ValueError` that names the variable.
-
-        A Cognito user pool needs only its id: its issuer and key set follow from it.
+        Raises `Unauthorized`; `Forged`, where no honest client can have sent it; `KeysUnavailable`, where that cannot
+        be told now.
         """
-        pool = environ.get("TOLLGATE_USER_POOL_ID", "")
-        if pool and not _POOL.fullmatch(pool):
-            raise ValueError(f"TOLLGATE_USER_POOL_ID: expected region_id, found {pool!r}")
-        issuer = environ.get("TOLLGATE_ISSUER") or (_pool_issuer(pool) if pool else "")
-        endpoint = environ.get("AWS_ENDPOINT_URL_COGNITO_IDENTITY_PROVIDER") or environ.get("AWS_ENDPOINT_URL")
-        # an emulated AWS serves the pool's keys itself, though its tokens may name the real issuer
-        keys_at = f"{endpoint.rstrip('/')}/{pool}" if endpoint and pool else issuer.rstrip("/")
-        return cls(
-            issuer=issuer,
-            jwks_url=environ.get("TOLLGATE_JWKS_URL") or f"{keys_at}/.well-known/jwks.json",
-            clients=frozenset(c.strip() for c in environ.get("TOLLGATE_CLIENT_IDS", "").split(",") if c.strip()),
-            claims=ClaimNames.from_env(environ),
-            token_use_required=bool(pool) or _COGNITO.match(issuer) is not None,
-            leeway_s=_whole(environ, "TOLLGATE_LEEWAY_SECONDS", LEEWAY_S),
-            forged_per_minute=_whole(environ, "TOLLGATE_FORGED_TOKENS_PER_MINUTE", FORGED_PER_MINUTE),
-        )
-
-
-def _pool_issuer(pool: str) -> str:
-    region = pool.partition("_")[0]
-    suffix = ".cn" if region.startswith("cn-") else ""
-    return f"https://cognito-idp.{region}.amazonaws.com{suffix}/{pool}"
-
-
-def _whole(environ: Mapping[str, str], name: str, default: int) -> int:
-    text = environ.get(name, "").strip()
-    if not text:
-        return default
-    if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise ValueError(f"{name}: expected a whole number, found {text!r}")
-    return int(text)
-
-
-class TokenVerifier:
-    """Tells who sends a token. Thread safe; used as it is by the authorizer function and inside `tollgate serve`."""
-
-    def __init__(self, rules: TokenRules, signing_keys: SigningKeys, *, clock: Callable[[], float] = time.time) -> None:
-        self._rules = rules
-        self._keys = signing_keys
-        self._clock = clock
-        self._known = _Remembered(MAX_REMEMBERED)
-        self._forgeries = _Forgeries(rules.forged_per_minute)
+        ...
 
     def warm(self) -> bool:
-        """Fetch the issuer's keys ahead of the first token; whether they are there. Never raises."""
-        return self._keys.warm()
+        """Fetch what the first `verify` would wait for; whether it is there. Never raises."""
+        ...
 
-    def recall(self, authorization: bytes) -> Identity | None:
-        """Who sends this header, if the same was verified lately: microseconds, no IO, fit for an event loop.
 
-        None says nothing about the token: ask `verify`, away from the event loop, because it may fetch keys.
+class Authenticator:
+    """Tells who sends a credential. Thread safe; used as it is by the authorizer function and in `tollgate serve`."""
+
+    def __init__(
+        self,
+        verifiers: Sequence[Verifier],
+        *,
+        forged_per_minute: int = FORGED_PER_MINUTE,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._verifiers = tuple(verifiers)
+        self._clock = clock
+        self._known = _Remembered(MAX_REMEMBERED)
+        self._forgeries = _Forgeries(forged_per_minute)
+
+    def warm(self) -> bool:
+        """Whether every verifier has what it needs; never raises."""
+        warmed = [verifier.warm() for verifier in self._verifiers]  # every one, whatever the first says
+        return all(warmed)
+
+    def recall(self, credential: bytes) -> Identity | None:
+        """Who sends this, if the same was verified lately: microseconds, no IO, fit for an event loop.
+
+        None says nothing about the credential: ask `verify`, away from the event loop, because it may do IO.
         """
-        return self._known.get(sha256(authorization).digest(), self._clock())
+        return self._known.get(sha256(credential).digest(), self._clock())
 
-    def verify(self, authorization: str, ip: str = "") -> Identity:
-        """Who sends this header. `ip` is the caller's address, for counting forgeries.
+    def verify(self, credential: bytes, ip: str = "") -> Identity:
+        """Who sends this. `ip` is the caller's address, for counting forgeries.
 
-        Raises `Unauthorized`; and `KeysUnavailable` if the issuer's keys have never been reached.
+        Raises `Unauthorized`; and `KeysUnavailable` where that cannot be told now.
         """
-        token = _bearer(authorization)
         now = self._clock()
-        fingerprint = sha256(authorization.encode()).digest()
+        fingerprint = sha256(credential).digest()
         if (known := self._known.get(fingerprint, now)) is not None:
             return known
+        if not 0 < len(credential) <= MAX_CREDENTIAL or not credential.isascii():
+            raise Unauthorized(f"not a credential of at most {MAX_CREDENTIAL} characters")
         source = keys.address(ip)
         if (wait_s := self._forgeries.wait_s(source, now)) > 0:
             raise TooManyFailures(wait_s)
-        message, signature, kid, alg, claims = _read(token)
-        identity = self._check(claims, now)
-        key = self._keys.find(kid, alg)
-        if key is None or not key.verify(message, signature):
+        text = credential.decode("ascii")
+        verifier = next((v for v in self._verifiers if v.recognises(text)), None)
+        if verifier is None:
+            raise Unauthorized("not a kind of credential that is accepted")
+        try:
+            identity = verifier.verify(text, now)
+        except Forged:
             self._forgeries.count(source, now)
-            raise Unauthorized("unknown signing key" if key is None else "bad signature")
-        self._known.put(fingerprint, identity, min(identity.expires_at, now + REMEMBER_S))
+            raise
+        self._known.put(fingerprint, identity, min(identity.expires_at, now + verifier.remember_s))
         return identity
-
-    def _check(self, claims: Mapping[str, Any], now: float) -> Identity:
-        rules = self._rules
-        if claims.get("iss") != rules.issuer:
-            raise Unauthorized("wrong issuer")
-        if not _names(claims, "aud" if "aud" in claims else "client_id") & rules.clients:
-            raise Unauthorized("wrong audience")
-        if (rules.token_use_required or "token_use" in claims) and claims.get("token_use") != "access":
-            raise Unauthorized("not an access token")
-        if not _ID_TOKEN_CLAIMS.isdisjoint(claims):
-            raise Unauthorized("an ID token")
-        for name in ("nbf", "iat"):
-            if name in claims and epoch(name, claims[name]) > now + rules.leeway_s:
-                raise Unauthorized(f"{name} is in the future")
-        identity = claims_to_identity(claims, rules.claims)
-        if identity.expired(now):
-            raise Unauthorized("expired")
-        return identity
-
-
-def _bearer(authorization: str) -> str:
-    """The token of ``Bearer <token>`` (RFC 6750; the scheme's case does not matter)."""
-    scheme, _, token = authorization.partition(" ")
-    token = token.strip(" ")
-    if scheme.lower() != "bearer" or not token:
-        raise Unauthorized("no bearer token")
-    if len(token) > MAX_TOKEN or not token.isascii():
-        raise Unauthorized(f"not a token of at most {MAX_TOKEN} characters")
-    return token
-
-
-def _read(token: str) -> tuple[bytes, bytes, str, str, dict[str, Any]]:
-    """An unverified token's signed part, signature, key id, algorithm and claims, each of the only form allowed."""
-    if not _SHAPE.fullmatch(token):
-        raise Unauthorized("not three base64url parts")
-    head, body, signature = token.split(".")
-    header = _json_object("header", _decode(head))
-    if not _FORBIDDEN_HEADERS.isdisjoint(header):
-        raise Unauthorized("a forbidden header parameter")
-    alg, kid, typ = header.get("alg"), header.get("kid"), header.get("typ", "JWT")
-    if not isinstance(alg, str) or alg not in ALGORITHMS:
-        raise Unauthorized("algorithm is not allowed")
-    if not isinstance(kid, str) or not 0 < len(kid) <= MAX_KID:
-        raise Unauthorized(f"no key id of at most {MAX_KID} characters")
-    if not isinstance(typ, str) or typ.lower() not in TYPES:
-        raise Unauthorized("type is not allowed")
-    return f"{head}.{body}".encode(), _decode(signature), kid, alg, _json_object("claims", _decode(body))
-
-
-def _decode(part: str) -> bytes:
-    """Canonical, unpadded base64url only: otherwise one token could be written in several ways."""
-    try:
-        raw = base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
-    except ValueError:
-        raise Unauthorized("not base64url") from None
-    if base64.urlsafe_b64encode(raw).rstrip(b"=") != part.encode():
-        raise Unauthorized("not canonical base64url")
-    return raw
-
-
-def _json_object(what: str, raw: bytes) -> dict[str, Any]:
-    """A JSON object without duplicate names (RFC 7519, 4: two readers could see two different claims) or NaN."""
-    try:
-        found = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise Unauthorized(f"{what} is not a JSON object with unique names") from None
-    if not isinstance(found, dict):
-        raise Unauthorized(f"{what} is not a JSON object")
-    return found
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("duplicate name")
-    return found
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _names(claims: Mapping[str, Any], claim: str) -> frozenset[str]:
-    """A claim that is one string or a list of strings."""
-    value = claims.get(claim)
-    values = value if isinstance(value, list) else [value]
-    return frozenset(v for v in values if isinstance(v, str))
 
 
 class _Remembered:
-    """Identities of verified tokens by the SHA-256 of their header, first in first out. Reading takes no lock: it is
-    one look-up, and what is stored is never changed."""
+    """Identities by the SHA-256 of their credential, first in first out. Reading takes no lock: it is one look-up, and
+    what is stored is never changed."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -285,10 +122,10 @@ class _Remembered:
 
 
 class _Forgeries:
-    """A token bucket of forged tokens per address: as many at once as it refills in a minute.
+    """A token bucket of forged credentials per address: as many at once as it refills in a minute.
 
-    Only what no honest client can send counts, a signature that does not fit or a key that the issuer does not have:
-    a client that keeps sending its expired token must not lock out its neighbours behind the same address.
+    Only what no honest client can send counts (`Forged`): a client that keeps sending its expired token must not lock
+    out its neighbours behind the same address.
     """
 
     PERIOD_S = 60.0

@@ -7,7 +7,6 @@ client can. Everywhere else the same verifier runs in this process, and the head
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
@@ -15,9 +14,10 @@ import orjson
 
 from tollgate.domain.identity import Identity, Unauthorized
 from tollgate.services.exchange import Exchange
+from tollgate.wire.credentials import bearer, presented
 
 if TYPE_CHECKING:  # on Lambda the authorizer verifies
-    from tollgate.services.authorize import TokenVerifier
+    from tollgate.services.authorize import Authenticator
 
 
 async def from_request_context(exchange: Exchange) -> tuple[Identity, str]:
@@ -41,38 +41,25 @@ def lambda_deadline(exchange: Exchange) -> int | None:
     return deadline_ms * 1000 if isinstance(deadline_ms, int) and deadline_ms > 0 else None
 
 
-class BearerTokens:
-    """Verifies the `Authorization` header itself. A token seen before costs microseconds; a new one is verified on a
-    thread, because that may fetch the issuer's keys."""
+class Credentials:
+    """Verifies credentials itself. One seen before costs microseconds; a new one is verified on a thread, because that
+    may fetch the issuer's keys."""
 
-    def __init__(self, verifier: TokenVerifier, trusted_proxies: str = "") -> None:
+    def __init__(self, authenticator: Authenticator, trusted_proxies: str = "") -> None:
         """`trusted_proxies`: comma-separated networks whose X-Forwarded-For is believed. Raises ValueError."""
-        self._verifier = verifier
+        self._authenticator = authenticator
         try:
             self._trusted = [ip_network(text.strip()) for text in trusted_proxies.split(",") if text.strip()]
         except ValueError as error:
             raise ValueError(f"TOLLGATE_TRUSTED_PROXIES: expected networks with commas between: {error}") from None
 
-    @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> BearerTokens:
-        """Raises ValueError that names the variable."""
-        from tollgate.adapters.jwks import Jwks, emulator_hosts
-        from tollgate.services.authorize import TokenRules, TokenVerifier
-
-        rules = TokenRules.from_env(environ)
-        verifier = TokenVerifier(rules, Jwks(rules.jwks_url, http_hosts=emulator_hosts(environ)))
-        return cls(verifier, environ.get("TOLLGATE_TRUSTED_PROXIES", ""))
-
     async def __call__(self, exchange: Exchange) -> tuple[Identity, str]:
         ip = self._address(exchange)
-        repeated = len(exchange.headers) < len(exchange.raw_headers)
-        if repeated and sum(name == b"authorization" for name, _ in exchange.raw_headers) > 1:
-            raise Unauthorized("more than one Authorization header")
-        header = exchange.headers.get(b"authorization", b"")
-        who = self._verifier.recall(header)
+        credential = _presented(exchange)
+        who = self._authenticator.recall(credential)
         if who is None:
-            verify = self._verifier.verify
-            who = await asyncio.get_running_loop().run_in_executor(None, verify, header.decode("latin-1"), ip)
+            verify = self._authenticator.verify
+            who = await asyncio.get_running_loop().run_in_executor(None, verify, credential, ip)
         return who, ip
 
     def _address(self, exchange: Exchange) -> str:
@@ -92,3 +79,10 @@ class BearerTokens:
         except ValueError:
             return False
         return any(address in network for network in self._trusted)
+
+
+def _presented(exchange: Exchange) -> bytes:
+    """The request's credential. The index of headers keeps one of each name, so it only serves where none repeats."""
+    if len(exchange.headers) == len(exchange.raw_headers) and b"authorization" in exchange.headers:
+        return bearer(exchange.headers[b"authorization"])
+    return presented([value for name, value in exchange.raw_headers if name == b"authorization"])

@@ -1,0 +1,169 @@
+"""The issuer's keys: fetched seldom, replaced in time, and only those that may verify."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.tokens import (
+    JWKS_URL,
+    Clock,
+    KeySet,
+    authenticator,
+    claims,
+    ec_jwk,
+    key_set,
+    refused,
+    rsa_jwk,
+    rsa_key,
+    token,
+)  # fmt: skip
+from tollgate.adapters.jwks import Jwks, check_url, emulator_hosts, parse
+from tollgate.domain.identity import KeysUnavailable
+from tollgate.services.authorize import Authenticator
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def issuer() -> KeySet:
+    return KeySet()
+
+
+@pytest.fixture
+def jwks(issuer: KeySet, clock: Clock) -> Jwks:
+    return Jwks(JWKS_URL, clock=clock, fetch=issuer)
+
+
+@pytest.fixture
+def known(issuer: KeySet, clock: Clock) -> Authenticator:
+    return authenticator(issuer, clock)
+
+
+def test_a_storm_of_unknown_keys_fetches_once_per_30_s(known: Authenticator, issuer: KeySet, clock: Clock) -> None:
+    def storm() -> None:
+        for i in range(50):
+            refused(lambda i=i: known.verify(token(headers={"kid": f"k{i}"}).encode(), f"192.0.2.{i}"))
+
+    known.verify(token().encode())
+    assert issuer.fetches == 1
+    storm()
+    assert issuer.fetches == 1
+    clock.ahead_s = 31
+    storm()
+    assert issuer.fetches == 2
+    clock.ahead_s = 59
+    storm()
+    assert issuer.fetches == 2
+
+
+def test_a_rotated_key_is_found_and_a_withdrawn_one_forgotten(jwks: Jwks, issuer: KeySet, clock: Clock) -> None:
+    assert jwks.find("rsa", "RS256") is not None
+    issuer.body = key_set(rsa_jwk("new", rsa_key("new")))
+    clock.ahead_s = 31
+    assert jwks.find("new", "RS256") is not None
+    assert jwks.find("rsa", "RS256") is None
+
+
+def test_an_old_set_is_fetched_again_and_serves_meanwhile(jwks: Jwks, issuer: KeySet, clock: Clock) -> None:
+    assert jwks.find("rsa", "RS256") is not None
+    issuer.down = True
+    clock.ahead_s = 24 * 3600
+    for _ in range(10):
+        assert jwks.find("rsa", "RS256") is not None
+    assert issuer.fetches == 2
+    issuer.down = False
+    issuer.body = key_set(ec_jwk())
+    clock.ahead_s += 31
+    assert jwks.find("rsa", "RS256") is None
+    assert jwks.find("ec", "ES256") is not None
+
+
+def test_an_empty_or_broken_set_does_not_replace_a_good_one(jwks: Jwks, issuer: KeySet, clock: Clock) -> None:
+    assert jwks.warm()
+    for body in (b"", b"{}", b'{"keys": []}', b"[1]", b"[" * 100_000, b'{"keys": [{"kid": "x"}]}', b"\xff"):
+        issuer.body = body
+        clock.ahead_s += 601
+        assert jwks.find("rsa", "RS256") is not None
+
+
+def test_without_any_keys_the_issuer_is_to_blame_and_asked_again_soon(
+    known: Authenticator, issuer: KeySet, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    issuer.down = True
+    assert not known.warm()
+    for _ in range(5):
+        with pytest.raises(KeysUnavailable):
+            known.verify(token().encode())
+    assert issuer.fetches == 1
+    line = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert (line["level"], line["message"], line["error"]) == ("WARNING", "signing keys could not be fetched", "down")
+    issuer.down = False
+    clock.ahead_s = 1.1
+    assert known.verify(token().encode()).tenant == "acme"
+
+
+def test_many_threads_fetch_once(clock: Clock) -> None:
+    release = threading.Event()
+    fetches = []
+
+    def slow(url: str) -> bytes:
+        fetches.append(url)
+        assert release.wait(5)
+        return key_set()
+
+    known = authenticator(slow, clock)
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(known.verify, token(claims(sub=f"u{i}")).encode()) for i in range(8)]
+        release.set()
+        assert {answer.result().user for answer in answers} == {f"u{i}" for i in range(8)}
+    assert fetches == [JWKS_URL]
+
+
+def test_only_keys_that_may_verify_are_taken() -> None:
+    private = {**rsa_jwk("private"), "d": "AQ"}
+    entries = [
+        rsa_jwk("good"),
+        rsa_jwk("declared", alg="RS256", use="sig", key_ops=["verify"]),
+        ec_jwk("ec"),
+        rsa_jwk("encryption", use="enc"),
+        rsa_jwk("signing-only", key_ops=["sign"]),
+        rsa_jwk("other-alg", alg="RS512"),
+        rsa_jwk("confused", alg="ES256"),
+        rsa_jwk("symmetric", alg="HS256"),
+        rsa_jwk("small", rsa_key("small", 1024)),
+        {"kty": "oct", "kid": "oct", "k": "AAAA", "alg": "HS256"},
+        {"kty": "RSA", "kid": "broken", "n": "!", "e": "AQAB"},
+        {"kty": "EC", "kid": "off-curve", "crv": "P-256", "x": "AQ", "y": "AQ"},
+        {**ec_jwk("curve"), "crv": "P-384", "alg": "ES256"},
+        {**rsa_jwk("x"), "kid": None},
+        private,
+    ]
+    assert set(parse(json.dumps({"keys": [*entries, 7, None]}).encode())) == {
+        ("good", "RS256"),
+        ("declared", "RS256"),
+        ("ec", "ES256"),
+    }
+
+
+def test_keys_come_over_https_or_from_this_machine() -> None:
+    for url in ("https://id.example/keys?x=1", "http://127.0.0.1:5000/k", "http://[::1]/k", "http://localhost:1/k"):
+        assert check_url(url) == url
+    for url in (
+        "http://id.example/k",
+        "file:///etc/passwd",
+        "https://",
+        "https://u:p@id.example/k",
+        "ftp://localhost/k",
+    ):
+        with pytest.raises(ValueError, match="JWKS URL"):
+            check_url(url)
+    hosts = emulator_hosts({"AWS_ENDPOINT_URL": "http://172.17.0.2:4566", "LOCALSTACK_HOST": "localstack:4566"})
+    assert hosts == {"172.17.0.2", "localstack"}
+    assert check_url("http://172.17.0.2:4566/p/.well-known/jwks.json", hosts)
