@@ -94,13 +94,14 @@ def sign(header: dict[str, Any], payload: dict[str, Any] | bytes | str, key: Any
 
 
 class Clock:
-    """Real time, moved by hand."""
+    """Stands still, and is moved by hand."""
 
     def __init__(self) -> None:
+        self._began = time.time()
         self.ahead_s = 0.0
 
     def __call__(self) -> float:
-        return time.time() + self.ahead_s
+        return self._began + self.ahead_s
 
 
 class KeySet:
