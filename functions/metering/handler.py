@@ -38,6 +38,7 @@ def _note(report: MeterReport) -> None:
         UsageRepeated=report.repeated,
         UsagePoison=report.poison,
         UsageEstimated=report.resolved,
+        UsageSettledLate=report.settled,
         MeteringLag=(report.lag_ms, "Milliseconds"),
     )
     log("INFO", "usage entered", opened=report.opened, replaced=report.replaced, floors=report.floors, **metrics)

@@ -43,6 +43,11 @@ class LimitStore(Protocol):
         Raises `StoreUnavailable`."""
         ...
 
+    async def replay(self, settlements: Sequence[Settlement]) -> int:
+        """Settle those that nobody has settled; how many that were. For many at once of which nearly all are settled:
+        to find that out costs little. Raises `StoreUnavailable`."""
+        ...
+
     async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
         """The TATs (µs) that are known of these buckets, None where none is; parallel to `takes`. Takes nothing.
         Raises `StoreUnavailable`."""

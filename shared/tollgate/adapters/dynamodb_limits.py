@@ -285,6 +285,18 @@ class DynamoLimitStore:
         await _all(work)
         return True
 
+    async def replay(self, settlements: Sequence[Settlement]) -> int:
+        now = self._now()
+        by_marker = {items.marker_key(each.id): each for each in settlements}
+        settled = 0
+        for found in await self._table.get_many([{"pk": pk} for pk in by_marker]):
+            marker = Marker.read(found)
+            each = by_marker[found["pk"]]
+            told = len(each.takes) == len(marker.granted) and len(_subjects(each.takes)) == len(marker.places)
+            if told and not marker.settler and marker.expiry_us > now:
+                settled += await self.settle(each)  # few: one after the other is soon enough
+        return settled
+
     async def _claim(self, pk: str, now: int) -> Marker | None:
         """The marker of an admission that nobody has settled and whose holds live; from now on it is settled."""
         call, write = os.urandom(8).hex(), Write()

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from tollgate.adapters import telemetry
 from tollgate.adapters.breaker import Breaker
@@ -20,6 +20,7 @@ from tollgate.adapters.lru import Lru
 from tollgate.domain.limits import Admission, Decision, RateTake, Settlement
 from tollgate.ports import CannotDecide, LimitStore, StoreUnavailable
 
+T = TypeVar("T")
 FailureMode = Literal["fallback", "open", "closed"]
 PROBE_EVERY = 0.25
 """Seconds between two probes."""
@@ -123,6 +124,14 @@ class FailoverLimitStore:
         self._keep(settlement)
         return False
 
+    async def replay(self, settlements: Sequence[Settlement]) -> int:
+        """Each store settles what it admitted; where a record does not say which that was, both are asked."""
+
+        async def own(store: LimitStore) -> int:
+            return await store.replay([each for each in settlements if each.store in ("", store.name)])
+
+        return sum(await self._everywhere(own))
+
     async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
         """What the fallback counted while the primary was away; nothing, where there is none or it does not answer
         either: then rates start full, as they would without it."""
@@ -160,13 +169,16 @@ class FailoverLimitStore:
             raise StoreUnavailable("Redis does not answer, and nothing else may decide")
         return self._fallback
 
-    async def _everywhere(self, act: Callable[[LimitStore], Awaitable[None]]) -> None:
+    async def _everywhere(self, act: Callable[[LimitStore], Awaitable[T]]) -> list[T]:
         """Tell both stores; the first failure is raised after both were told."""
         stores = [self._primary, *([self._fallback] if self._fallback is not None else [])]
         results = await asyncio.gather(*(act(store) for store in stores), return_exceptions=True)
+        done: list[T] = []
         for result in results:
             if isinstance(result, BaseException):
                 raise result
+            done.append(result)
+        return done
 
     # -- while the primary is away
 

@@ -108,6 +108,10 @@ class MemoryLimitStore:
             self._learned.setdefault(settlement.learn, Learned()).add(settlement.sample)
         return True
 
+    async def replay(self, settlements: Sequence[Settlement]) -> int:
+        known = [each for each in settlements if len(each.takes) == len(self._marks.get(each.id, (0, ()))[1])]
+        return sum([await self.settle(each) for each in known])
+
     async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
         return [self._tats.get(take.key) for take in takes]
 

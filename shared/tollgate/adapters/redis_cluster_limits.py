@@ -25,6 +25,7 @@ from tollgate.adapters.redis_limits import (
     Script,
     ScriptedStore,
     admit_call,
+    in_portions,
     nothing_used,
     read_decision,
     settle_call,
@@ -103,6 +104,22 @@ class RedisClusterLimitStore(ScriptedStore):
 
     async def settle(self, settlement: Settlement) -> bool:
         return await self._settle(settlement, _grouped(settlement.takes).values())
+
+    async def replay(self, settlements: Sequence[Settlement]) -> int:
+        settled = 0
+        for some in in_portions(settlements):
+            owners: dict[str, list[int]] = {}
+            for position, each in enumerate(some):
+                for tag in _grouped(each.takes):
+                    owners.setdefault(tag, []).append(position)
+            looks = [
+                self._call(tag, self._scripts.unsettled, [_marker(tag, some[i].id) for i in positions], ())
+                for tag, positions in owners.items()
+            ]
+            found = await self._run(looks)
+            held = {positions[i] for positions, there in zip(owners.values(), found, strict=True) for i in there}
+            settled += sum(await asyncio.gather(*(self.settle(some[i]) for i in sorted(held))))
+        return settled
 
     async def raise_floor(self, spent: Mapping[str, int]) -> None:
         await self._for_each_tag(self._scripts.raise_floor, spent)

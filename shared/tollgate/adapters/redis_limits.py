@@ -3,9 +3,10 @@ settlement."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ EPOCH = keys.global_subject() + "epoch"
 SERVERS = keys.global_subject() + "servers"
 POLICY_VERSION = keys.global_subject() + "policy"
 
+PORTION = 500
+"""Markers that one script call looks at."""
 FORGET_MS = 60_000
 """How long an admission is awaited that was cancelled: no network holds a command back for longer."""
 
@@ -56,6 +59,7 @@ class Scripts:
     def __init__(self) -> None:
         self.admit = Script("admit")
         self.settle = Script("settle")
+        self.unsettled = Script("unsettled")
         self.raise_floor = Script("raise_floor")
         self.publish = Script("publish")
         self.reopen = Script("reopen")
@@ -116,6 +120,14 @@ class RedisLimitStore(ScriptedStore):
         names, args = settle_call(settlement, marker, self._now())
         return bool(await self._run(self._scripts.settle, names, args))
 
+    async def replay(self, settlements: Sequence[Settlement]) -> int:
+        settled = 0
+        for some in in_portions(settlements):
+            markers = [f"{keys.tenant_subject(each.tenant)}m:{each.id}" for each in some]
+            held = [some[i] for i in await self._run(self._scripts.unsettled, markers, ())]
+            settled += sum(await asyncio.gather(*(self.settle(each) for each in held)))
+        return settled
+
     async def raise_floor(self, spent: Mapping[str, int]) -> None:
         if spent:
             await self._run(self._scripts.raise_floor, list(spent), list(spent.values()))
@@ -174,6 +186,11 @@ class RedisLimitStore(ScriptedStore):
             if again:
                 raise
         return await self._run(script, names, args, again=True)
+
+
+def in_portions(settlements: Sequence[Settlement]) -> Iterator[Sequence[Settlement]]:
+    for at in range(0, len(settlements), PORTION):
+        yield settlements[at : at + PORTION]
 
 
 def version_keys(policy: int, tenants: Mapping[str, int] | None) -> dict[str, int]:

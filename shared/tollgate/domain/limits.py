@@ -368,3 +368,13 @@ class Settlement:
     sample: Sample | None = None
     """What the call used, for the estimates under `learn`; a store that keeps none ignores it."""
     learn: str = ""
+
+    def rates_us(self) -> tuple[int, ...]:
+        """What each rate that moves was settled with, in microseconds of TAT, for the usage record."""
+        return tuple(
+            [
+                min(take.limit.inc_us(used), FOREVER_US)
+                for take, used in zip(self.takes, self.used, strict=True)
+                if used is not None and isinstance(take, RateTake)
+            ]
+        )

@@ -18,8 +18,9 @@ from operator import attrgetter
 from typing import Any, ClassVar, Literal, Self, get_args
 
 SCHEMA = 1
-MINOR = 1
-"""1: kinds of tokens (audio, long-lived cache writes), the price that was used, what a call was degraded from."""
+MINOR = 2
+"""1: kinds of tokens (audio, long-lived cache writes), the price that was used, what a call was degraded from.
+2: who settled, and what rates were settled with (`store`, `rates_us`)."""
 MAX_COUNT = 2**48
 """No single call uses more tokens or micro-dollars than this (281 trillion): more is a corrupt record."""
 
@@ -117,8 +118,8 @@ class UsageClose(UsageRecord):
     """A call has ended. Kinds of tokens are parts of their totals, as `Usage` has them.
 
     `settle` lists what was held, as ``[kind, key, used]`` with kind ``r``, ``b`` or ``c``, so that the settlement can
-    be replayed; `used` is None where nothing is to be moved. `budget_models` names, for every such budget that counts
-    some models only, its key and those models (the key has only their digest).
+    be made again (`domain/replay.py`); `used` is None where nothing is to be moved. `budget_models` names, for every
+    such budget that counts some models only, its key and those models (the key has only their digest).
     """
 
     event: ClassVar[str] = "usage.close"
@@ -134,7 +135,12 @@ class UsageClose(UsageRecord):
     estimated: bool
     latency_ms: int
     first_byte_ms: int
+    store: str = ""
+    """Which store decided (`Decision.store`)."""
     settle: tuple[tuple[str, str, int | None], ...] = ()
+    rates_us: tuple[int, ...] = ()
+    """Of each rate in `settle` that moves, in their order: what was used in microseconds of TAT. (Units mean nothing to
+    who does not know the limit.)"""
     budget_models: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
@@ -195,6 +201,10 @@ def _settle(name: str, value: Any) -> tuple[tuple[str, str, int | None], ...]:
     return tuple(found)
 
 
+def _rates_us(name: str, value: Any) -> tuple[int, ...]:
+    return tuple([_count(name, us) for us in _entries(name, value)])
+
+
 def _budget_models(name: str, value: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
     found: list[tuple[str, tuple[str, ...]]] = []
     for entry in _entries(name, value):
@@ -206,7 +216,7 @@ def _budget_models(name: str, value: Any) -> tuple[tuple[str, tuple[str, ...]], 
     return tuple(found)
 
 
-_BY_NAME: dict[str, Reader] = {"settle": _settle, "budget_models": _budget_models}
+_BY_NAME: dict[str, Reader] = {"settle": _settle, "rates_us": _rates_us, "budget_models": _budget_models}
 _BY_TYPE: dict[Any, Reader] = {
     "str": _text, "int": _count, "bool": _flag, "Outcome": _one_of(Outcome), "Priced": _one_of(Priced),
 }  # fmt: skip

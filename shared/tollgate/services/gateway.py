@@ -374,9 +374,11 @@ class Gateway:
             latency_ms=max(0, self._clock() - job.started_us) // 1000,
             first_byte_ms=max(0, job.first_byte_us) // 1000,
             use_case=job.label,
+            store=grant.decision.store,
             settle=tuple(
                 [(take.kind, take.key, amount) for take, amount in zip(settlement.takes, settlement.used, strict=True)]
             ),
+            rates_us=settlement.rates_us(),
             budget_models=tuple(
                 [
                     (take.key, tuple(sorted(take.limit.models)))

@@ -1,8 +1,11 @@
 """Metering: usage records in, ledger entries out.
 
-The story, in order: read each line; what cannot be read becomes a dead letter, and holds up nothing. Closes are
-entered, each id once. Opens are remembered, unless their close is in the same batch. Then the ledger's totals are
-pushed to the limit store as floors, which heals every settlement that was lost.
+The story, in order: read each line; what cannot be read becomes a dead letter, and holds up nothing. Settlements that
+the limit store never got are made again. Closes are entered, each id once. Opens are remembered, unless their close is
+in the same batch. Then the ledger's totals are pushed to the limit store as floors.
+
+Settlements come before the ledger, because a floor must not count what is still to be settled: it would count twice.
+A hold that lives is replaced by what was used; one that is gone is left alone, and the floor brings what was used.
 
 With every batch, calls whose hold has expired without a close are billed at their estimates; should a close come
 later after all, the ledger replaces the estimate by it.
@@ -18,6 +21,7 @@ from typing import Any, Protocol
 from tollgate.domain.bookkeeping import EntryReport
 from tollgate.domain.limits import DAY_US, SECOND_US
 from tollgate.domain.records import BadRecord, UsageClose, UsageOpen
+from tollgate.domain.replay import settlement_of
 from tollgate.ports import Ledger, LimitStore, StoreUnavailable
 
 MAX_AGE_US = 90 * DAY_US
@@ -27,6 +31,8 @@ MAX_AHEAD_US = DAY_US
 PATIENCE_US = 60 * SECOND_US
 """How long after its hold has expired a call is still expected to be closed."""
 OPENS_AT_ONCE = 200
+HOLDS_LIVE_US = 3600 * SECOND_US
+"""No hold lives longer: older calls have nothing left to settle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +79,14 @@ class MeterReport:
     """Estimates that were replaced by what was really used."""
     opened: int = 0
     poison: int = 0
+    settled: int = 0
+    """Settlements that the proxy could not make."""
     floors: int = 0
     """Budgets whose floor was pushed to the limit store."""
     lag_ms: int = 0
     """Age of the oldest close in the batch, counted from the end of its call."""
     store_failure: str = ""
-    """Why the floors could not be pushed; the next batch of the same budgets pushes them."""
+    """Why the limit store could not be told; the next batch of the same budgets, or the reconciler, tells it."""
     resolved: int = 0
     """Calls billed at their estimates, because nobody said how they ended."""
 
@@ -107,6 +115,10 @@ async def meter(
         else:
             closes.append(record) if isinstance(record, UsageClose) else opens.append(record)
     report = MeterReport(poison=len(poison))
+    try:
+        report.settled = await settle_again(closes, store, now_us)
+    except StoreUnavailable as failure:
+        report.store_failure = str(failure)
     entry = await ledger.enter(closes)
     report.entered, report.repeated, report.replaced = entry.entered, entry.repeated, entry.replaced
     closed = {close.id for close in closes}
@@ -125,6 +137,13 @@ async def meter(
         except StoreUnavailable as failure:
             report.store_failure = str(failure)
     return report
+
+
+async def settle_again(closes: Sequence[UsageClose], store: LimitStore, now_us: int) -> int:
+    """Make the settlements that the store never got; how many there were. Raises `StoreUnavailable`."""
+    recent = (settlement_of(close) for close in closes if now_us - close.ts_us < HOLDS_LIVE_US)
+    settlements = [settlement for settlement in recent if settlement is not None]
+    return await store.replay(settlements) if settlements else 0
 
 
 async def resolve_opens(ledger: Entries, now_us: int) -> int:

@@ -1,0 +1,64 @@
+"""A settlement made again from its usage record, for a store that the first one never reached.
+
+The record knows keys and what was used, not the limits. So the takes here are as much as settling needs: whose they
+are, and in which scope; a rate in which a microsecond is a unit, because the record tells what was used in those.
+"""
+
+from __future__ import annotations
+
+import re
+
+from tollgate.domain.limits import (
+    FOREVER_US,
+    Budget,
+    BudgetTake,
+    Concurrency,
+    Rate,
+    RateTake,
+    Scope,
+    Settlement,
+    SlotTake,
+    Take,
+    Unit,
+    Window,
+)
+from tollgate.domain.records import UsageClose
+
+_SUBJECT = re.compile(r"\{(?P<tag>[^{}]*)\}(?P<member>[ukt]?)[\w-]*(?=:)", re.ASCII)
+_MEMBERS = {"u": Scope.USER, "k": Scope.KEY, "t": Scope.TEAM}
+
+
+def settlement_of(close: UsageClose) -> Settlement | None:
+    """The settlement that `close` tells of; None where there is none, or an older proxy did not tell all of it."""
+    takes: list[Take] = []
+    used: list[int | None] = []
+    rates = iter(close.rates_us)
+    for kind, key, amount in close.settle:
+        subject = _SUBJECT.match(key)
+        if subject is None:
+            return None
+        if kind == "r" and amount is not None:
+            amount = next(rates, None)
+            if amount is None:
+                return None
+        takes.append(_take(kind, key, subject[0], _scope(subject)))
+        used.append(amount)
+    return Settlement(close.id, takes, used, close.tenant, close.store) if takes else None
+
+
+def _scope(subject: re.Match[str]) -> Scope:
+    tag = subject["tag"]
+    if tag == "g":
+        return Scope.GLOBAL
+    if tag == "iunknown" or "." in tag or ":" in tag:  # the others are digests
+        return Scope.IP
+    return _MEMBERS.get(subject["member"], Scope.TENANT)
+
+
+def _take(kind: str, key: str, subject: str, scope: Scope) -> Take:
+    if kind == "r":
+        return RateTake(subject, key, Rate(scope, Unit.TOKENS, 1, 1, 1, ""), 0, 0)
+    if kind == "b":
+        limit = Budget(scope, Unit.TOKENS, 0, Window.LIFE, "")
+        return BudgetTake(subject, key, limit, 0, 0, "", 0, FOREVER_US)
+    return SlotTake(subject, key, Concurrency(scope, 0, ""))
