@@ -497,3 +497,55 @@ def test_what_should_not_happen_is_one_line_too(shell: Shell, monkeypatch: pytes
 
     monkeypatch.setattr(PolicyTables, "__init__", broken)
     assert shell.fails(1, "tenant", "list") == "tollgate: this should not happen: RuntimeError: a bug, over two lines"
+
+
+# -- prepaid credit --------------------------------------------------------------------------------------------------
+
+
+def test_credit_has_a_history_and_repeats_nothing(applied: Shell) -> None:
+    applied.ok("tenant", "create", "acme", "--plan", "pro")
+    assert applied.ok("credit", "show", "acme").out == "acme has no prepaid credit\n"
+    made = applied.ok("credit", "add", "acme", "$25.00", "--id", "inv-1", "--note", "card", "--json").json
+    assert made == {
+        "tenant": "acme",
+        "entry": "inv-1",
+        "added": True,
+        "accounts": [{"user": None, "limit_microusd": 25_000_000, "used_microusd": 0, "left_microusd": 25_000_000}],
+    }
+    assert "was entered before" in applied.ok("credit", "add", "acme", "25", "--id", "inv-1").out
+    applied.ok("credit", "add", "acme", "0.5", "--user", "ann")
+    applied.ok("credit", "refund", "acme", "5", "--id", "back")
+    applied.ok("credit", "add", "acme", "100", "--id", "slip")
+    shown = applied.ok("credit", "reverse", "acme", "slip", "--note", "wrong tenant").out.splitlines()
+    assert [line.split() for line in shown] == [
+        ["reversal", "reversal:slip:", "-$100.00"],
+        ["account", "in", "all", "used", "left"],
+        ["(tenant)", "$20.00", "$0.00", "$20.00"],
+        ["ann", "$0.50", "$0.00", "$0.50"],
+    ]
+    entries = applied.ok("credit", "list", "acme", "--json").json["entries"]
+    assert sorted((e["kind"], float(e["usd"])) for e in entries) == [
+        ("payment", 0.5), ("payment", 25), ("payment", 100), ("refund", -5), ("reversal", -100),
+    ]  # fmt: skip
+    assert "card" in applied.ok("credit", "list", "acme").out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["add", "nobody", "5"], 3, "there is no tenant 'nobody'"),
+        (["show", "nobody"], 3, "there is no tenant 'nobody'"),
+        (["list", "nobody"], 3, "there is no tenant 'nobody'"),
+        (["add", "acme", "0"], 2, "expected dollars such as 25.00"),
+        (["add", "acme", "1e9"], 2, "at most 1,000,000"),
+        (["add", "acme", "nan"], 2, "expected dollars"),
+        (["add", "acme", "0.0000001"], 2, "expected dollars"),
+        (["add", "acme", "5", "--id", "a b"], 2, "such as an invoice's number"),
+        (["add", "acme", "5", "--note", "a\nb"], 2, "printable"),
+        (["refund", "acme", "5"], 1, "there is no credit in this account yet"),
+        (["reverse", "acme", "x"], 3, "there is no entry 'x'"),
+    ],
+)
+def test_credit_refuses(applied: Shell, words: list[str], code: int, said: str) -> None:
+    applied.ok("tenant", "create", "acme", "--plan", "pro")
+    assert said in applied.fails(code, "credit", *words)

@@ -179,3 +179,32 @@ def test_a_tenant_without_a_record_does_not_get_a_new_entitlement_with_every_req
         assert grant.entitlement is made[2], "and the policy, whose versions the store compares, need not be"
 
     asyncio.run(ask())
+
+
+def test_a_budget_of_nothing_is_looked_at_again(tmp_path: Path) -> None:
+    """What can never fit is refused without the store, which would have told that the record is old."""
+
+    async def ask() -> None:
+        closed = POLICY.replace("tokens: 1000000, per: day", "tokens: 5, per: day")
+        world = World(tmp_path, closed)
+        assert isinstance(await world.ask(), ApiError)
+        (tmp_path / "policy.yaml").write_text(POLICY)
+        assert isinstance(await world.ask(), ApiError)
+        world.now += 6 * SECOND
+        assert isinstance(await world.ask(), Grant)
+
+    asyncio.run(ask())
+
+
+def test_what_credit_does_not_cover_now_may_be_topped_up(tmp_path: Path) -> None:
+    """So it is a 402, not a 400 that says never."""
+
+    async def ask() -> ApiError:
+        world = World(tmp_path, POLICY.replace("tokens: 1000000, per: day", "usd: 0.000001, per: life"))
+        error = await world.ask()
+        assert isinstance(error, ApiError)
+        return error
+
+    error = asyncio.run(ask())
+    assert (error.status, error.code) == (402, "insufficient_quota")
+    assert "has to be topped up. GET /v1/usage" in error.message

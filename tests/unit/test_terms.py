@@ -233,3 +233,22 @@ def test_addresses_and_upstreams_have_their_own_limits() -> None:
     (upstream,) = upstream_bounds(POLICY, "here")
     assert isinstance(upstream.limit, Rate)
     assert (upstream.limit.unit, upstream.limit.amount) == (Unit.TOKENS, 1000)
+
+
+def test_prepaid_credit_is_a_budget_for_life() -> None:
+    credit = [{"usd": 25, "used_before": 3}, {"usd": 2, "user": "ann"}, {"usd": 7, "user": "bob"}]
+    found = {bound.limit.id: bound for bound in terms(credit=credit).bounds}
+    tenants, anns = found["tenant.microusd.life"].limit, found["user.microusd.life"].limit
+    assert isinstance(tenants, Budget)
+    assert (tenants.amount, tenants.before) == (28_000_000, 3_000_000)
+    assert anns.amount == 2_000_000
+    assert amounts(terms(credit=credit, user="bob"))["user.microusd.life"] == 7_000_000
+    assert "user.microusd.life" not in ids(terms(credit=credit, user="eve"))
+
+
+def test_credit_adds_to_a_budget_for_life_that_is_there() -> None:
+    own = [{"scope": "tenant", "usd": 5, "per": "life", "alert_at": [0.9]}]
+    found = [b.limit for b in terms(credit=[{"usd": 25, "used_before": 3}], budgets=own).bounds]
+    (life,) = [limit for limit in found if limit.id == "tenant.microusd.life"]
+    assert isinstance(life, Budget)
+    assert (life.amount, life.before, life.alert_at) == (30_000_000, 0, (0.9,))

@@ -71,13 +71,15 @@ class DocumentTable:
         """Raises `ConditionFailed`."""
         await self._call("PutItem", self.put_action(item, condition, **values))
 
-    async def update(
-        self, key: str, changed: Mapping[str, Any], *, if_version: Any, removed: Sequence[str] = ()
-    ) -> None:
-        """Set and remove attributes, if the item exists and its `version` is still this one (None: it has none).
+    async def update(self, action: Mapping[str, Any]) -> None:
+        """Raises `ConditionFailed`."""
+        await self._call("UpdateItem", dict(action))
 
-        Raises `ConditionFailed`.
-        """
+    def update_action(
+        self, key: str, changed: Mapping[str, Any], *, if_version: Any, removed: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """An Update for `transact`: sets and removes attributes, if the item exists and its `version` is still this
+        one (None: it has none)."""
         names = {f"#{i}": name for i, name in enumerate([*changed, *removed])}
         values = {f":{i}": to_dynamo(value) for i, value in enumerate(changed.values())}
         update = "SET " + ", ".join(f"#{i} = :{i}" for i in range(len(changed)))
@@ -89,7 +91,7 @@ class DocumentTable:
         else:
             condition = "attribute_exists(#key) AND #version = :version"
             values[":version"] = to_dynamo(if_version)
-        payload: dict[str, Any] = {
+        return {
             "TableName": self.name,
             "Key": {self.key: {"S": key}},
             "UpdateExpression": update,
@@ -97,10 +99,9 @@ class DocumentTable:
             "ExpressionAttributeNames": names,
             "ExpressionAttributeValues": values,
         }
-        await self._call("UpdateItem", payload)
 
     async def transact(self, actions: list[dict[str, Any]]) -> None:
-        """All of ``{"Put": …}`` and ``{"Delete": …}``, or none. Raises `ConditionFailed`."""
+        """All of ``{"Put": …}``, ``{"Update": …}`` and ``{"Delete": …}``, or none. Raises `ConditionFailed`."""
         payload = {"TransactItems": actions, "ClientRequestToken": str(uuid.uuid4())}
         await self._call("TransactWriteItems", payload, retry=True)
 

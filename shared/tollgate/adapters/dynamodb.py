@@ -157,11 +157,15 @@ class Table:
         }
         return decode_item((await self._call("DeleteItem", payload)).get("Attributes", {}))
 
-    async def query(self, expression: Expression, condition: str, *, limit: int = 0) -> AsyncIterator[Plain]:
+    async def query(
+        self, expression: Expression, condition: str, *, limit: int = 0, consistent: bool = False
+    ) -> AsyncIterator[Plain]:
         """Items of one partition in the order of their sort keys, page by page; at most `limit`, if it is given."""
         payload = {"TableName": self.name, "KeyConditionExpression": condition, **expression.payload()}
         if limit:
             payload["Limit"] = limit
+        if consistent:
+            payload["ConsistentRead"] = True
         count = 0
         while True:
             answer = await self._call("Query", payload)

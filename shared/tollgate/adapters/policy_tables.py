@@ -243,7 +243,11 @@ class PolicyTables:
         item = await self.tenants.item(name)
         if item is None:
             raise NotFound(f"there is no tenant {name!r}")
-        content = edit(plain(check_record(TenantRecord, document_of(item))))
+        before = plain(check_record(TenantRecord, document_of(item)))
+        content = edit(before)
+        if content.get("credit") != before.get("credit"):
+            problem = document_of(item).problem(("credit",), "is the sum of what was paid", "use `tollgate credit`")
+            raise PolicyErrors([problem])
         record = check_record(TenantRecord, document_of({**content, "tenant": name, "version": version_of(item) or 1}))
         self._refuse_unrelated(await self.published(), name, record)
         return await self.tenants.write(item, plain(record), actor)

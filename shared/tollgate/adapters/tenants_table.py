@@ -125,19 +125,26 @@ class TenantsTable:
             raise Conflict(f"there is a tenant {name!r} already") from None
         return record
 
-    async def write(self, item: Item, content: Mapping[str, Any], actor: str) -> TenantRecord:
+    async def write(
+        self, item: Item, content: Mapping[str, Any], actor: str, along: Sequence[dict[str, Any]] = ()
+    ) -> TenantRecord:
         """Replace the content of an item that was read before; its version grows. What `content` lacks is removed.
+        `along`: actions (``{"Put": …}``) on other tables that happen with it, or not at all.
 
-        Raises `Conflict` if the item has changed since, `PolicyErrors`.
+        Raises `Conflict` if the item has changed since, or a condition of `along` does not hold; `PolicyErrors`.
         """
         name, version = item["tenant"], successor(version_of(item), self._clock_s())
         changed = {**{field: content[field] for field in CONTENT if field in content}, "version": version}
         record = record_of({**changed, "tenant": name})
         removed = [field for field in CONTENT if field in item and field not in content]
+        update = self._table.update_action(
+            name, {**changed, **self._signed(actor)}, if_version=item.get("version"), removed=removed
+        )
         try:
-            await self._table.update(
-                name, {**changed, **self._signed(actor)}, if_version=item.get("version"), removed=removed
-            )
+            if along:
+                await self._table.transact([{"Update": update}, *along])
+            else:
+                await self._table.update(update)
         except ConditionFailed:
             raise Conflict(f"tenant {name!r} was changed by somebody else meanwhile: look again") from None
         return record
@@ -173,7 +180,7 @@ class TenantsTable:
         """Give an item that was edited without one a new version, unless it has changed again (`version`: the one
         that the edit left). Whether that was so."""
         try:
-            await self._table.update(name, {"version": grown}, if_version=version)
+            await self._table.update(self._table.update_action(name, {"version": grown}, if_version=version))
         except ConditionFailed:
             return False
         return True

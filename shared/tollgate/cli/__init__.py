@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from tollgate.cli import plans, policy, running, tenants, usage
+from tollgate.cli import credit, plans, policy, running, tenants, usage
 from tollgate.cli.connect import connection_options, leaves
 from tollgate.cli.failures import EXIT_CODES, describe
 
@@ -48,6 +48,7 @@ for command in (
     tenants.tenant,
     plans.plan,
     policy.policy,
+    credit.credit,
     usage.usage,
     running.status,
 ):

@@ -125,6 +125,9 @@ class Budget:
     id: str
     models: frozenset[str] | None = None
     alert_at: tuple[float, ...] = (0.5, 0.8, 1.0)
+    before: int = 0
+    """What had been used before prepaid credit began: no part of it, but `amount` holds it, because a counter for life
+    counts everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,8 +342,9 @@ def refusal(admission: Admission, decision: Decision) -> Refusal:
             wait = max(state.value, now) + take.floor_us - now - burst_us
             found.append(Refusal(take, wait, left, never=take.floor_us > burst_us))
         elif isinstance(take, BudgetTake):
-            wait_us = None if take.limit.window is Window.LIFE else take.end_us - now
-            found.append(Refusal(take, wait_us, left, never=take.floor > take.limit.amount))
+            for_life = take.limit.window is Window.LIFE  # and may be topped up
+            wait_us = None if for_life else take.end_us - now
+            found.append(Refusal(take, wait_us, left, never=take.floor > take.limit.amount and not for_life))
         else:
             found.append(Refusal(take, None, left, never=False))
     if not found:

@@ -25,6 +25,8 @@ Amount = Annotated[int, Whole(1, 10**12)]
 Allowance = Annotated[int, Whole(0, 10**12)]
 Version = Annotated[int, Whole(0, 10**38)]
 Money = Annotated[Decimal, Dollars(10**6)]
+Sum = Annotated[Decimal, Dollars(10**9 - 1)]
+"""Of many payments."""
 Seconds = Annotated[float, Positive(900)]
 Share = Annotated[float, Positive(10)]
 
@@ -271,10 +273,21 @@ class TenantSpec(Spec):
     """Instead of the plan's."""
 
 
+class CreditSpec(Spec):
+    """Prepaid credit of a tenant, or of one of its users: the sum of its entries in the ledger (`domain/credit.py`),
+    kept where admission finds it. Only `tollgate credit` changes it."""
+
+    usd: Sum
+    user: Annotated[str, Text(least=1, most=256)] | None = None
+    used_before: Sum = Decimal(0)
+    """What had been used when the first credit was added; it is not drawn from it."""
+
+
 class TenantRecord(TenantSpec):
     """A tenant as it is now: an item of the tenants table. `version` grows with every change."""
 
     tenant: TenantName
+    credit: tuple[CreditSpec, ...] = ()
     state: Literal["active", "suspended"] = "active"
     version: Version = 1
 

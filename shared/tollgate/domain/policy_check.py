@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tollgate.domain.policy import BudgetSpec, LimitSpec, Policy, TenantSpec
+from tollgate.domain.policy import BudgetSpec, LimitSpec, Policy, TenantRecord, TenantSpec
 from tollgate.domain.policy_document import Document, PolicyErrors, Problem
 from tollgate.domain.policy_paths import Path, nearest
 from tollgate.domain.schema import S, read
@@ -89,6 +89,11 @@ def tenant_problems(policy: Policy, name: str, tenant: TenantSpec, document: Doc
             spec = policy.models.get(model_name)
             if spec is not None and spec.price is None:
                 yield document.problem((*path, "usd"), f"counts dollars, but model {model_name!r} has no price")
+    for model_name in plan.models if plan is not None and isinstance(tenant, TenantRecord) and tenant.credit else ():
+        spec = policy.models.get(model_name)
+        if spec is not None and spec.price is None:
+            message = f"is drawn down in dollars, but model {model_name!r} has no price"
+            yield document.problem(("tenants", name, "credit"), message)
 
 
 def _alternative(policy: Policy, message: str) -> str:

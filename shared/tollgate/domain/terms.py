@@ -6,7 +6,7 @@ Compiled once per tenant record, policy revision and user; per request only cost
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from tollgate.domain import keys
@@ -23,6 +23,7 @@ from tollgate.domain.limits import (
     SlotTake,
     Take,
     Unit,
+    Window,
 )
 from tollgate.domain.policy import BudgetSpec, LimitSpec, ModelSpec, PlanSpec, Policy, TenantRecord, in_force
 from tollgate.domain.prices import Price
@@ -141,9 +142,9 @@ def compile_terms(policy: Policy, record: TenantRecord, who: Identity, model: st
     bounds: list[Bound] = []
     for limit_spec in _overridden(plan.limits, (o for o in record.limits if in_force(o, who.user, now_us))):
         bounds += _bind(rate_or_slots(limit_spec), who)
-    for budget_spec in _overridden(plan.budgets, (o for o in record.budgets if in_force(o, who.user, now_us))):
-        if budget_spec.models is None or model in budget_spec.models:
-            bounds += _bind(budget(budget_spec), who)
+    for owned in budgets(plan, record, who.user, now_us):
+        if owned.models is None or model in owned.models:
+            bounds += _bind(owned, who)
     for limit_spec in spec.limits:
         bounds += _bind(rate_or_slots(limit_spec), who, f"model:{model}")
     for limit_spec in policy.everyone.limits:
@@ -151,6 +152,33 @@ def compile_terms(policy: Policy, record: TenantRecord, who: Identity, model: st
             bounds += _bind(rate_or_slots(limit_spec), who)
     price = Price.of(spec.price) if spec.price is not None else None
     return Terms(plan, spec, price, tuple(bounds))
+
+
+def budgets(plan: PlanSpec, record: TenantRecord, user: str, now_us: int) -> list[Budget]:
+    """The budgets of a user at a moment: the plan's, the tenant's overrides, and prepaid credit.
+
+    Credit is a budget for life. Where there is one already it grows by the credit; else it begins with what had been
+    used before the first credit was added.
+    """
+    overrides = (override for override in record.budgets if in_force(override, user, now_us))
+    found = {spec.id: budget(spec) for spec in _overridden(plan.budgets, overrides)}
+    for credit in record.credit:
+        if credit.user is not None and credit.user != user:
+            continue
+        scope = Scope.TENANT if credit.user is None else Scope.USER
+        id = credit_budget(scope)
+        added, before = int(credit.usd * 1_000_000), int(credit.used_before * 1_000_000)
+        plans_own = found.get(id)
+        if plans_own is None:
+            found[id] = Budget(scope, Unit.MICROUSD, before + added, Window.LIFE, id, before=before)
+        else:
+            found[id] = replace(plans_own, amount=plans_own.amount + added)
+    return list(found.values())
+
+
+def credit_budget(scope: Scope) -> str:
+    """The id of the budget that prepaid credit is."""
+    return f"{scope}.{Unit.MICROUSD}.{Window.LIFE}"
 
 
 def upstream_bounds(policy: Policy, upstream: str) -> tuple[Bound, ...]:

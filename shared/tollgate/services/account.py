@@ -80,8 +80,8 @@ def _shown(take: BudgetTake, used: int) -> dict[str, Any]:
     return {
         "scope": limit.scope,
         "unit": limit.unit,
-        "limit": limit.amount,
-        "used": used,
+        "limit": limit.amount - limit.before,
+        "used": max(0, used - limit.before),
         "remaining": max(0, limit.amount - used),
         "window": take.label,
         "models": sorted(limit.models) if limit.models is not None else None,

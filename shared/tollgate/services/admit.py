@@ -24,6 +24,7 @@ from tollgate.domain.limits import (
     Status,
     Take,
     Unit,
+    Window,
 )
 from tollgate.domain.policy import Policy, TenantRecord
 from tollgate.domain.terms import Claim, Cost, Terms
@@ -114,8 +115,11 @@ class Admitter:
                 taken = [_seeded(take, seeds) for take in taken]
             versions = entitlement.record.version, entitlement.policy.revision
             admission = Admission(request.id, taken, request.expires_us, who.tenant, *versions, request.ask)
-            known = impossible(admission, now) or self._cache.refuses(admission, clock)
-            if known is not None:
+            if (known := impossible(admission, now)) is not None:
+                if await self._directory.recheck(who.tenant):  # no store is asked, so none can say that this is old
+                    continue
+                raise _refused(request, entitlement, *known)
+            if (known := self._cache.refuses(admission, clock)) is not None:
                 raise _refused(request, entitlement, *known)
             decision = await self._decide(admission, entitlement)
             self._cache.learn(admission, decision, self._clock())
@@ -225,7 +229,7 @@ def impossible(admission: Admission, now_us: int) -> tuple[Admission, Decision] 
         if isinstance(take, RateTake):
             if take.floor_us > take.limit.burst_us:
                 takes.append(take)
-        elif isinstance(take, BudgetTake) and take.floor > take.limit.amount:
+        elif isinstance(take, BudgetTake) and take.floor > take.limit.amount and take.limit.window is not Window.LIFE:
             takes.append(take)
     if not takes:
         return None

@@ -109,10 +109,11 @@ def _never(take: RateTake | BudgetTake, local: bool, param: str | None, largest:
 
 def _reset(take: BudgetTake) -> str:
     if take.limit.window is Window.LIFE:
-        return "It does not reset; it has to be topped up."
-    return f"It resets at {datetime.fromtimestamp(take.end_us // SECOND_US, UTC):%Y-%m-%dT%H:%M:%SZ}."
+        return f"It does not reset; it has to be topped up. {_WHERE}"
+    return f"It resets at {datetime.fromtimestamp(take.end_us // SECOND_US, UTC):%Y-%m-%dT%H:%M:%SZ}. {_WHERE}"
 
 
+_WHERE = "GET /v1/usage shows your budgets."
 _WHO = {Scope.IP: "address", Scope.KEY: "API key", Scope.GLOBAL: "service"}
 _PERIODS = {us: name for name, us in PERIOD_US.items()}
 
@@ -123,7 +124,7 @@ def _who(take: Take) -> str:
 
 def _described(limit: Rate | Budget) -> str:
     """``10 requests per minute (at most 20 at once)``, ``$25 per month``."""
-    amount = _amount(limit.amount, limit.unit)
+    amount = _amount(limit.amount if isinstance(limit, Rate) else limit.amount - limit.before, limit.unit)
     if isinstance(limit, Rate):
         burst = "" if limit.burst == limit.amount else f" (at most {limit.burst} at once)"
         return f"{amount} per {_PERIODS.get(limit.period_us) or duration(limit.period_us)}{burst}"
