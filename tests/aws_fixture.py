@@ -52,19 +52,23 @@ def dynamodb(url: str, runner: asyncio.Runner) -> Iterator[AwsClient]:
 async def make_table(client: Client, *, sort_key: bool = False) -> str:
     """A new table with the keys of the limits table, or (`sort_key`) of the ledger; its name."""
     name = f"t-{uuid.uuid4().hex}"
-    keys = ["pk", "sk"] if sort_key else ["pk"]
+    attributes = ["pk", "sk", "e"] if sort_key else ["pk"]
+    index = {"IndexName": "entries", "KeySchema": _schema("e"), "Projection": {"ProjectionType": "ALL"}}
     await client.call(
         "CreateTable",
         {
             "TableName": name,
             "BillingMode": "PAY_PER_REQUEST",
-            "AttributeDefinitions": [{"AttributeName": key, "AttributeType": "S"} for key in keys],
-            "KeySchema": [
-                {"AttributeName": key, "KeyType": kind} for key, kind in zip(keys, ("HASH", "RANGE"), strict=False)
-            ],
+            "AttributeDefinitions": [{"AttributeName": key, "AttributeType": "S"} for key in attributes],
+            "KeySchema": _schema(*attributes[:2]),
+            **({"GlobalSecondaryIndexes": [index]} if sort_key else {}),
         },
     )
     return name
+
+
+def _schema(*keys: str) -> list[dict[str, str]]:
+    return [{"AttributeName": key, "KeyType": kind} for key, kind in zip(keys, ("HASH", "RANGE"), strict=False)]
 
 
 Fault = Callable[[str, dict[str, Any]], Awaitable[None]]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # not every function needs the policy's schema
     from tollgate.domain.limits import Admission, BudgetTake, Decision, RateTake, Settlement
     from tollgate.domain.policy import Policy, TenantRecord
     from tollgate.domain.records import UsageClose
+    from tollgate.domain.reports import UsageRow
 
 
 class StoreUnavailable(Exception):
@@ -85,9 +86,15 @@ class Ledger(Spending, Protocol):
         ...
 
     async def report(
-        self, *, tenant: str | None = None, user: str | None = None, since: str | None = None, until: str | None = None
-    ) -> Sequence[UsageRow]:
-        """Usage by tenant, user, model, provider and UTC day (``2026-11-21``, both ends included)."""
+        self,
+        *,
+        tenant: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        where: Mapping[str, str] = ...,
+    ) -> list[UsageRow]:
+        """The rows of the usage report: of one tenant, of UTC days (``2026-11-21``, both ends included), and of those
+        whose columns (`user`, `team` ...) have the values that `where` says."""
         ...
 
 
@@ -98,12 +105,6 @@ class EntryReport(Protocol):
     repeated: int
     floors: Mapping[str, int]
     """Budget key -> total spent according to the ledger after entering, for `LimitStore.raise_floor`."""
-
-
-class UsageRow(Protocol):
-    """One line of a usage report; `as_dict` has exactly the keys of `tollgate usage --json`."""
-
-    def as_dict(self) -> dict[str, str | int]: ...
 
 
 class PolicySource(Protocol):

@@ -16,8 +16,10 @@ from tests.records import NOON, a_close, an_open
 from tollgate.adapters.dynamodb_ledger import DynamoLedger
 from tollgate.adapters.memory_ledger import MemoryLedger
 from tollgate.domain import keys
+from tollgate.domain.bookkeeping import OTHER, USE_CASES
 from tollgate.domain.limits import DAY_US, Budget, BudgetTake, Scope, Unit, Window
 from tollgate.domain.records import UsageClose
+from tollgate.domain.reports import ALL_KEYS, PARTS, Line, grouped
 from tollgate.ports import StoreUnavailable
 from tollgate.services.meter import Entries
 
@@ -43,8 +45,10 @@ class Books:
     def spent(self, *takes: BudgetTake) -> list[int]:
         return self.run(self.ledger.spent(takes))
 
-    def rows(self, **where: str) -> list[dict[str, str | int]]:
-        return [row.as_dict() for row in self.run(self.ledger.report(**where))]
+    def rows(self, *by: str, **where: str) -> list[Line]:
+        """By all keys, unless some are named: then with every kind of token."""
+        days = {name: where.pop(name) for name in ("tenant", "since", "until") if name in where}
+        return grouped(self.run(self.ledger.report(**days, where=where)), by or ALL_KEYS, kinds=bool(by))
 
 
 @pytest.fixture(scope="module")
@@ -193,9 +197,48 @@ class TestReport:
         )
         row = {"tenant": "acme", "user": "alice", "model": "small", "provider": "openai", "day": "2026-11-21"}
         sums = {"requests": 2, "input_tokens": 30, "output_tokens": 3, "total_tokens": 33, "cost_microusd": 7}
-        assert books.rows()[1] == row | sums
-        assert list(books.rows()[1]) == [*row, *sums]
-        assert [r["day"] for r in books.rows()] == ["2026-11-20", "2026-11-21", "2026-11-21"]
+        (_, told, _) = lines = grouped(books.run(books.ledger.report()))
+        assert told == row | sums
+        assert list(told) == [*row, *sums]
+        assert [(r["user"], r["day"][-2:]) for r in lines] == [("alice", "20"), ("alice", "21"), ("bob", "21")]
+
+    def test_by_any_combination_of_keys(self, books: Books) -> None:
+        books.enter(
+            a_close("a", team="red", key="k1", use_case="search", input_tokens=10, cached_input_tokens=4),
+            a_close("b", team="red", key="k2", use_case="chat", input_tokens=20, output_tokens=9, reasoning_tokens=5),
+            a_close("c", team="blue", use_case="chat", input_tokens=40, cache_write_tokens=30, estimated=True),
+            a_close("e", team="blue", audio_input_tokens=5, cache_write_long_tokens=6, priced="ceiling"),
+            a_close("d", use_case="", input_tokens=80),
+        )
+        shown = {row["team"]: {n: row[n] for n in ("requests", *PARTS) if row[n]} for row in books.rows("team")}
+        assert shown == {
+            "red": {"requests": 2, "cached_input_tokens": 4, "reasoning_tokens": 5},
+            "blue": {
+                "requests": 2, "cache_write_tokens": 30, "cache_write_long_tokens": 6, "audio_input_tokens": 5,
+                "estimated": 1, "ceiling": 1,
+            },
+            "": {"requests": 1},
+        }  # fmt: skip
+        pairs = {(row["use_case"], row["key"]): row["input_tokens"] for row in books.rows("use_case", "key")}
+        assert pairs == {("search", "k1"): 10, ("chat", "k2"): 20, ("chat", ""): 40, ("", ""): 92}
+        assert [row["input_tokens"] for row in books.rows("tenant", use_case="chat", team="red")] == [20]
+
+    def test_a_flood_of_use_cases_is_not_a_flood_of_rows(self, books: Books) -> None:
+        flood = [a_close(f"{i}", use_case=f"case{i:03}", input_tokens=1) for i in range(USE_CASES + 30)]
+        books.enter(*flood[:60])
+        books.enter(a_close("early", use_case="case007", input_tokens=50), provisional=True)
+        books.enter(*flood[60:])
+        books.enter(a_close("again", use_case="case000"), a_close("more", use_case="more"), a_close("none"))
+        books.enter(a_close("tomorrow", use_case="more", ts_us=NOON + DAY_US))
+        rows = {row["use_case"]: row["requests"] for row in books.rows("use_case", until="2026-11-21")}
+        assert (len(rows), rows["other"], rows["case000"], rows[""]) == (USE_CASES + 2, 31, 2, 1)
+        assert [row["use_case"] for row in books.rows(since="2026-11-22")] == ["more"]
+        books.enter(a_close("early", use_case="case007", input_tokens=3))
+        assert [r["input_tokens"] for r in books.rows("use_case") if r["use_case"] == "case007"] == [4]
+        late = a_close("late", use_case="never", input_tokens=7)
+        books.enter(late, provisional=True)
+        books.enter(replace(late, input_tokens=1))
+        assert [r["input_tokens"] for r in books.rows("use_case") if r["use_case"] == OTHER] == [30 + 12 + 1]
 
     def test_by_tenant_user_and_day(self, books: Books) -> None:
         for day in range(5):
@@ -217,6 +260,8 @@ entries = st.builds(
     st.integers(0, 12).map("id{}".format),
     tenant=st.sampled_from(["acme", "globex"]),
     user=st.sampled_from(["alice", "bob", ""]),
+    team=st.sampled_from(["", "red"]),
+    use_case=st.sampled_from(["", "search", "chat"]),
     model=st.sampled_from(["small", "large"]),
     outcome=st.sampled_from(["ok", "client_gone", "not_sent"]),
     ts_us=st.sampled_from([NOON, NOON + DAY_US]),

@@ -22,8 +22,9 @@ from tests.aws_fixture import ENVIRON, aws_endpoint, dynamodb, make_table
 from tollgate import cli
 from tollgate.adapters.dynamodb_ledger import DynamoLedger
 from tollgate.cli.output import table
-from tollgate.cli.usage import group
+from tollgate.domain.bookkeeping import Row
 from tollgate.domain.records import UsageClose
+from tollgate.domain.reports import PARTS, UsageRow, grouped
 
 ROOT = Path(__file__).parents[2]
 
@@ -364,13 +365,14 @@ def test_tenants_are_listed(applied: Shell) -> None:
 # -- usage and status ------------------------------------------------------------------------------------------------
 
 
-def close(tenant: str, user: str, model: str, day: int, tokens: int) -> UsageClose:
+def close(tenant: str, user: str, model: str, day: int, tokens: int, **more: Any) -> UsageClose:
     record = {
         "event": "usage.close", "v": 1, "id": uuid.uuid4().hex, "ts_us": (1_795_219_200 + 86_400 * day) * 1_000_000,
         "tenant": tenant, "user": user, "team": "", "key": "", "plan": "pro", "model": model, "upstream": "openai",
         "upstream_model": model, "route": "chat", "outcome": "ok", "status": 200, "input_tokens": tokens,
         "cached_input_tokens": 0, "cache_write_tokens": 0, "output_tokens": tokens // 2, "reasoning_tokens": 0,
         "estimated": False, "cost_microusd": tokens * 3, "latency_ms": 5, "first_byte_ms": 2, "settle": [],
+        **more,
     }  # fmt: skip
     return UsageClose.parse(record)
 
@@ -380,7 +382,7 @@ def used(environ: dict[str, str], endpoint: str, shell: Shell) -> Shell:
     entries = [
         close("acme", "ann", "small", 0, 10),
         close("acme", "ann", "small", 0, 20),
-        close("acme", "bob", "large", 1, 1_000_000),
+        close("acme", "bob", "large", 1, 1_000_000, team="red", use_case="search", cached_input_tokens=5),
         close("globex", "=cmd", "small", 1, 7),
     ]
     with asyncio.Runner() as runner, dynamodb(endpoint, runner) as client:
@@ -413,9 +415,17 @@ def test_usage_is_narrowed_and_added_up(used: Shell) -> None:
     assert set(by[0]) == {
         "model", "day", "requests", "input_tokens", "output_tokens", "total_tokens", "cost_microusd",
     }  # fmt: skip
-    assert "expected some of tenant, user, model, provider, day, found 'colour'" in used.fails(
-        2, "usage", "--by", "colour"
-    )
+    told = used.fails(2, "usage", "--by", "colour")
+    assert "expected some of tenant, team, user, key, use_case, model, provider, day, found 'colour'" in told
+    assert [(row["team"], row["use_case"], row["requests"]) for row in rows("--by", "team,use-case")] == [
+        ("", "", 3), ("red", "search", 1),
+    ]  # fmt: skip
+    assert [row["user"] for row in rows("--team", "red", "--use-case", "search", "--month", "2026-11")] == ["bob"]
+    assert rows("--month", "2026-10") == []
+    (kinds,) = rows("--by", "team", "--team", "red", "--kinds")
+    assert {name: kinds[name] for name in PARTS} == dict.fromkeys(PARTS, 0) | {"cached_input_tokens": 5}
+    assert "expected a month such as" in used.fails(2, "usage", "--month", "2026-13")
+    assert "a time of its own" in used.fails(2, "usage", "--month", "2026-11", "--since", "7d")
     assert "expected a day such as" in used.fails(2, "usage", "--since", "yesterday-ish")
 
 
@@ -434,10 +444,9 @@ def test_usage_for_people_and_for_spreadsheets(used: Shell) -> None:
 
 
 def test_groups_partition_what_they_count() -> None:
-    rows = [{"tenant": t, "requests": 1, "input_tokens": 2, "output_tokens": 3, "total_tokens": 5, "cost_microusd": 7}
-            for t in "abab"]  # fmt: skip
-    assert [row["requests"] for row in group(rows, ["tenant"])] == [2, 2]
-    assert sum(row["cost_microusd"] for row in group(rows, [])) == 28
+    rows = [UsageRow(Row(t, "2026-11-21", "u", "m", "p"), {"requests": 1, "cost_microusd": 7}) for t in "abab"]
+    assert [row["requests"] for row in grouped(rows, ["tenant"])] == [2, 2]
+    assert sum(row["cost_microusd"] for row in grouped(rows, [])) == 28
 
 
 def test_tables_fit_their_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,7 +192,7 @@ def test_an_outage_fails_the_invocation_so_that_lambda_tries_again(world: World)
         assert answer.payload["errorType"] == "StoreUnavailable"
     with world.function() as function:
         assert function.invoke(event).payload["entered"] == 1
-    assert [row.requests for row in world.run(world.ledger.report(tenant="initech"))] == [1]
+    assert [row.sums["requests"] for row in world.run(world.ledger.report(tenant="initech"))] == [1]
 
 
 def test_a_missing_setting_is_named(world: World) -> None:

@@ -6,20 +6,25 @@ it, and the rest is tried again; so do conflicts with other batches, after a mom
 
 Items (`ttl` in epoch seconds):
 
-    u#<usage id>      u                    r: the record (JSON); p: 1 while it is only an estimate
+    u#<usage id>      u                    r: the record (JSON); p: 1 while it is an estimate; e: tenant, day and shard
     c#<subject>       <window label>       one number per figure: requests, tokens, microusd; tokens:<model> ...
-    t#<tenant>        <day>#<digest>       one row of the report: user, model, provider, and its sums
+    t#<tenant>        <day>#<digest>       one row of the report: user, model, provider ..., and its sums
+    l#<tenant>        <day>                use-case labels that have rows of their own (`dynamodb_use_cases`)
     tenants           <digest>             tenant: every tenant that has rows
     o#<shard>         <expiry>#<digest>    r: an open call (JSON), until its close is entered or its estimate is billed
+
+The index `entries` (hash key `e`) finds the entries of a tenant's day, for the billing export.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 from tollgate.adapters.dynamodb import (
@@ -33,22 +38,24 @@ from tollgate.adapters.dynamodb import (
     encode_item,
     pause,
 )
+from tollgate.adapters.dynamodb_use_cases import UseCases
 from tollgate.domain.bookkeeping import (
+    FIGURES,
     Counter,
     EntryReport,
     Moves,
     Question,
     Row,
-    UsageRow,
     add,
+    day_of,
     moves,
     question,
     questions,
-    sorted_rows,
 )
 from tollgate.domain.keys import digest
 from tollgate.domain.limits import SECOND_US, BudgetTake
 from tollgate.domain.records import UsageClose, UsageOpen
+from tollgate.domain.reports import UsageRow, used
 from tollgate.ports import StoreUnavailable
 
 DAY_S = 86_400
@@ -60,6 +67,11 @@ ROWS_KEPT_S = 750 * DAY_S
 OPENS_KEPT_S = 30 * DAY_S
 OPEN_SHARDS = 4
 """Partitions of the open calls; each takes 1,000 writes a second."""
+ENTRY_SHARDS = 4
+"""Partitions of one tenant's day in the index of entries; each takes 1,000 writes a second."""
+QUERIES_AT_ONCE = 8
+RANGE_DAYS = 4
+"""Days of rows that one query reads: a month of a large tenant is read by several at once."""
 MAX_TRIES = 16
 INDEXED_TENANTS = 50_000
 
@@ -78,6 +90,7 @@ class DynamoLedger:
     def __init__(self, client: Client, table: str) -> None:
         self._table = Table(client, table, patient=True)
         self._indexed: set[str] = set()
+        self._use_cases = UseCases(self._table)
 
     async def enter(self, entries: Sequence[UsageClose], *, provisional: bool = False) -> EntryReport:
         """Enter each usage id exactly once. `provisional` entries are estimates: a later real record replaces them, and
@@ -90,6 +103,7 @@ class DynamoLedger:
                 del pending[item["pk"][2:]]
                 report.repeated += 1
         await self._index(p.entry.tenant for p in pending.values())
+        await self._use_cases.learn(p.entry for p in pending.values())
         # neighbours share counters, so that more records fit into one transaction
         together = sorted(pending.values(), key=lambda p: (p.entry.tenant, p.entry.user, p.entry.model))
         await self._enter(together, provisional, report)
@@ -102,22 +116,27 @@ class DynamoLedger:
         return await self._answers([question(take) for take in takes])
 
     async def report(
-        self, *, tenant: str | None = None, user: str | None = None, since: str | None = None, until: str | None = None
+        self,
+        *,
+        tenant: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        where: Mapping[str, str] = MappingProxyType({}),
     ) -> list[UsageRow]:
-        first, last = since or "0", (until or "9") + "~"  # "~" sorts after the "#" that follows the day
-        if first > last:
-            return []
         tenants = [tenant] if tenant is not None else await self._tenants()
-        found: list[UsageRow] = []
-        for name in tenants:
+        busy = asyncio.Semaphore(QUERIES_AT_ONCE)
+
+        async def rows(name: str, first: str, last: str) -> list[UsageRow]:
             ex = Expression()
             condition = f"{ex.name('pk')} = {ex.value(f't#{name}')} AND {ex.name('sk')} BETWEEN "
             condition += f"{ex.value(first)} AND {ex.value(last)}"
-            async for item in self._table.query(ex, condition):
-                if user is None or item["user"] == user:
-                    row = Row(name, item["sk"].partition("#")[0], item["user"], item["model"], item["provider"])
-                    found.append(UsageRow.of(row, item))
-        return sorted_rows(found)
+            async with busy:
+                return [_usage_row(name, item) async for item in self._table.query(ex, condition)]
+
+        ranges = _ranges(since or "0", (until or "9") + "~")  # "~" sorts after the "#" that follows the day
+        parts = await asyncio.gather(*(rows(name, *days) for name in tenants for days in ranges))
+        found = (row for part in parts for row in part)
+        return used(r for r in found if all(getattr(r.row, name) == value for name, value in where.items()))
 
     # -- open calls ----------------------------------------------------------------------------------------------
 
@@ -172,11 +191,11 @@ class DynamoLedger:
         total: Moves = {}
         actions: list[dict[str, Any]] = []
         for one in pending:
-            add(total, moves(one.entry))
+            add(total, moves(one.entry, self._use_cases.row(one.entry)))
             ex = Expression()
             condition = f"attribute_not_exists({ex.name('pk')})"
             if one.estimate is not None:
-                add(total, moves(one.estimate), -1)
+                add(total, moves(one.estimate, self._use_cases.row(one.estimate)), -1)
                 ex = Expression()
                 condition = f"{ex.name('p')} = {ex.value(1)}"
             put = {
@@ -208,6 +227,7 @@ class DynamoLedger:
             known = item or await self._table.get(_entry_key(one.entry.id))
             if not provisional and known.get("p"):
                 left.append(_Pending(one.entry, UsageClose.parse(json.loads(known["r"]))))
+        await self._use_cases.learn(one.estimate for one in left if one.estimate is not None)
         return left
 
     async def _index(self, tenants: Iterable[str]) -> None:
@@ -246,6 +266,7 @@ def _entry_item(entry: UsageClose, provisional: bool) -> Plain:
     del record["settle"], record["budget_models"]  # long, and of no use later
     ttl = entry.ts_us // SECOND_US + ENTRIES_KEPT_S
     item: Plain = {**_entry_key(entry.id), "r": json.dumps(record, separators=(",", ":")), "ttl": ttl}
+    item["e"] = f"{entry.tenant}#{day_of(entry)}#{zlib.crc32(entry.id.encode()) % ENTRY_SHARDS}"
     return item | {"p": 1} if provisional else item
 
 
@@ -254,10 +275,34 @@ def _place(place: Counter | Row) -> tuple[Key, Plain]:
     if isinstance(place, Counter):
         key = {"pk": f"c#{place.subject}", "sk": place.label}
         return key, {} if place.label == "life" else {"ttl": _start_s(place.label) + COUNTERS_KEPT_S}
-    rest = digest(json.dumps([place.user, place.model, place.provider]))
-    about: Plain = {"user": place.user, "model": place.model, "provider": place.provider}
-    about["ttl"] = _start_s(place.day) + ROWS_KEPT_S
-    return {"pk": f"t#{place.tenant}", "sk": f"{place.day}#{rest}"}, about
+    told = dict(zip(_COLUMNS, place[2:], strict=True))
+    about: Plain = {name: value for name, value in told.items() if value} | {"ttl": _start_s(place.day) + ROWS_KEPT_S}
+    return {"pk": f"t#{place.tenant}", "sk": f"{place.day}#{digest(json.dumps(place[2:]))}"}, about
+
+
+def _usage_row(tenant: str, item: Plain) -> UsageRow:
+    columns = [item.get(name, "") for name in _COLUMNS]
+    sums = {name: item[name] for name in FIGURES if name in item}
+    return UsageRow(Row(tenant, item["sk"].partition("#")[0], *columns), sums)
+
+
+_COLUMNS = Row._fields[2:]
+"""What a row's item says beside its key: everything but tenant and day."""
+
+
+def _ranges(first: str, last: str) -> list[tuple[str, str]]:
+    """The sort keys from `first` to `last` in ranges of a few days, so that queries can run beside each other; in one
+    where the days are not both given."""
+    try:
+        day, end = date.fromisoformat(first), date.fromisoformat(last.rstrip("~"))
+    except ValueError:
+        return [(first, last)] if first <= last else []
+    found: list[tuple[str, str]] = []
+    while day <= end:
+        to = min(day + timedelta(days=RANGE_DAYS - 1), end)
+        found.append((day.isoformat(), f"{to.isoformat()}~"))
+        day = to + timedelta(days=1)
+    return found
 
 
 def _start_s(label: str) -> int:

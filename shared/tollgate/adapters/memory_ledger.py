@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from tollgate.domain.bookkeeping import (
+    OTHER,
+    USE_CASES,
     EntryReport,
     Moves,
     Question,
     Row,
-    UsageRow,
     add,
+    day_of,
     moves,
     question,
     questions,
-    sorted_rows,
 )
 from tollgate.domain.limits import BudgetTake
 from tollgate.domain.records import UsageClose, UsageOpen
+from tollgate.domain.reports import UsageRow, used
 
 
 class MemoryLedger:
@@ -27,6 +30,7 @@ class MemoryLedger:
         self._entries: dict[str, tuple[UsageClose, bool]] = {}
         self._sums: Moves = {}
         self._opens: dict[str, UsageOpen] = {}
+        self._use_cases: dict[tuple[str, str], set[str]] = {}
 
     async def enter(self, entries: Sequence[UsageClose], *, provisional: bool = False) -> EntryReport:
         report = EntryReport(0, 0, 0, {})
@@ -36,9 +40,9 @@ class MemoryLedger:
                 report.repeated += 1
                 continue
             if known is not None:
-                add(self._sums, moves(known[0]), -1)
+                add(self._sums, self._moves(known[0]), -1)
                 report.replaced += 1
-            add(self._sums, moves(entry))
+            add(self._sums, self._moves(entry))
             self._entries[entry.id] = (entry, provisional)
             report.entered += 1
         report.floors = {key: self._answer(asked) for key, asked in questions(entries).items()}
@@ -48,16 +52,21 @@ class MemoryLedger:
         return [self._answer(question(take)) for take in takes]
 
     async def report(
-        self, *, tenant: str | None = None, user: str | None = None, since: str | None = None, until: str | None = None
+        self,
+        *,
+        tenant: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        where: Mapping[str, str] = MappingProxyType({}),
     ) -> list[UsageRow]:
-        return sorted_rows(
-            UsageRow.of(row, sums)
+        return used(
+            UsageRow(row, sums)
             for row, sums in self._sums.items()
             if isinstance(row, Row)
             and (tenant is None or row.tenant == tenant)
-            and (user is None or row.user == user)
             and (since is None or row.day >= since)
             and (until is None or row.day <= until)
+            and all(getattr(row, name) == value for name, value in where.items())
         )
 
     async def opened(self, opens: Sequence[UsageOpen]) -> None:
@@ -71,6 +80,12 @@ class MemoryLedger:
     async def forget(self, opens: Sequence[UsageOpen]) -> None:
         for open_ in opens:
             self._opens.pop(open_.id, None)
+
+    def _moves(self, entry: UsageClose) -> Moves:
+        known = self._use_cases.setdefault((entry.tenant, day_of(entry)), set())
+        if entry.use_case and len(known) < USE_CASES:
+            known.add(entry.use_case)
+        return moves(entry, entry.use_case if entry.use_case in known else OTHER if entry.use_case else "")
 
     def _answer(self, asked: Question) -> int:
         sums = self._sums.get(asked.counter, {})

@@ -7,34 +7,24 @@ import io
 import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tollgate.cli.connect import Stack, with_stack
 from tollgate.cli.output import echo_json, json_option, money, table
+from tollgate.domain.reports import ALL_KEYS, COUNTS, KEYS, PARTS, Line, grouped
 
-KEYS = ("tenant", "user", "model", "provider", "day")
-COUNTS = ("requests", "input_tokens", "output_tokens", "total_tokens", "cost_microusd")
-
-Row = dict[str, Any]
-
-
-def group(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:
-    """Rows with the keys `by` only, and everything else that they count added up; sorted by those keys."""
-    found: dict[tuple[str, ...], Row] = {}
-    for row in rows:
-        key = tuple(row[name] for name in by)
-        into = found.setdefault(key, {**dict(zip(by, key, strict=True)), **dict.fromkeys(COUNTS, 0)})
-        for name in COUNTS:
-            into[name] += row[name]
-    return [found[key] for key in sorted(found)]
+if TYPE_CHECKING:
+    from tollgate.domain.reports import UsageRow
 
 
 def _keys(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(part.strip() for part in (value or ",".join(KEYS)).split(",") if part.strip()))
-    if not names or any(name not in KEYS for name in names):
-        raise click.BadParameter(f"expected some of {', '.join(KEYS)}, found {value!r}", ctx, param)
+    names = tuple(
+        dict.fromkeys(part.strip() for part in (value or ",".join(KEYS)).replace("-", "_").split(",") if part.strip())
+    )
+    if not names or any(name not in ALL_KEYS for name in names):
+        raise click.BadParameter(f"expected some of {', '.join(ALL_KEYS)}, found {value!r}", ctx, param)
     return names
 
 
@@ -53,54 +43,87 @@ def _day(ctx: click.Context, param: click.Parameter, value: str | None) -> str |
         raise click.BadParameter(message, ctx, param) from None
 
 
+def _month(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, str] | None:
+    """The first and the last day of a month."""
+    if value is None:
+        return None
+    try:
+        first = datetime.strptime(value, "%Y-%m").date()
+    except ValueError:
+        raise click.BadParameter(f"expected a month such as 2026-11, found {value!r}", ctx, param) from None
+    following = (first + timedelta(days=31)).replace(day=1)
+    return first.isoformat(), (following - timedelta(days=1)).isoformat()
+
+
 @click.command()
 @click.option("--tenant", help="Of one tenant only.")
 @click.option("--user", help="Of one user only.")
+@click.option("--team", help="Of one team only.")
+@click.option("--key", help="Of one API key only.")
+@click.option("--use-case", help="Of one use-case label only.")
+@click.option("--model", help="Of one model only.")
+@click.option("--provider", help="Of one provider (an upstream of the policy) only.")
 @click.option(
-    "--by", callback=_keys, metavar="KEYS", help=f"Add up by some of {','.join(KEYS)} (default: by all of them)."
+    "--by",
+    callback=_keys,
+    metavar="KEYS",
+    help=f"Add up by some of {','.join(ALL_KEYS)} (default: {','.join(KEYS)}).",
 )
 @click.option("--since", callback=_day, metavar="DAY", help="From this UTC day on: 2026-11-21, today, 7d.")
 @click.option("--until", callback=_day, metavar="DAY", help="To the end of this UTC day.")
+@click.option("--month", callback=_month, metavar="MONTH", help="Of one UTC month: 2026-11.")
+@click.option("--kinds", is_flag=True, help="Tell kinds of tokens, and what was estimated or had no price, too.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, for spreadsheets.")
 @json_option
 def usage(
     tenant: str | None,
-    user: str | None,
     by: tuple[str, ...],
     since: str | None,
     until: str | None,
+    month: tuple[str, str] | None,
+    kinds: bool,
     as_csv: bool,
     as_json: bool,
+    **only: str | None,
 ) -> None:
     """Report what was used: requests, tokens and what they cost, visible 10 s after the answer at most.
 
-    With --by, rows have those keys only. Input tokens include cached ones. In JSON and CSV the cost is in whole
-    micro-dollars, and rows are never totals.
+    With --by, rows have those keys only. Input tokens include cached ones, output tokens reasoning. In JSON and CSV the
+    cost is in whole micro-dollars, and rows are never totals. Of the use cases that a tenant's callers name in a day,
+    the first 100 have rows of their own; the others are added up as "other".
 
     \b
       tollgate usage --tenant acme --since 7d
       tollgate usage --by model,day --json
-      tollgate usage --by tenant --since 2026-11-01 --csv > november.csv
+      tollgate usage --by team,use_case --tenant acme --month 2026-11 --kinds
+      tollgate usage --by tenant --month 2026-11 --csv > november.csv
     """
+    if month is not None:
+        if since or until:
+            raise click.UsageError("--month is a time of its own: leave out --since and --until")
+        since, until = month
+    elif since is not None and until is None:
+        until = (datetime.now(UTC).date() + timedelta(days=1)).isoformat()
+    where = {name: value for name, value in only.items() if value is not None}
 
-    async def run(stack: Stack) -> list[Row]:
-        found = await stack.ledger().report(tenant=tenant, user=user, since=since, until=until)
-        return [row.as_dict() for row in found]
+    async def run(stack: Stack) -> list[UsageRow]:
+        return await stack.ledger().report(tenant=tenant, since=since, until=until, where=where)
 
-    rows = group(with_stack(run, ("TOLLGATE_LEDGER_TABLE",)), by)
+    rows = grouped(with_stack(run, ("TOLLGATE_LEDGER_TABLE",)), by, kinds=kinds)
+    counts = (*COUNTS, *(PARTS if kinds else ()))
     if as_json:
         echo_json({"rows": rows})
     elif as_csv:
-        click.echo(_csv(by, rows), nl=False)
+        click.echo(_csv((*by, *counts), rows), nl=False)
     elif rows:
-        click.echo(_table(by, rows))
+        click.echo(_table(by, counts, rows))
     else:
         click.echo("nothing was used")
 
 
-def _csv(keys: Sequence[str], rows: Sequence[Row]) -> str:
+def _csv(columns: Sequence[str], rows: Sequence[Line]) -> str:
     out = io.StringIO()
-    writer = csv.DictWriter(out, [*keys, *COUNTS], lineterminator="\n")
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({name: _not_a_formula(value) for name, value in row.items()})
@@ -112,14 +135,13 @@ def _not_a_formula(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
-def _table(keys: Sequence[str], rows: Sequence[Row]) -> str:
-    columns = (*keys, "requests", "input", "output", "total", "cost")
-    shown = [[*(row[key] for key in keys), *_counts(row)] for row in rows]
-    totals = {name: sum(row[name] for row in rows) for name in COUNTS}
-    footer = ["total", *[""] * (len(keys) - 1), *_counts(totals)] if len(rows) > 1 else ()
+def _table(keys: Sequence[str], counts: Sequence[str], rows: Sequence[Line]) -> str:
+    columns = [*keys, *(name.removesuffix("_tokens").removesuffix("_microusd") for name in counts)]
+    shown = [[*(row[key] for key in keys), *(_count(name, row[name]) for name in counts)] for row in rows]
+    sums = [_count(name, sum(row[name] for row in rows)) for name in counts]
+    footer = ["total", *[""] * (len(keys) - 1), *sums] if len(rows) > 1 else ()
     return table(columns, shown, footer)
 
 
-def _counts(row: Row) -> list[str | int]:
-    counts: list[str | int] = [f"{row[name]:,}" for name in COUNTS[:-1]]
-    return [*counts, money(row["cost_microusd"])]
+def _count(name: str, amount: int) -> str:
+    return money(amount) if name == "cost_microusd" else f"{amount:,}"

@@ -33,6 +33,27 @@ class Row(NamedTuple):
     user: str
     model: str
     provider: str
+    team: str = ""
+    key: str = ""
+    use_case: str = ""
+
+
+KINDS = (
+    "cached_input_tokens",
+    "cache_write_tokens",
+    "cache_write_long_tokens",
+    "audio_input_tokens",
+    "reasoning_tokens",
+    "audio_output_tokens",
+)
+FIGURES = ("requests", "input_tokens", "output_tokens", "cost_microusd", *KINDS, "estimated", "ceiling")
+"""What a row counts. The kinds of tokens are parts of the input or the output; `estimated` are the requests whose usage
+is an estimate, `ceiling` those that were reckoned at the ceiling price."""
+
+USE_CASES = 100
+"""Labels that a tenant's rows tell apart in one UTC day. Callers choose them freely, and each makes rows of its own:
+those beyond are counted as `OTHER`, so that a flood of labels is no flood of rows."""
+OTHER = "other"
 
 
 Moves = dict[Counter | Row, dict[str, int]]
@@ -55,9 +76,9 @@ def subjects(entry: UsageClose) -> list[str]:
     return [keys.tenant_subject(entry.tenant), *members]
 
 
-def moves(entry: UsageClose) -> Moves:
+def moves(entry: UsageClose, use_case: str | None = None) -> Moves:
     """What entering `entry` adds. A call that never left the gateway used nothing, and moves nothing; one at which the
-    upstream failed is in the report, but no budget pays for it."""
+    upstream failed is in the report, but no budget pays for it. `use_case`: what its row says, if not its own label."""
     if entry.outcome == "not_sent":
         return {}
     requests = int(counts_as_request(entry.outcome, entry.status, entry.total_tokens))
@@ -69,14 +90,16 @@ def moves(entry: UsageClose) -> Moves:
             found[Counter(subject, label)] = {
                 figure(unit, model): amount for unit, amount in amounts.items() for model in ("", entry.model) if amount
             }
-    row = Row(entry.tenant, Window.DAY.bounds(entry.ts_us)[0], entry.user, entry.model, entry.upstream)
-    found[row] = {
-        "requests": 1,
-        "input_tokens": entry.input_tokens,
-        "output_tokens": entry.output_tokens,
-        "cost_microusd": entry.cost_microusd,
-    }
+    who = entry.tenant, day_of(entry), entry.user, entry.model, entry.upstream, entry.team, entry.key
+    sums = {name: getattr(entry, name) for name in FIGURES[1:-2]}
+    sums |= {"requests": 1, "estimated": int(entry.estimated), "ceiling": int(entry.priced == "ceiling")}
+    found[Row(*who, entry.use_case if use_case is None else use_case)] = sums
     return found
+
+
+def day_of(entry: UsageClose) -> str:
+    """The UTC day that an entry is charged to."""
+    return Window.DAY.bounds(entry.ts_us)[0]
 
 
 def add(total: Moves, more: Moves, sign: int = 1) -> None:
@@ -129,41 +152,6 @@ class EntryReport:
     replaced: int
     """Estimates that a real record has replaced; they count as entered, too."""
     floors: Mapping[str, int]
-
-
-class UsageRow(NamedTuple):
-    """One line of the usage report. Input includes cached tokens, output includes reasoning."""
-
-    row: Row
-    requests: int
-    input_tokens: int
-    output_tokens: int
-    cost_microusd: int
-
-    @classmethod
-    def of(cls, row: Row, sums: Mapping[str, int]) -> UsageRow:
-        names = ("requests", "input_tokens", "output_tokens", "cost_microusd")
-        return cls(row, *(sums.get(name, 0) for name in names))
-
-    def as_dict(self) -> dict[str, str | int]:
-        return {
-            "tenant": self.row.tenant,
-            "user": self.row.user,
-            "model": self.row.model,
-            "provider": self.row.provider,
-            "day": self.row.day,
-            "requests": self.requests,
-            "input_tokens": self.input_tokens,
-            "output_tokens": self.output_tokens,
-            "total_tokens": self.input_tokens + self.output_tokens,
-            "cost_microusd": self.cost_microusd,
-        }
-
-
-def sorted_rows(rows: Iterable[UsageRow]) -> list[UsageRow]:
-    """By tenant, day, user, model and provider, without rows whose usage was all taken back."""
-    used = [r for r in rows if r.requests or r.input_tokens or r.output_tokens or r.cost_microusd]
-    return sorted(used, key=lambda r: (r.row.tenant, r.row.day, r.row.user, r.row.model, r.row.provider))
 
 
 _BUDGET_KEY = re.compile(

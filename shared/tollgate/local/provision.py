@@ -54,7 +54,7 @@ def provision(environ: Mapping[str, str]) -> Resources:
     _table(dynamodb, names["policy"], {"id": "HASH"}, stream=True)
     _table(dynamodb, names["tenants"], {"tenant": "HASH"}, stream=True)
     _table(dynamodb, names["limits"], {"pk": "HASH"}, ttl=True)
-    _table(dynamodb, names["ledger"], {"pk": "HASH", "sk": "RANGE"}, ttl=True)
+    _table(dynamodb, names["ledger"], {"pk": "HASH", "sk": "RANGE"}, ttl=True, index=("entries", "e"))
     pool_id, client_id = _user_pool(_client("cognito-idp"))
     _log_group(_client("logs"), PROXY_LOG_GROUP)
     queue = _client("sqs").create_queue(QueueName=DEAD_LETTERS)
@@ -96,15 +96,27 @@ def put_secret(name: str, value: str) -> None:
         client.put_secret_value(SecretId=name, SecretString=value)
 
 
-def _table(dynamodb: Any, name: str, keys: Mapping[str, str], *, stream: bool = False, ttl: bool = False) -> None:
+def _table(
+    dynamodb: Any,
+    name: str,
+    keys: Mapping[str, str],
+    *,
+    stream: bool = False,
+    ttl: bool = False,
+    index: tuple[str, str] | None = None,
+) -> None:
+    """`index`: the name and hash key of a global index of whole items."""
     options: dict[str, Any] = {}
-    if stream:
-        options["StreamSpecification"] = {"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"}
+    attributes = dict.fromkeys([*keys, *(index or ())[1:]])
+    if index is not None:
+        schema = [{"AttributeName": index[1], "KeyType": "HASH"}]
+        projection = {"ProjectionType": "ALL"}
+        options["GlobalSecondaryIndexes"] = [{"IndexName": index[0], "KeySchema": schema, "Projection": projection}]
     try:
         dynamodb.create_table(
             TableName=name,
             KeySchema=[{"AttributeName": key, "KeyType": kind} for key, kind in keys.items()],
-            AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"} for key in keys],
+            AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"} for key in attributes],
             BillingMode="PAY_PER_REQUEST",
             **options,
         )
