@@ -1,4 +1,4 @@
-"""Edits of the policy and tenants tables in (DynamoDB Streams), new versions out to the store."""
+"""Edits of the policy and tenants tables in (DynamoDB Streams), new versions out to the store and to the audit log."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 
 from tollgate.adapters import telemetry
 from tollgate.adapters.aws import from_dynamo
+from tollgate.domain.changes import Table
 from tollgate.domain.policy_document import PolicyErrors
+from tollgate.services.audit import Edit, note
 from tollgate.services.publish import Edits, Published, TenantEdit, publish
 
 
 def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
     """What was published. Raises when a table or the store cannot be reached, and the stream delivers again."""
-    done = asyncio.run(_publish(edits(event)))
-    telemetry.log("INFO", "published", policy=done.policy, tenants=done.tenants, rejected=done.rejected)
+    done, noted = asyncio.run(_publish(event))
+    telemetry.log("INFO", "published", policy=done.policy, tenants=done.tenants, rejected=done.rejected, noted=noted)
     return {"policy": done.policy, "tenants": done.tenants, "rejected": done.rejected}
 
 
@@ -33,11 +35,33 @@ def edits(event: Mapping[str, Any]) -> Edits:
     return found
 
 
-async def _publish(edited: Edits) -> Published:
+def audited(event: Mapping[str, Any]) -> list[Edit]:
+    """Every edit of an item, for the audit log; the snapshot is nobody's edit."""
+    found: list[Edit] = []
+    for record in event.get("Records", ()):
+        change = record["dynamodb"]
+        ((key, item),) = _image(change["Keys"]).items()
+        if (key, item) == ("id", "snapshot"):
+            continue
+        ts_us = int(float(change["ApproximateCreationDateTime"]) * 1_000_000)
+        before, after = _image(change.get("OldImage")), _image(change.get("NewImage"))
+        table: Table = "policy" if key == "id" else "tenants"
+        found.append(Edit(record["eventID"], ts_us, table, item, before, after))
+    return found
+
+
+async def _publish(event: Mapping[str, Any]) -> tuple[Published, int]:
+    """Publishes and notes side by side: neither is kept from its work where the other cannot do its own."""
     from tollgate.bootstrap import publisher
 
-    async with publisher() as (tables, store):
-        return await publish(edited, tables, store, _alarm)
+    async with publisher() as (tables, store, log):
+        work = publish(edits(event), tables, store, _alarm), note(audited(event), tables, log)
+        published, noted = await asyncio.gather(*work, return_exceptions=True)
+    if isinstance(published, BaseException):
+        raise published
+    if isinstance(noted, BaseException):
+        raise noted
+    return published, noted
 
 
 def _alarm(what: str, errors: PolicyErrors) -> None:

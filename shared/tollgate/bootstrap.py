@@ -18,6 +18,7 @@ from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.ports import LimitStore, PolicySource, Secrets, SecretUnavailable, Spending
 
 if TYPE_CHECKING:
+    from tollgate.adapters.audit_table import AuditTable
     from tollgate.adapters.aws import AwsClient, CredentialSource
     from tollgate.adapters.dynamodb_ledger import DynamoLedger
     from tollgate.adapters.dynamodb_limits import DynamoLimitStore
@@ -47,6 +48,7 @@ class Settings(NamedTuple):
     tenants_table: str
     limits_table: str
     ledger_table: str
+    audit_table: str
     region: str
     failure_mode: str
     environ: Mapping[str, str]
@@ -75,6 +77,7 @@ class Settings(NamedTuple):
             env.get("TOLLGATE_TENANTS_TABLE", ""),
             env.get("TOLLGATE_LIMITS_TABLE", ""),
             env.get("TOLLGATE_LEDGER_TABLE", ""),
+            env.get("TOLLGATE_AUDIT_TABLE", ""),
             env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1",
             mode,
             env,
@@ -172,6 +175,13 @@ class Adapters:
         if not self.settings.ledger_table:
             raise BadSetting("TOLLGATE_LEDGER_TABLE: the name of the ledger's table is missing")
         return DynamoLedger(self.aws("dynamodb"), self.settings.ledger_table)
+
+    def audit(self) -> AuditTable:
+        from tollgate.adapters.audit_table import AuditTable
+
+        if not self.settings.audit_table:
+            raise BadSetting("TOLLGATE_AUDIT_TABLE: the name of the audit log's table is missing")
+        return AuditTable(self.aws("dynamodb"), self.settings.audit_table)
 
     def secrets(self) -> Secrets:
         from tollgate.adapters.aws import Secrets as SecretsManager
@@ -334,14 +344,14 @@ async def metering() -> AsyncIterator[tuple[DynamoLedger, LimitStore, DeadLetter
 
 
 @asynccontextmanager
-async def publisher() -> AsyncIterator[tuple[PolicyTables, LimitStore]]:
+async def publisher() -> AsyncIterator[tuple[PolicyTables, LimitStore, AuditTable]]:
     """What `functions.publisher` works with. Raises `BadSetting`."""
     from tollgate.adapters.policy_tables import PolicyTables
 
     async with _adapters() as adapters:
         settings = adapters.settings
         tables = PolicyTables(adapters.aws("dynamodb"), settings.policy_table, settings.tenants_table, settings.environ)
-        yield tables, adapters.limit_store(lambda: "fallback")
+        yield tables, adapters.limit_store(lambda: "fallback"), adapters.audit()
 
 
 @asynccontextmanager

@@ -112,7 +112,7 @@ def test_items_are_natural_maps_that_people_can_edit(tables: Tables) -> None:
     assert item["models"] == ["small"]
     assert item["limits"][0] == {"scope": "user", "requests": 10, "per": "minute", "burst": 10}
     assert item["updated_by"] == "tests"
-    assert item["updated_at"] == "2026-11-21T12:00:00Z"
+    assert item["updated_at"] == "2026-11-21T12:00:00.000000Z"
     assert str(tables.get("model#small")["price"]["output"]) in ("0.6", "0.60")
     assert [limit.get("scope") for limit in tables.get("global")["limits"]] == ["ip", None]
     assert tables.get("snapshot")["revision"] == NOW_S

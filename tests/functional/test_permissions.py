@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,7 @@ from functions.metering import handler as metering
 from functions.publisher import handler as publisher
 from functions.token_trigger import handler as token_trigger
 from tests.aws_fixture import ENVIRON, aws_endpoint
-from tests.functional.cloudformation import resources, statements
+from tests.functional.cloudformation import references, resources, statements
 from tests.functional.test_metering_handler import subscription
 from tests.records import an_open
 from tollgate import bootstrap
@@ -116,7 +117,8 @@ class Aws:
         before = console.get_item(TableName=name, Key=key)["Item"]
         console.put_item(TableName=name, Item=before | {attribute: value})
         images = {"Keys": key, "OldImage": before, "NewImage": before | {attribute: value}}
-        return {"Records": [{"eventName": "MODIFY", "dynamodb": images}]}
+        images["ApproximateCreationDateTime"] = time.time()
+        return {"Records": [{"eventID": os.urandom(8).hex(), "eventName": "MODIFY", "dynamodb": images}]}
 
     def close(self) -> None:
         self._server.shutdown()
@@ -332,3 +334,14 @@ def test_the_role_allows_what_the_function_calls_and_little_else(
 
 def test_the_authorizer_is_allowed_nothing() -> None:
     assert allowed("AuthorizerFunction") == set()
+
+
+def test_the_audit_log_is_only_ever_added_to_and_each_function_adds_its_own_kind() -> None:
+    kinds: dict[str, str] = {}
+    for role, properties in resources("AWS::IAM::Role").items():
+        for statement in statements(properties):
+            if "AuditTable" not in references(statement):
+                continue
+            assert statement["Action"] == "dynamodb:PutItem"
+            kinds[role] = statement["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"]
+    assert kinds == {"PublisherRole": ["change#*"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import time
 import urllib.error
@@ -172,3 +173,22 @@ def test_a_file_that_was_applied(stack: DevStack, tmp_path_factory: pytest.TempP
     done = stack.run("policy", "apply", str(path))
     assert "api.openai.com" not in done.stdout
     user.feels(lambda status, headers: status == 200 and headers["x-ratelimit-limit-requests"] == "50")
+
+
+def test_who_changed_what_is_in_the_audit_log(stack: DevStack, console: Console) -> None:
+    tenant = stack.new_tenant("audited", "free")
+    stack.run("tenant", "suspend", tenant)
+    console.edit_tenant(tenant, state="active", api_key="sk-c0ffeec0ffee")
+    until = time.monotonic() + WITHIN_S
+    entries: list[dict[str, Any]] = []
+    while len(entries) < 3:
+        assert time.monotonic() < until, entries
+        entries = json.loads(stack.run("audit", "--tenant", tenant, "--json").stdout)["entries"]
+    me = getpass.getuser()
+    assert [(entry["action"], entry["actor"]) for entry in entries] == [
+        ("created", me), ("changed", me), ("changed", "by hand"),
+    ]  # fmt: skip
+    assert entries[1]["before"] | entries[1]["after"] == {"state": "suspended"}
+    assert entries[2]["after"] == {"state": "active", "api_key": "(not shown)"}
+    assert [entry["ts_us"] for entry in entries] == sorted(entry["ts_us"] for entry in entries)
+    assert "suspended" in stack.run("audit", "--actor", me, "--only", "changes").stdout

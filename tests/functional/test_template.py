@@ -274,7 +274,7 @@ def test_only_the_proxy_reads_provider_keys_and_only_under_the_prefix() -> None:
 
 def test_tables_are_on_demand_recoverable_encrypted_and_outlive_the_stack() -> None:
     tables = resources("AWS::DynamoDB::Table")
-    assert tables.keys() == {"PolicyTable", "TenantsTable", "LimitsTable", "LedgerTable"}
+    assert tables.keys() == {"PolicyTable", "TenantsTable", "LimitsTable", "LedgerTable", "AuditTable"}
     for name, table in tables.items():
         assert table["BillingMode"] == "PAY_PER_REQUEST"
         assert table["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}

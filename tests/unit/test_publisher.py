@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from tollgate.adapters.aws import AwsError, from_dynamo, to_dynamo
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.policy_file import load
 from tollgate.adapters.policy_tables import PolicyTables
+from tollgate.domain.audit import Change, Refusals
+from tollgate.domain.changes import BY_HAND
 from tollgate.ports import StoreUnavailable
 from tollgate.services.publish import Edits, TenantEdit
 
@@ -82,12 +84,28 @@ class Store(MemoryLimitStore):
         self.told.append((policy, dict(tenants or {})))
 
 
+class Log:
+    """An audit log that may be out of reach."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Change | Refusals] = {}
+        self.down = False
+
+    async def note(self, entries: Sequence[Change | Refusals]) -> int:
+        if self.down:
+            raise StoreUnavailable("as if it were down")
+        new = {entry.id: entry for entry in entries if entry.id not in self.entries}
+        self.entries |= new
+        return len(new)
+
+
 class Stack:
-    """The publisher function with its tables and its store."""
+    """The publisher function with its tables, its store and its audit log."""
 
     def __init__(self) -> None:
         self.dynamo = Dynamo()
         self.store = Store()
+        self.log = Log()
         self.tables = PolicyTables(self.dynamo, "policy", "tenants", clock_s=lambda: NOW_S)
         asyncio.run(self.tables.apply(DEMO, "tests"))
         self.dynamo.writes = 0
@@ -125,8 +143,8 @@ def stack(monkeypatch: pytest.MonkeyPatch) -> Stack:
     made = Stack()
 
     @asynccontextmanager
-    async def publisher() -> AsyncIterator[tuple[PolicyTables, Store]]:
-        yield made.tables, made.store
+    async def publisher() -> AsyncIterator[tuple[PolicyTables, Store, Log]]:
+        yield made.tables, made.store, made.log
 
     monkeypatch.setattr(tollgate.bootstrap, "publisher", publisher)
     return made
@@ -267,3 +285,47 @@ def test_one_wrong_tenant_does_not_hold_up_the_others(stack: Stack) -> None:
     wrong, right = {**ACME, "plan": "gold"}, {**ACME, "tenant": "globex"}
     handler({"Records": [record({"tenant": t["tenant"]}, None, t) for t in (wrong, right)]}, None)
     assert stack.store.told == [(0, {"globex": 5})]
+
+
+# -- the audit log ---------------------------------------------------------------------------------------------------
+
+
+def test_an_edit_is_noted_once_however_often_it_is_delivered(stack: Stack) -> None:
+    for _ in range(2):
+        stack.tenant_edited(ACME, {**ACME, "plan": "free", "updated_at": "now", "updated_by": "ann"})
+    (entry,) = stack.log.entries.values()
+    assert entry == Change(
+        "1", NOW_S * 1_000_000, "ann", "tenants", "acme", "changed", '{"plan":"pro"}', '{"plan":"free"}'
+    )
+
+
+def test_neither_publishing_nor_the_audit_log_waits_for_the_other(stack: Stack) -> None:
+    suspended = {**ACME, "state": "suspended", "version": 6}
+    stack.log.down = True
+    with pytest.raises(StoreUnavailable):
+        stack.tenant_edited(ACME, suspended)
+    assert stack.store.told == [(0, {"acme": 6})]
+    stack.log.down, stack.store.down = False, True
+    with pytest.raises(StoreUnavailable):
+        stack.tenant_edited(ACME, suspended)
+    assert len(stack.log.entries) == 1
+
+
+def test_who_applied_a_policy_without_it_has_removed_an_item(stack: Stack) -> None:
+    plan = stack.dynamo.items["policy", "plan#free"]
+    gone = {"Records": [record({"id": "plan#free"}, plan, None)]}
+    stack.dynamo.items["policy", "snapshot"] |= {"published_by": "ann", "removed": ["plan#free"]}
+    handler(gone, None)
+    stack.dynamo.items["policy", "snapshot"] |= {"removed": []}
+    gone["Records"][0]["eventID"] = "2"
+    handler(gone, None)
+    assert [(it.actor, it.action) for it in stack.log.entries.values() if isinstance(it, Change)] == [
+        ("ann", "deleted"),
+        (BY_HAND, "deleted"),
+    ]
+
+
+def test_what_the_publisher_writes_itself_is_nobodys_edit(stack: Stack) -> None:
+    handler({"Records": [record({"id": "snapshot"}, None, {"id": "snapshot"})]}, None)
+    handler({"Records": [record({"tenant": "acme"}, ACME, {**ACME, "version": NOW_S})]}, None)
+    assert stack.log.entries == {}

@@ -101,6 +101,11 @@ class CredentialSource:
         return self._found
 
 
+def blocking_credentials(environ: Mapping[str, str]) -> Credentials:
+    """The same, once, where there is no event loop to block. Raises `NoCredentials`."""
+    return environment_credentials(environ) or _Resolver(environ.get("AWS_PROFILE"))()
+
+
 def environment_credentials(environ: Mapping[str, str]) -> Credentials | None:
     access, secret = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
     if not access or not secret:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from tollgate.adapters import telemetry
@@ -25,6 +24,7 @@ from tollgate.adapters.tenants_table import (
     document_of,
     record_of,
     same_content,
+    stamp,
     successor,
     version_of,
 )
@@ -177,14 +177,14 @@ class PolicyTables:
         found = _item_changes(items, policy)
         gone = [key for key in items if key not in wanted and key != SNAPSHOT]
         await self._refuse_orphans(gone, policy)
-        signed = {"updated_at": _stamp(self._clock_s()), "updated_by": actor}
+        signed = {"updated_at": stamp(self._clock_s()), "updated_by": actor}
         actions = [
             {"Put": self._policies.put_action({**entry, "id": key, **signed})}
             for key, entry in wanted.items()
             if key not in items or not same(bare(items[key], "id"), entry)
         ]
         actions += [{"Delete": self._policies.delete_action(key)} for key in reversed(gone)]
-        snapshot, revision = self._snapshot(items.get(SNAPSHOT), policy)
+        snapshot, revision = self._snapshot(items.get(SNAPSHOT), policy, published_by=actor, removed=gone)
         if snapshot is not None:
             actions.append({"Put": snapshot})
         try:
@@ -260,14 +260,19 @@ class PolicyTables:
         plans[name] = edit(plans.get(name, {}))
         return await self.apply(check(document), actor)
 
-    def _snapshot(self, old: Item | None, policy: Policy) -> tuple[dict[str, Any] | None, int]:
+    async def removed_by(self) -> tuple[str, frozenset[str]]:
+        """Who published last, and which items that removed: an item that is gone cannot say so itself."""
+        snapshot = await self._policies.get(SNAPSHOT) or {}
+        return str(snapshot.get("published_by", "")), frozenset(snapshot.get("removed", ()))
+
+    def _snapshot(self, old: Item | None, policy: Policy, **signed: Any) -> tuple[dict[str, Any] | None, int]:
         """The write that publishes `policy` (None if it is published), and its revision."""
         body = body_of(policy)
         revision = _revision(old)
         if old is not None and revision and _body(old) == body:
             return None, revision
         grown = successor(revision, self._clock_s())
-        item = {"id": SNAPSHOT, "revision": grown, "published_at": _stamp(self._clock_s()), **pack(body)}
+        item = {"id": SNAPSHOT, "revision": grown, "published_at": stamp(self._clock_s()), **signed, **pack(body)}
         if old is None:
             return self._policies.put_action(item, "attribute_not_exists(id)"), grown
         if not revision:  # somebody overwrote it by hand
@@ -325,10 +330,6 @@ def _body(snapshot: Item) -> str:
         return body_text(snapshot)
     except PolicyErrors:
         return ""
-
-
-def _stamp(now_s: float) -> str:
-    return datetime.fromtimestamp(int(now_s), UTC).isoformat().replace("+00:00", "Z")
 
 
 def _alarm(name: str, message: str, errors: PolicyErrors, **fields: Any) -> None:

@@ -57,6 +57,11 @@ def successor(version: int, now_s: float) -> int:
     return max(version + 1, int(now_s))
 
 
+def stamp(now_s: float) -> str:
+    """A moment as items tell it; to the microsecond, so that each change bears another one."""
+    return datetime.fromtimestamp(now_s, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
 def record_of(item: Mapping[str, Any]) -> TenantRecord:
     """The record that an item says. Raises `PolicyErrors`."""
     return check_record(TenantRecord, document_of(item))
@@ -192,8 +197,7 @@ class TenantsTable:
         return item
 
     def _signed(self, actor: str) -> dict[str, str]:
-        now = datetime.fromtimestamp(int(self._clock_s()), UTC)
-        return {"updated_at": now.isoformat().replace("+00:00", "Z"), "updated_by": actor}
+        return {"updated_at": stamp(self._clock_s()), "updated_by": actor}
 
 
 def content_of(item: Mapping[str, Any]) -> dict[str, Any]:

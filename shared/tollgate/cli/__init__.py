@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from tollgate.cli import credit, plans, policy, running, tenants, usage
+from tollgate.cli import audit, credit, plans, policy, running, tenants, usage
 from tollgate.cli.connect import connection_options, leaves
 from tollgate.cli.failures import EXIT_CODES, describe
 
@@ -50,6 +50,7 @@ for command in (
     policy.policy,
     credit.credit,
     usage.usage,
+    audit.audit,
     running.status,
 ):
     tollgate.add_command(command)

@@ -16,6 +16,7 @@ import click
 from tollgate.cli.failures import NOT_FOUND, UNREACHABLE, USAGE, Fail
 
 if TYPE_CHECKING:
+    from tollgate.adapters.audit_table import AuditTable
     from tollgate.adapters.aws import AwsClient
     from tollgate.adapters.dynamodb_ledger import DynamoLedger
     from tollgate.adapters.http import HttpClient
@@ -184,6 +185,11 @@ class Stack:
 
         return DynamoLedger(self.service("dynamodb"), self.environ["TOLLGATE_LEDGER_TABLE"])
 
+    def audit(self) -> AuditTable:
+        from tollgate.adapters.audit_table import AuditTable
+
+        return AuditTable(self.service("dynamodb"), self.environ["TOLLGATE_AUDIT_TABLE"])
+
 
 def with_stack(operation: Callable[[Stack], Awaitable[T]], needs: tuple[str, ...] = TABLES) -> T:
     """Run an operation on the stack to talk to, of which the variables `needs` must be known."""
@@ -248,13 +254,19 @@ def _botocore(environ: Mapping[str, str]) -> Any:
 
 
 def actor() -> str:
-    """Who changes something, for the tables' own record."""
+    """Who changes something, as the item that is changed tells the audit log: the AWS caller's ARN, or, of a local
+    stack and where AWS does not say, this machine's user."""
     import getpass
 
     try:
-        return getpass.getuser()
+        user = getpass.getuser()
     except (OSError, KeyError):
-        return "tollgate"
+        user = "tollgate"
+    if local_stack() is not None:
+        return user
+    from tollgate.adapters.caller import caller_arn
+
+    return caller_arn(_terminal(_choice())) or f"{user} (not known to AWS)"
 
 
 def leaves(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:

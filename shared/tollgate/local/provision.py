@@ -27,6 +27,7 @@ class Resources:
     tenants_table: str
     limits_table: str
     ledger_table: str
+    audit_table: str
     user_pool_id: str
     client_id: str
     dead_letter_url: str
@@ -38,6 +39,7 @@ class Resources:
             "TOLLGATE_TENANTS_TABLE": self.tenants_table,
             "TOLLGATE_LIMITS_TABLE": self.limits_table,
             "TOLLGATE_LEDGER_TABLE": self.ledger_table,
+            "TOLLGATE_AUDIT_TABLE": self.audit_table,
             "TOLLGATE_USER_POOL_ID": self.user_pool_id,
             "TOLLGATE_CLIENT_IDS": self.client_id,
             "TOLLGATE_DEAD_LETTER_QUEUE_URL": self.dead_letter_url,
@@ -49,12 +51,13 @@ def provision(environ: Mapping[str, str]) -> Resources:
     dynamodb = _client("dynamodb")
     names = {
         part: environ.get(f"TOLLGATE_{part.upper()}_TABLE") or f"tollgate-{part}"
-        for part in ("policy", "tenants", "limits", "ledger")
+        for part in ("policy", "tenants", "limits", "ledger", "audit")
     }
     _table(dynamodb, names["policy"], {"id": "HASH"}, stream=True)
     _table(dynamodb, names["tenants"], {"tenant": "HASH"}, stream=True)
     _table(dynamodb, names["limits"], {"pk": "HASH"}, ttl=True)
     _table(dynamodb, names["ledger"], {"pk": "HASH", "sk": "RANGE"}, ttl=True, index=("entries", "e"))
+    _table(dynamodb, names["audit"], {"pk": "HASH", "sk": "RANGE"}, ttl=True)
     pool_id, client_id = _user_pool(_client("cognito-idp"))
     _log_group(_client("logs"), PROXY_LOG_GROUP)
     queue = _client("sqs").create_queue(QueueName=DEAD_LETTERS)
@@ -63,6 +66,7 @@ def provision(environ: Mapping[str, str]) -> Resources:
         tenants_table=names["tenants"],
         limits_table=names["limits"],
         ledger_table=names["ledger"],
+        audit_table=names["audit"],
         user_pool_id=pool_id,
         client_id=client_id,
         dead_letter_url=queue["QueueUrl"],
