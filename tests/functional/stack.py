@@ -46,13 +46,21 @@ def lab_policy(folder: Path, *, scripted: str = "http://127.0.0.1:1/v1", **chang
     five concurrent requests; `tight` has `small`, 3 requests per minute and 200 tokens per day. A file's name.
 
     More models of `lab`: `claude` is behind Anthropic's API; `scripted` is at the base URL of that name; `second-route`
-    and `second-answer` have a first route that cannot be reached, or fails, and a second that serves.
+    and `second-answer` have a first route that cannot be reached, or fails, and a second that serves; so has `guarded`,
+    whose first route alone is fit for tenants with data rules.
     """
     policy = yaml.safe_load((ROOT / "policy.yaml").read_text())
     policy["upstreams"] |= {
         "anthropic": {"api": "anthropic", "base_url": "https://api.anthropic.com/v1", "secret": "tollgate/anthropic"},
         "scripted": {"api": "openai", "base_url": scripted},
         "nowhere": {"api": "openai", "base_url": "http://127.0.0.1:1/v1"},
+        "cleared": {
+            "api": "openai",
+            "base_url": "http://127.0.0.1:1/v1",
+            "region": "eu-west-1",
+            "phi": True,
+            "no_content_logging": True,
+        },
     }
     for upstream in policy["upstreams"].values():
         upstream["timeouts"] = {"connect": 2, "first_byte": 3, "idle": 2, "total": 30}
@@ -63,6 +71,7 @@ def lab_policy(folder: Path, *, scripted: str = "http://127.0.0.1:1/v1", **chang
     routes = {
         "claude": [("anthropic", "claude-demo")],
         "scripted": [("scripted", "scripted-model")],
+        "guarded": [("cleared", "none"), ("scripted", "scripted-model")],
         "second-route": [("nowhere", "none"), ("openai", "gpt-4o")],
         "second-answer": [("openai", "fault-500"), ("openai", "gpt-4o")],
     }

@@ -139,9 +139,13 @@ def _order(path: Path) -> tuple[tuple[int, str], ...]:
 
 def entry_line(entry: dict[str, Any]) -> str:
     """A limit or budget in one line: its id, then what it says."""
-    said = ", ".join(f"{name}: {_short(value)}" for name, value in entry.items())
-    return f"[{entry_id(entry)}]  {{{said}}}"
+    return f"[{entry_id(entry)}]  {short(entry)}"
 
 
-def _short(value: Any) -> str:
-    return f"[{', '.join(str(inner) for inner in value)}]" if isinstance(value, list) else str(value)
+def short(value: Any) -> str:
+    """Plain data in one line, as policy.yaml would have it."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {short(inner)}' for name, inner in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(short, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)

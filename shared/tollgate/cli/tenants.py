@@ -86,13 +86,16 @@ def show(name: str, as_json: bool) -> None:
 def set_(name: str, changes: tuple[str, ...], unset: tuple[str, ...], as_json: bool) -> None:
     """Change a tenant: its plan, or limits and budgets of its own, which replace the plan's of the same kind.
 
-    `user` makes an override one user's own, `until` ends it (a boost). Felt within 10 s.
+    `user` makes an override one user's own, `until` ends it (a boost). `data` says where the tenant's prompts may go
+    (phi, regions, no_content_logging, models), and under `teams` a team's. Felt within 10 s.
 
     \b
       tollgate tenant set acme plan=enterprise
       tollgate tenant set acme 'limits+={scope: user, requests: 500, per: minute, until: 2026-12-01}'
       tollgate tenant set acme 'budgets[0].usd=100'
       tollgate tenant set acme --unset 'limits[user.requests.minute]'
+      tollgate tenant set acme 'data={phi: true, regions: [eu]}'      where its prompts may go
+      tollgate tenant set acme 'teams.research.data.models=[small]'
     """
     from tollgate.cli.edits import editor
 
@@ -119,7 +122,7 @@ def resume(name: str, as_json: bool) -> None:
 
 
 def _show(record: TenantRecord, as_json: bool, done: str = "") -> None:
-    from tollgate.cli.edits import entry_line
+    from tollgate.cli.edits import entry_line, short
     from tollgate.domain.schema import plain
 
     if as_json:
@@ -132,3 +135,7 @@ def _show(record: TenantRecord, as_json: bool, done: str = "") -> None:
     for group in ("limits", "budgets"):
         for entry in shown.get(group, []):
             click.echo(f"{group[:-1].ljust(8)} {entry_line(entry)}")
+    if "data" in shown:
+        click.echo(f"data     {short(shown['data'])}")
+    for team, own in shown.get("teams", {}).items():
+        click.echo(f"team     {team} {short(own)}")

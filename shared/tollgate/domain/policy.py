@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
+from tollgate.domain.data_rules import DataRules, Region
 from tollgate.domain.limits import PERIOD_US, Scope, Unit, Window
 from tollgate.domain.schema import Count, Spec
 from tollgate.domain.schema_kinds import Dollars, Positive, Text, Whole
@@ -200,7 +201,12 @@ class UpstreamSpec(Spec):
     api: Literal["openai", "anthropic", "bedrock"]
     base_url: Annotated[str, _safe] | None = None
     secret: Annotated[str, Text(least=1, most=512)] | None = None
-    region: Annotated[str, Text(r"[a-z0-9-]{2,32}")] | None = None
+    region: Region | None = None
+    """Where it computes, for tenants with rules about that."""
+    phi: bool = False
+    """Whether a contract with the provider covers protected health information."""
+    no_content_logging: bool = False
+    """Whether the provider has agreed to keep neither prompts nor answers of this account."""
     timeouts: Timeouts = Timeouts()
     limits: tuple[SharedLimit, ...] = ()
 
@@ -225,6 +231,8 @@ class RouteSpec(Spec):
 
     upstream: Name
     model: Annotated[str, Text(least=1, most=256)]
+    region: Region | None = None
+    """Where this model computes, if that is not the upstream's region."""
 
 
 class PriceSpec(Spec):
@@ -263,6 +271,12 @@ class GlobalSpec(Spec):
     limits: tuple[CommonLimit, ...] = ()
 
 
+class TeamSpec(Spec):
+    """A part of a tenant, by the name that its callers' tokens give."""
+
+    data: DataRules = DataRules()
+
+
 class TenantSpec(Spec):
     """A tenant as the policy file names it."""
 
@@ -271,6 +285,13 @@ class TenantSpec(Spec):
     budgets: tuple[Annotated[BudgetOverride, _own], ...] = ()
     when_stores_fail: Literal["open", "closed"] | None = None
     """Instead of the plan's."""
+    data: DataRules = DataRules()
+    teams: Mapping[Annotated[str, Text(least=1, most=256)], TeamSpec] = MappingProxyType({})
+
+    def data_rules(self, team: str) -> tuple[DataRules, ...]:
+        """The rules for callers of that team (empty: of none): the tenant's, and the team's own."""
+        found = [self.data, self.teams[team].data] if team in self.teams else [self.data]
+        return tuple([rules for rules in found if vars(rules)])
 
 
 class CreditSpec(Spec):

@@ -29,7 +29,7 @@ from typing import (
 
 from tollgate.domain.policy_document import Document, Problem
 from tollgate.domain.policy_paths import Path, nearest
-from tollgate.domain.schema_kinds import Choice, Entries, Kind, Moment, Named, Reading, Scalar, Text
+from tollgate.domain.schema_kinds import Choice, Entries, Flag, Kind, Moment, Named, Reading, Scalar, Text
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -195,6 +195,8 @@ def _bare(annotation: Any, notes: Sequence[Any] = ()) -> Kind:
         return Choice({value: value for value in arguments})
     if annotation is str:
         return Text()
+    if annotation is bool:
+        return Flag()
     if annotation is datetime:
         return Moment()
     if issubclass(annotation, Enum):

@@ -131,6 +131,15 @@ class Whole(Scalar):
         return found
 
 
+class Flag(Scalar):
+    expected = "true or false"
+
+    def parse(self, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise Unfit
+        return value
+
+
 class Positive(Scalar):
     """A number above 0."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tollgate.domain.data_rules import objection
 from tollgate.domain.identity import Identity
 from tollgate.domain.limits import Budget, BudgetTake, Rate
 from tollgate.domain.policy import Policy, TenantRecord
@@ -26,9 +27,15 @@ class Account:
         self._clock = clock
 
     async def models(self, who: Identity) -> list[str]:
-        """The models that the caller's plan includes, as the policy lists them. Raises `ApiError`."""
+        """The models that the caller's plan includes and data rules allow, as the policy lists them. Raises
+        `ApiError`."""
         policy, record = await self._standing(who)
-        return [model for model in policy.plans[record.plan].models if model in policy.models]
+        rules, upstreams = record.data_rules(who.team), policy.upstreams
+        return [
+            model
+            for model in policy.plans[record.plan].models
+            if model in policy.models and not objection(rules, model, policy.models[model].route, upstreams)
+        ]
 
     async def usage(self, who: Identity) -> dict[str, Any]:
         """The caller's limits, and what the ledger knows to be used of each budget. Raises `ApiError`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from tollgate.domain import data_rules
 from tollgate.domain.bucket_cache import BucketCache
 from tollgate.domain.identity import Identity
 from tollgate.domain.limits import (
@@ -29,7 +30,7 @@ from tollgate.domain.limits import (
 from tollgate.domain.policy import Policy, TenantRecord
 from tollgate.domain.terms import Claim, Cost, Terms
 from tollgate.ports import LimitStore, Overloaded, PolicyUnavailable, Spending, StoreUnavailable
-from tollgate.services.directory import Directory, Entitlement
+from tollgate.services.directory import Directory, Entitlement, speaking
 from tollgate.wire import errors
 from tollgate.wire.errors import Api
 from tollgate.wire.refusals import refusal_error
@@ -58,6 +59,8 @@ class Request:
     """How many answers share the maximum."""
     limit_field: str = "max_tokens"
     """The field that limits each answer, for errors."""
+    retained: str = ""
+    """The field that asks the provider to keep content; empty: none does."""
     ask: str = ""
     """The key of estimates to hear of with the answer; empty: none."""
 
@@ -107,6 +110,8 @@ class Admitter:
             entitlement = self._directory.known(who, request.model, request.api, ip)
             if entitlement is None:
                 entitlement = await self._entitlement(who, ip, request)
+            if request.retained and entitlement.retains_nothing:
+                raise errors.keeps_content(request.retained)
             clock = self._clock()
             now = self._cache.now_us(clock)
             cost = expected_cost(entitlement.terms, request, guess)
@@ -167,17 +172,14 @@ class Admitter:
         directory = self._directory
         try:
             policy, record = await directory.policy(), await directory.record(who)
-            if _objection(policy, record, request.model) and await directory.recheck(who.tenant):
+            if _objection(policy, record, who, request) and await directory.recheck(who.tenant):
                 policy, record = await directory.policy(), await directory.record(who)
         except PolicyUnavailable as error:
             raise errors.unavailable(str(error), RETRY_AFTER_US, "policy_unavailable") from error
-        if objection := _objection(policy, record, request.model):
+        if objection := _objection(policy, record, who, request):
             raise objection
         assert record is not None
-        entitlement = directory.entitlement(policy, record, who, request.model, request.api, ip)
-        if not entitlement.routes:
-            raise errors.model_not_on_route(request.model)
-        return entitlement
+        return directory.entitlement(policy, record, who, request.model, request.api, ip)
 
     async def _decide(self, admission: Admission, entitlement: Entitlement) -> Decision:
         """One call to the store; where none answers, what the plan (or the tenant) says."""
@@ -245,18 +247,23 @@ def check_standing(policy: Policy, record: TenantRecord | None) -> None:
         raise errors.tenant_suspended()
 
 
-def _objection(policy: Policy, record: TenantRecord | None, model: str) -> errors.ApiError | None:
+def _objection(policy: Policy, record: TenantRecord | None, who: Identity, request: Request) -> errors.ApiError | None:
     """Why this caller may not call this model at all; None if they may."""
     try:
         check_standing(policy, record)
     except errors.ApiError as error:
         return error
     assert record is not None
+    model = request.model
     if model not in policy.models:
         return errors.model_not_found(model)
     if model not in policy.plans[record.plan].models:
         return errors.model_not_allowed(model)
-    return None
+    routes = speaking(policy, model, request.api)
+    if not routes:
+        return errors.model_not_on_route(model)
+    reason = data_rules.objection(record.data_rules(who.team), model, routes, policy.upstreams)
+    return errors.data_rule(model, reason) if reason else None
 
 
 def _refused(request: Request, entitlement: Entitlement, admission: Admission, decision: Decision) -> errors.ApiError:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from tollgate.domain.data_rules import permitted, retains_nothing
 from tollgate.domain.identity import Identity
 from tollgate.domain.policy import Policy, RouteSpec, TenantRecord
 from tollgate.domain.terms import Bound, Claim, Terms, compile_terms, ip_bounds, upstream_bounds
@@ -41,7 +42,9 @@ class Entitlement:
     record: TenantRecord
     terms: Terms
     routes: tuple[RouteSpec, ...]
-    """The model's upstreams that speak the caller's API; empty if none does."""
+    """The model's upstreams that speak the caller's API and break none of the caller's data rules; at least one."""
+    retains_nothing: bool
+    """Whether the caller's data rules forbid that the provider keeps content."""
     claim: Claim
     """Every limit of the caller, of the address, of the model, of its first upstream, and of everybody."""
     told: RateHeaders
@@ -121,14 +124,18 @@ class Directory:
     def entitlement(
         self, policy: Policy, record: TenantRecord, who: Identity, model: str, api: Api, ip: str
     ) -> Entitlement:
-        """Make the caller's entitlement for a model that the plan includes, and remember it."""
+        """Make the caller's entitlement for a model that the plan includes and that some route may serve, and
+        remember it."""
         terms = self.terms(policy, record, who, model)
-        routes = tuple([r for r in terms.model.route if SPEAKS[policy.upstreams[r.upstream].api] == api])
-        upstream = self.upstream_bounds(policy, routes[0].upstream) if routes else ()
+        rules = record.data_rules(who.team)
+        routes = permitted(rules, speaking(policy, model, api), policy.upstreams)
+        upstream = self.upstream_bounds(policy, routes[0].upstream)
         claim = Claim((*self.ip_bounds(policy, ip), *terms.bounds, *upstream))
         dated = any(o.until for o in record.limits) or any(o.until for o in record.budgets)
         until = self._clock() + TERMS_LIFE_US if dated else 2**63
-        made = Entitlement(policy, record, terms, routes, claim, RateHeaders(claim.rates), until)
+        made = Entitlement(
+            policy, record, terms, routes, retains_nothing(rules), claim, RateHeaders(claim.rates), until
+        )
         self._entitlements[_name(who, model, api, ip)] = made
         if len(self._entitlements) > MAX_ENTITLEMENTS:
             self._entitlements.popitem(last=False)
@@ -210,6 +217,11 @@ class Directory:
         self._records[tenant] = _Known(record, self._clock())
         if len(self._records) > MAX_RECORDS:
             self._records.popitem(last=False)
+
+
+def speaking(policy: Policy, model: str, api: Api) -> list[RouteSpec]:
+    """The model's routes whose upstream speaks that API."""
+    return [r for r in policy.models[model].route if SPEAKS[policy.upstreams[r.upstream].api] == api]
 
 
 def _name(who: Identity, model: str, api: Api, ip: str) -> tuple[str, ...]:

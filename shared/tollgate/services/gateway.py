@@ -154,6 +154,7 @@ class Gateway:
             expires,
             call.answers,
             call.max_output_field,
+            call.retained,
             likely.ask(started),
         )
         grant = await self._admitter.admit(who, ip, wanted, call.answers * learned.answer_tokens)

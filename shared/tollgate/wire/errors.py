@@ -117,6 +117,16 @@ def model_not_allowed(model: str) -> ApiError:
     return forbidden(f"Your plan does not include the model {shown(model)}.", "model_not_allowed", "model")
 
 
+def data_rule(model: str, reason: str) -> ApiError:
+    message = f"Your account's data rules do not allow the model {shown(model)}: {reason}."
+    return forbidden(message, "data_rule", "model")
+
+
+def keeps_content(param: str) -> ApiError:
+    message = f"Your account's data rules do not let the provider keep content ('{param}')."
+    return forbidden(message, "data_rule", param)
+
+
 def tenant_suspended() -> ApiError:
     return forbidden("This account is suspended.", "account_suspended")
 

@@ -45,7 +45,7 @@ class Feature(StrEnum):
     AUDIO = "audio"
     """Spoken answers, whose tokens cost more."""
     ROUTING = "routing"
-    """Fallback models and plugins of the upstream's own choosing."""
+    """Models, places and plugins of the upstream's or the caller's own choosing: those are the policy's to choose."""
 
 
 @dataclass(slots=True)
@@ -68,6 +68,8 @@ class Call:
     """The name of the field that limits an answer, for errors."""
     withhold_usage: bool
     """The stream's usage chunk was asked for by us alone, and is kept from the caller."""
+    retained: str = ""
+    """The name of the field that asks the provider to keep content beyond the answer; empty: none does."""
     changes: dict[str, str] = field(default_factory=dict)
     """What the body needs changed: top-level name to JSON text. Add the model where it has an alias."""
 
@@ -146,6 +148,7 @@ class Route(NamedTuple):
             max_output=max_output,
             max_output_field=limit_field or (self.maxima[-1] if self.maxima else self.prompt),
             withhold_usage=withhold,
+            retained=_retained(fields),
             changes=changes,
         )
 
@@ -188,7 +191,7 @@ _WORDS = {
     Feature.STORE: "Storing answers at the provider ('{name}')",
     Feature.REFERENCES: "Referring to stored content ('{name}')",
     Feature.AUDIO: "Audio output ('{name}')",
-    Feature.ROUTING: "Choosing models or plugins by '{name}'",
+    Feature.ROUTING: "Choosing models, places or plugins by '{name}'",
 }
 
 
@@ -266,6 +269,12 @@ def _check_texts(name: str, value: Any) -> None:
         same = type(item) is kind and kind in (str, list)
         if not same or (kind is list and not are_integers(item)):
             raise _wrong_type(f"{name}[{at}]", "a string, a token id or an array of token ids, as its neighbours", item)
+
+
+def _retained(fields: Mapping[str, Any]) -> str:
+    """The field that has the provider keep the prompt's cache on disk, for a day, say."""
+    name = "prompt_cache_retention"
+    return name if fields.get(name) not in (None, "in_memory", "in-memory") else ""
 
 
 def _ask_for_usage(fields: Mapping[str, Any], changes: dict[str, str]) -> bool:
@@ -357,6 +366,7 @@ _COMMON: dict[str, Guard] = {
     "models": _if_any(Feature.ROUTING),
     "fallbacks": _if_any(Feature.ROUTING),
     "plugins": _if_any(Feature.ROUTING),
+    "provider": _if_any(Feature.ROUTING),
 }
 
 _CHAT_GUARDS: dict[str, Guard] = {
@@ -364,6 +374,7 @@ _CHAT_GUARDS: dict[str, Guard] = {
     "store": _if_true("store", Feature.STORE),
     "background": _if_true("background", Feature.BACKGROUND),
     "tools": _chat_tools,
+    "data_sources": _always(Feature.HOSTED_TOOLS),
     "web_search_options": _always(Feature.HOSTED_TOOLS),
     "modalities": _modalities,
 }
@@ -384,7 +395,7 @@ _MESSAGES_GUARDS: dict[str, Guard] = {
     **_COMMON,
     "service_tier": _unless_in(frozenset({"auto", "standard_only"}), Feature.SERVICE_TIER),
     "speed": _unless_in(frozenset({"standard"}), Feature.SERVICE_TIER),
-    "inference_geo": _unless_in(frozenset({"global"}), Feature.SERVICE_TIER),
+    "inference_geo": _always(Feature.ROUTING),
     "tools": _messages_tools,
     "mcp_servers": _if_any(Feature.HOSTED_TOOLS),
     "container": _always(Feature.REFERENCES),
