@@ -42,8 +42,9 @@ FAULTS = (
 
 
 def lab_policy(folder: Path, *, scripted: str = "http://127.0.0.1:1/v1", **changes: Any) -> str:
-    """The repository's policy with two more plans: `lab` has every model, those that misbehave too, and no limits but
-    five concurrent requests; `tight` has `small`, 3 requests per minute and 200 tokens per day. A file's name.
+    """The repository's policy with three more plans: `lab` has every model, those that misbehave too, and no limits but
+    five concurrent requests; `tight` has `small`, 3 requests per minute and 200 tokens per day; `soft` degrades `large`
+    after two of four requests. A file's name.
 
     More models of `lab`: `claude` is behind Anthropic's API; `scripted` is at the base URL of that name; `second-route`
     and `second-answer` have a first route that cannot be reached, or fails, and a second that serves; so has `guarded`,
@@ -87,6 +88,11 @@ def lab_policy(folder: Path, *, scripted: str = "http://127.0.0.1:1/v1", **chang
         "models": ["small"],
         "limits": [{"scope": "user", "requests": 3, "per": "minute"}],
         "budgets": [{"scope": "user", "tokens": 200, "per": "day"}],
+    }
+    policy["plans"]["soft"] = {
+        "models": ["small", "large"],
+        "budgets": [{"scope": "tenant", "requests": 4, "per": "day"}],
+        "degrade": {"at": 0.5, "models": {"large": "small"}, "max_output_tokens": 5},
     }
     path = folder / "policy.yaml"
     path.write_text(yaml.safe_dump(policy | changes, sort_keys=False))

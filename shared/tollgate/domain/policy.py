@@ -31,6 +31,10 @@ Sum = Annotated[Decimal, Dollars(10**9 - 1)]
 Seconds = Annotated[float, Positive(900)]
 Share = Annotated[float, Positive(10)]
 
+SPEAKS: Mapping[str, Literal["openai", "anthropic"]] = MappingProxyType(
+    {"openai": "openai", "bedrock": "openai", "anthropic": "anthropic"}
+)
+"""The shapes that each kind of upstream speaks. Requests are passed on, never translated."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 MAX_BURST_US = 10 * 365 * 86_400 * 10**6
 """No bucket may be deeper than ten years: TATs stay far below 2^53 µs."""
@@ -247,11 +251,33 @@ class PriceSpec(Spec):
 
 
 class ModelSpec(Spec):
-    """What callers may name."""
+    """What callers may name.
+
+    `class`: models of one class can stand in for each other, as far as they have what a request needs: `context` (the
+    most tokens of prompt and answer) and `serves` (what they take besides plain text).
+    """
+
+    ALIASES = MappingProxyType({"class_": "class"})
 
     route: Annotated[tuple[RouteSpec, ...], Count(1, 16)]
     price: PriceSpec | None = None
     limits: tuple[SharedLimit, ...] = ()
+    class_: Annotated[str, Text(r"[A-Za-z0-9._-]{1,64}")] | None = None
+    context: Amount | None = None
+    serves: tuple[Literal["tools", "media", "structured", "reasoning", "logprobs"], ...] = ()
+
+
+class DegradeSpec(Spec):
+    """What happens to a plan's calls once a budget of theirs is used beyond the share `at`: models are replaced by
+    cheaper ones of their class, answers are cut short. The answer says so in a header."""
+
+    at: Annotated[float, Positive(1)] = 0.8
+    models: Mapping[Name, Name] = MappingProxyType({})
+    max_output_tokens: Amount | None = None
+
+    def check(self) -> None:
+        if not self.models and self.max_output_tokens is None:
+            raise ValueError("give models, max_output_tokens, or both")
 
 
 class PlanSpec(Spec):
@@ -260,6 +286,7 @@ class PlanSpec(Spec):
     models: tuple[Name, ...]
     limits: tuple[PersonalLimit, ...] = ()
     budgets: tuple[BudgetSpec, ...] = ()
+    degrade: DegradeSpec | None = None
     when_stores_fail: Literal["open", "closed"] = "closed"
     """When neither store answers: let through a bounded local share, or refuse with 503. Plans with a money budget
     are always closed."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tollgate.domain import degradation
 from tollgate.domain.policy import BudgetSpec, LimitSpec, Policy, TenantRecord, TenantSpec
 from tollgate.domain.policy_document import Document, PolicyErrors, Problem
 from tollgate.domain.policy_paths import Path, nearest
@@ -49,6 +50,8 @@ def _relations(document: Document, policy: Policy) -> Iterable[Problem]:
     """What is wrong between parts that are right by themselves."""
     for path, message in policy.dangling():
         yield document.problem(path, message, _alternative(policy, message))
+    for path, message in degradation.mistakes(policy):
+        yield document.problem(path, message)
     shared: list[tuple[Path, Sequence[LimitSpec]]] = [(("global", "limits"), policy.everyone.limits)]
     shared += [(("models", name, "limits"), model.limits) for name, model in policy.models.items()]
     shared += [(("upstreams", name, "limits"), upstream.limits) for name, upstream in policy.upstreams.items()]

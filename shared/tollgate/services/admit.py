@@ -7,11 +7,13 @@ nothing, and is asked again with what was missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tollgate.domain import data_rules
 from tollgate.domain.bucket_cache import BucketCache
+from tollgate.domain.degradation import Degraded, Levels
 from tollgate.domain.identity import Identity
 from tollgate.domain.limits import (
     Admission,
@@ -27,16 +29,18 @@ from tollgate.domain.limits import (
     Unit,
     Window,
 )
-from tollgate.domain.policy import Policy, TenantRecord
+from tollgate.domain.policy import DegradeSpec, ModelSpec, Policy, TenantRecord
 from tollgate.domain.terms import Claim, Cost, Terms
 from tollgate.ports import LimitStore, Overloaded, PolicyUnavailable, Spending, StoreUnavailable
 from tollgate.services.directory import Directory, Entitlement, speaking
 from tollgate.wire import errors
+from tollgate.wire.capabilities import needs
 from tollgate.wire.errors import Api
 from tollgate.wire.refusals import refusal_error
+from tollgate.wire.routes import Call, Shape
 
-MAX_ROUNDS = 5
-"""Admission, and at most a reload of the policy, of a budget and of the day; then once more."""
+MAX_ROUNDS = 6
+"""Admission, and at most a reload of the policy, of a budget and of the day, and a lesser model; then once more."""
 UNTOUCHED = State(0)
 """A bucket that nothing was taken from."""
 RETRY_AFTER_US = 2_000_000
@@ -63,6 +67,11 @@ class Request:
     """The field that asks the provider to keep content; empty: none does."""
     ask: str = ""
     """The key of estimates to hear of with the answer; empty: none."""
+    call: Call | None = None
+    fields: Mapping[str, Any] | None = None
+    """The call and its body, which say what else could serve it; without them nothing else does."""
+    degraded: Degraded | None = None
+    """What was done to it, because a budget is used beyond the plan's soft threshold."""
 
 
 @dataclass(slots=True)
@@ -99,6 +108,7 @@ class Admitter:
         self._local = local
         self._clock = clock
         self._cache = BucketCache()
+        self._levels = Levels()
 
     async def admit(self, who: Identity, ip: str, request: Request, guess: int) -> Grant:
         """Take what the call needs, or raise `ApiError`: 400, 402, 403, 404, 429 or 503.
@@ -116,6 +126,10 @@ class Admitter:
             now = self._cache.now_us(clock)
             cost = expected_cost(entitlement.terms, request, guess)
             taken = entitlement.claim.takes(cost, now)
+            rule = entitlement.terms.plan.degrade
+            if rule is not None and (lower := await self._lower(who, ip, request, entitlement, rule, taken, now)):
+                request, guess = lower, _cut(guess, lower)
+                continue
             if seeds:
                 taken = [_seeded(take, seeds) for take in taken]
             versions = entitlement.record.version, entitlement.policy.revision
@@ -129,11 +143,18 @@ class Admitter:
             decision = await self._decide(admission, entitlement)
             self._cache.learn(admission, decision, self._clock())
             status = decision.status
+            lower = None
+            if rule is not None and status in (Status.ADMITTED, Status.REFUSED):
+                self._levels.learn(taken, decision.states, decision.now_us)
+                lower = await self._lower(who, ip, request, entitlement, rule, taken, decision.now_us)
             if status is Status.ADMITTED:
-                return Grant(request, entitlement, entitlement.claim, admission, decision, cost)
+                grant = Grant(request, entitlement, entitlement.claim, admission, decision, cost)
+                return grant if lower is None else self._lowered(grant, who, ip, lower, guess)
             if status is Status.REFUSED:
-                raise _refused(request, entitlement, admission, decision)
-            if status is Status.STALE:
+                if lower is None:
+                    raise _refused(request, entitlement, admission, decision)
+                request, guess = lower, _cut(guess, lower)
+            elif status is Status.STALE:
                 await self._directory.refresh(who.tenant, decision.policy_version, decision.tenant_version)
             elif status is Status.COLD:
                 await self._load(admission, decision, seeds)
@@ -164,6 +185,59 @@ class Admitter:
         except StoreUnavailable:
             return None
         return Grant(grant.request, entitlement, claim, admission, decision, grant.cost) if decision.admitted else None
+
+    # -- degradation
+
+    async def _lower(
+        self,
+        who: Identity,
+        ip: str,
+        request: Request,
+        entitlement: Entitlement,
+        rule: DegradeSpec,
+        takes: Sequence[Take],
+        now_us: int,
+    ) -> Request | None:
+        """What the plan makes of the request, if one of its budgets is known to be used that far; None: nothing (else,
+        if it was degraded before)."""
+        if request.degraded is not None or (budget := self._levels.passed(rule.at, takes, now_us)) is None:
+            return None
+        call, fields = request.call, request.fields
+        if call is None or fields is None or call.route.shape is Shape.EMBEDDINGS:
+            return None
+        most = rule.max_output_tokens
+        output = request.output_tokens
+        if output is not None and most is not None:
+            output = min(output, most * request.answers)
+        degraded = Degraded(request.model, request.model, most, budget.id, rule.at)
+        lower = replace(request, output_tokens=output, degraded=degraded)
+        model = rule.models.get(request.model)
+        if model is not None and _can_serve(entitlement.policy.models[model], lower):
+            cheaper = replace(lower, model=model, degraded=replace(degraded, model=model))
+            try:
+                if self._directory.known(who, model, request.api, ip) is None:
+                    await self._entitlement(who, ip, cheaper)
+            except errors.ApiError:  # it may not be used for this, whatever the plan says
+                return lower if most is not None else None
+            return cheaper
+        return lower if most is not None else None
+
+    def _lowered(self, grant: Grant, who: Identity, ip: str, lower: Request, guess: int) -> Grant:
+        """The grant of a request whose own admission told that it is to be degraded. What was taken is enough where the
+        other model meets no limit that this one does not; otherwise this one call is served as it was asked."""
+        entitlement = self._directory.known(who, lower.model, lower.api, ip)
+        if entitlement is None:
+            return grant
+        cost = expected_cost(entitlement.terms, lower, _cut(guess, lower))
+        if cost.tokens > grant.cost.tokens or cost.microusd > grant.cost.microusd:
+            return grant
+        held = {take.key: take for take in grant.admission.takes}
+        wanted = {take.key: take for take in entitlement.claim.takes(cost, grant.decision.now_us)}
+        budgets = {key for key, take in held.items() if isinstance(take, BudgetTake)}
+        if not wanted.keys() <= held.keys() or not budgets <= wanted.keys():
+            return grant
+        mixed = replace(entitlement, claim=grant.claim, told=grant.entitlement.told)
+        return replace(grant, request=lower, entitlement=mixed)
 
     # -- internals
 
@@ -214,6 +288,24 @@ class Admitter:
             raise errors.unavailable(message, RETRY_AFTER_US, "limits_unavailable") from error
         seeds.update((take.key, amount) for take, amount in zip(budgets, spent, strict=True))
         seeds.update((take.key, tat or 0) for take, tat in zip(rates, tats, strict=True))
+
+
+def _can_serve(model: ModelSpec, request: Request) -> bool:
+    """Whether the model has what the request needs. Its prompt's length is an estimate, hence the margin."""
+    assert request.call is not None
+    assert request.fields is not None
+    length = request.input_tokens * 5 // 4 + (request.output_tokens or 0) // request.answers
+    if model.context is None or length > model.context:
+        return False
+    return needs(request.call, request.fields) <= set(model.serves)
+
+
+def _cut(guess: int, request: Request) -> int:
+    """The tokens to expect of the answers, where the plan cuts them short."""
+    degraded = request.degraded
+    if degraded is None or degraded.max_output is None:
+        return guess
+    return min(guess, degraded.max_output * request.answers)
 
 
 def _seeded(take: Take, seeds: Mapping[str, int]) -> Take:

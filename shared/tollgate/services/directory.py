@@ -15,7 +15,7 @@ from typing import Any
 
 from tollgate.domain.data_rules import permitted, retains_nothing
 from tollgate.domain.identity import Identity
-from tollgate.domain.policy import Policy, RouteSpec, TenantRecord
+from tollgate.domain.policy import SPEAKS, Policy, RouteSpec, TenantRecord
 from tollgate.domain.terms import Bound, Claim, Terms, compile_terms, ip_bounds, upstream_bounds
 from tollgate.ports import PolicySource, PolicyUnavailable
 from tollgate.wire.errors import Api
@@ -28,10 +28,6 @@ RECHECK_US = 5_000_000
 """How long an unversioned answer is believed: with the store's own second, well within the promised 10 s."""
 TERMS_LIFE_US = 10_000_000
 """How long compiled terms with dated overrides are used: a boost ends within this of its date."""
-
-
-SPEAKS: dict[str, Api] = {"openai": "openai", "bedrock": "openai", "anthropic": "anthropic"}
-"""The shapes that each kind of upstream speaks. Requests are passed on, never translated."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from tollgate.services.exchange import Disconnected, Exchange, Header
 from tollgate.services.forward import NEXT_ROUTE, Forwarder, UpstreamCall, failure, refused
 from tollgate.wire import errors
 from tollgate.wire.body import Body
+from tollgate.wire.capabilities import cut_short
 from tollgate.wire.errors import ApiError
 from tollgate.wire.headers import from_upstream, to_upstream, use_case
 from tollgate.wire.routes import ROUTES, Call, Route
@@ -156,10 +157,15 @@ class Gateway:
             call.max_output_field,
             call.retained,
             likely.ask(started),
+            call,
+            body.fields,
         )
         grant = await self._admitter.admit(who, ip, wanted, call.answers * learned.answer_tokens)
         if wanted.ask:
             self._estimates.hear(likely, grant.decision.told, started)
+        degraded = grant.request.degraded
+        if degraded is not None and degraded.max_output is not None:
+            call.changes |= cut_short(call, body.fields, degraded.max_output)
         job = Job(exchange, who, route, call, body, grant, likely, label, started)
         self._log.write(self._opening(job).as_dict())
         try:
@@ -327,6 +333,7 @@ class Gateway:
             cost_microusd=grant.cost.microusd,
             priced="none" if grant.entitlement.terms.price is None else "table",
             expires_us=grant.decision.now_us + request.expires_us,
+            degraded_from=request.degraded.replaced if request.degraded is not None else "",
             use_case=job.label,
         )
 
@@ -340,7 +347,8 @@ class Gateway:
         cost = price.cost(known) if price is not None else 0
         counts = counts_as_request(outcome, status, known.total_tokens)
         settlement = grant.settlement(known.total_tokens, cost, counts=counts)
-        if outcome == "ok" and not known.estimated:
+        degraded = grant.request.degraded
+        if outcome == "ok" and not known.estimated and degraded is None:  # else it says nothing of the model asked for
             sample = _sample(job.call, known)
             if job.likely.learn(sample, self._clock()):
                 settlement.sample, settlement.learn = sample, job.likely.key
@@ -374,6 +382,7 @@ class Gateway:
             priced="none" if price is None else "table",
             latency_ms=max(0, self._clock() - job.started_us) // 1000,
             first_byte_ms=max(0, job.first_byte_us) // 1000,
+            degraded_from=degraded.replaced if degraded is not None else "",
             use_case=job.label,
             store=grant.decision.store,
             settle=tuple(
@@ -400,6 +409,8 @@ class Gateway:
         grant = job.grant
         own = grant.entitlement.told.of(grant.decision.states, grant.decision.now_us)
         own.append((b"x-request-id", grant.request.id.encode()))
+        if grant.request.degraded is not None:
+            own.append((b"x-tollgate-degraded", grant.request.degraded.header))
         return own
 
     # -- everything else

@@ -47,6 +47,8 @@ class Prompt:
     count: int = 1
     """How many prompts there are; each gets answers of its own."""
     reference: str | None = None
+    media: bool = False
+    """Whether there is an image, a sound or a file."""
     parts: int = 0
     """Elements of arrays seen so far."""
 
@@ -98,6 +100,7 @@ class Prompt:
         media = _MEDIA.get(kind) if type(kind) is str else None
         if media is None:
             return 0
+        self.media = True
         size = len(_payload(part))
         if media == "image":
             self.tokens += image_tokens

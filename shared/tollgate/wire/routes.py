@@ -70,6 +70,8 @@ class Call:
     """The stream's usage chunk was asked for by us alone, and is kept from the caller."""
     retained: str = ""
     """The name of the field that asks the provider to keep content beyond the answer; empty: none does."""
+    media: bool = False
+    """Whether the prompt has an image, a sound or a file."""
     changes: dict[str, str] = field(default_factory=dict)
     """What the body needs changed: top-level name to JSON text. Add the model where it has an alias."""
 
@@ -149,6 +151,7 @@ class Route(NamedTuple):
             max_output_field=limit_field or (self.maxima[-1] if self.maxima else self.prompt),
             withhold_usage=withhold,
             retained=_retained(fields),
+            media=prompt.media,
             changes=changes,
         )
 

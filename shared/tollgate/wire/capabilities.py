@@ -1,0 +1,81 @@
+"""What a request needs of a model beyond plain text, and how its answers are cut short. Looked at only where a plan
+gives another model than the caller named.
+
+Fields that every model takes are listed, and fields that need a capability. Whatever else a request has may mean
+something to one model alone, so such a request is served by no other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tollgate.wire.routes import Call, Shape
+
+OTHER = "other"
+"""Needed by fields that are not known here; no model serves it."""
+
+_PLAIN = frozenset(
+    {
+        "model", "messages", "input", "prompt", "system", "instructions", "stream", "stream_options", "n", "best_of",
+        "max_tokens", "max_completion_tokens", "max_output_tokens", "stop", "stop_sequences", "temperature", "top_p",
+        "frequency_penalty", "presence_penalty", "seed", "user", "metadata", "store", "safety_identifier",
+        "prompt_cache_key", "service_tier", "echo", "suffix",
+    }
+)  # fmt: skip
+_NEEDS = {
+    "tools": "tools",
+    "tool_choice": "tools",
+    "parallel_tool_calls": "tools",
+    "functions": "tools",
+    "function_call": "tools",
+    "response_format": "structured",
+    "text": "structured",
+    "output_format": "structured",
+    "output_config": "structured",
+    "reasoning": "reasoning",
+    "reasoning_effort": "reasoning",
+    "thinking": "reasoning",
+    "logprobs": "logprobs",
+    "top_logprobs": "logprobs",
+}
+_TOOL_ROLES = ("tool", "function")
+_TOOL_PARTS = ("tool_use", "tool_result", "function_call", "function_call_output")
+
+
+def needs(call: Call, fields: Mapping[str, Any]) -> set[str]:
+    """The capabilities that a model must have to serve this request."""
+    if call.route.shape is Shape.EMBEDDINGS:
+        return {OTHER}  # another model's vectors are of another space
+    found = {_NEEDS.get(name, OTHER) for name, value in fields.items() if value is not None and name not in _PLAIN}
+    if call.media:
+        found.add("media")
+    if any(_speaks_of_tools(message) for message in _messages(fields)):
+        found.add("tools")
+    return found
+
+
+def cut_short(call: Call, fields: Mapping[str, Any], most: int) -> dict[str, str]:
+    """What to change in the body so that no answer has more than `most` tokens. Smaller maxima stay."""
+    names = call.route.maxima
+    given = [name for name in names if fields.get(name) is not None]
+    if not given:
+        return {names[-1]: json.dumps(most)} if names else {}
+    return {name: json.dumps(most) for name in given if fields[name] > most}
+
+
+def _messages(fields: Mapping[str, Any]) -> Iterable[Any]:
+    found = fields.get("messages") or fields.get("input")
+    return found if isinstance(found, list) else ()
+
+
+def _speaks_of_tools(message: Any) -> bool:
+    if not isinstance(message, dict):
+        return False
+    if message.get("role") in _TOOL_ROLES or message.get("tool_calls") or message.get("type") in _TOOL_PARTS:
+        return True
+    content = message.get("content")
+    return isinstance(content, list) and any(
+        isinstance(part, dict) and part.get("type") in _TOOL_PARTS for part in content
+    )
