@@ -46,19 +46,32 @@ class Dynamo:
             for action in payload["TransactItems"]:
                 put = action["Put"]
                 item = {name: from_dynamo(value) for name, value in put["Item"].items()}
-                old = put.get("ExpressionAttributeValues", {}).get(":old")
-                known = self.items.get((put["TableName"], item["id"]))
-                if old is not None and (known is None or known["revision"] != from_dynamo(old)):
+                if not _holds(put, self.items.get((put["TableName"], item["id"]))):
                     raise AwsError("TransactionCanceledException", "", 400, {})
                 self.items[put["TableName"], item["id"]] = item
             return {}
         assert operation == "UpdateItem"
         item = self.items[payload["TableName"], _key(payload["Key"])]
-        wanted = payload["ExpressionAttributeValues"].get(":version")
-        if item.get("version") != (from_dynamo(wanted) if wanted else None):
+        if not _holds(payload, item):
             raise AwsError("ConditionalCheckFailedException", "", 400, {})
         item["version"] = from_dynamo(payload["ExpressionAttributeValues"][":0"])
         return {}
+
+
+def _holds(payload: Mapping[str, Any], item: Mapping[str, Any] | None) -> bool:
+    """Whether a condition holds: ``attribute_exists``, ``attribute_not_exists`` and equality, joined by AND."""
+    condition = payload.get("ConditionExpression", "")
+    names, values = payload.get("ExpressionAttributeNames", {}), payload.get("ExpressionAttributeValues", {})
+    for part in filter(None, condition.split(" AND ")):
+        function, _, argument = part.rstrip(")").partition("(")
+        if argument:
+            if (names[argument] in (item or {})) != (function == "attribute_exists"):
+                return False
+        else:
+            name, value = part.split(" = ")
+            if (item or {}).get(names[name]) != from_dynamo(values[value]):
+                return False
+    return True
 
 
 def _key(key: Mapping[str, Any]) -> str:

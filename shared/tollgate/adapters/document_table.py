@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from tollgate.adapters.aws import AwsError, from_dynamo, to_dynamo
 from tollgate.adapters.http import UpstreamError
@@ -24,6 +24,34 @@ class Client(Protocol):
 
 class ConditionFailed(Exception):
     """The write's condition does not hold: somebody else was first."""
+
+
+class Condition(NamedTuple):
+    """A condition of a write, with the names and values that it uses."""
+
+    expression: str
+    names: dict[str, str]
+    values: dict[str, dict[str, Any]]
+
+
+def as_read(key: str, item: Mapping[str, Any] | None, fields: Iterable[str]) -> Condition:
+    """That the item is still as it was read, as far as `fields` go; that there is still none, if `item` is None.
+
+    Versions alone would not do: whoever edits in the console does not think of them.
+    """
+    names = {"#k": key}
+    if item is None:
+        return Condition("attribute_not_exists(#k)", names, {})
+    values: dict[str, dict[str, Any]] = {}
+    parts = ["attribute_exists(#k)"]
+    for i, field in enumerate(fields):
+        names[f"#r{i}"] = field
+        if field in item:
+            values[f":r{i}"] = to_dynamo(item[field])
+            parts.append(f"#r{i} = :r{i}")
+        else:
+            parts.append(f"attribute_not_exists(#r{i})")
+    return Condition(" AND ".join(parts), names, values)
 
 
 class DocumentTable:
@@ -55,49 +83,41 @@ class DocumentTable:
                 return
             payload["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
 
-    def put_action(self, item: Mapping[str, Any], condition: str = "", **values: Any) -> dict[str, Any]:
-        """A Put for `transact`, or the payload of `put`; ``:name`` in the condition stands for `values`' name."""
-        put: dict[str, Any] = {"TableName": self.name, "Item": encode(item)}
-        if condition:
-            put["ConditionExpression"] = condition
-        if values:
-            put["ExpressionAttributeValues"] = {f":{name}": to_dynamo(value) for name, value in values.items()}
-        return put
+    def put_action(self, item: Mapping[str, Any], condition: Condition | None = None) -> dict[str, Any]:
+        """A Put for `transact`, or the payload of `put`."""
+        return {"TableName": self.name, "Item": encode(item), **_conditional(condition)}
 
-    def delete_action(self, key: str) -> dict[str, Any]:
-        return {"TableName": self.name, "Key": {self.key: {"S": key}}}
+    def delete_action(self, key: str, condition: Condition | None = None) -> dict[str, Any]:
+        return {"TableName": self.name, "Key": {self.key: {"S": key}}, **_conditional(condition)}
 
-    async def put(self, item: Mapping[str, Any], condition: str = "", **values: Any) -> None:
+    async def put(self, item: Mapping[str, Any], condition: Condition | None = None) -> None:
         """Raises `ConditionFailed`."""
-        await self._call("PutItem", self.put_action(item, condition, **values))
+        await self._call("PutItem", self.put_action(item, condition))
+
+    async def delete(self, key: str, condition: Condition | None = None) -> None:
+        """Raises `ConditionFailed`."""
+        await self._call("DeleteItem", self.delete_action(key, condition))
 
     async def update(self, action: Mapping[str, Any]) -> None:
         """Raises `ConditionFailed`."""
         await self._call("UpdateItem", dict(action))
 
     def update_action(
-        self, key: str, changed: Mapping[str, Any], *, if_version: Any, removed: Sequence[str] = ()
+        self, key: str, changed: Mapping[str, Any], condition: Condition, *, removed: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """An Update for `transact`: sets and removes attributes, if the item exists and its `version` is still this
-        one (None: it has none)."""
+        """An Update for `transact`, or the payload of `update`: sets and removes attributes."""
         names = {f"#{i}": name for i, name in enumerate([*changed, *removed])}
         values = {f":{i}": to_dynamo(value) for i, value in enumerate(changed.values())}
         update = "SET " + ", ".join(f"#{i} = :{i}" for i in range(len(changed)))
         if removed:
             update += " REMOVE " + ", ".join(f"#{len(changed) + i}" for i in range(len(removed)))
-        names |= {"#key": self.key, "#version": "version"}
-        if if_version is None:
-            condition = "attribute_exists(#key) AND attribute_not_exists(#version)"
-        else:
-            condition = "attribute_exists(#key) AND #version = :version"
-            values[":version"] = to_dynamo(if_version)
         return {
             "TableName": self.name,
             "Key": {self.key: {"S": key}},
             "UpdateExpression": update,
-            "ConditionExpression": condition,
-            "ExpressionAttributeNames": names,
-            "ExpressionAttributeValues": values,
+            "ConditionExpression": condition.expression,
+            "ExpressionAttributeNames": names | condition.names,
+            "ExpressionAttributeValues": values | condition.values,
         }
 
     async def transact(self, actions: list[dict[str, Any]]) -> None:
@@ -119,6 +139,15 @@ class DocumentTable:
             raise PolicyUnavailable(f"DynamoDB: {operation} on {self.name}: {error}") from error
         except UpstreamError as error:
             raise PolicyUnavailable(f"DynamoDB cannot be reached: {error}") from error
+
+
+def _conditional(condition: Condition | None) -> dict[str, Any]:
+    if condition is None:
+        return {}
+    found: dict[str, Any] = {"ConditionExpression": condition.expression, "ExpressionAttributeNames": condition.names}
+    if condition.values:  # an empty mapping is an error to DynamoDB
+        found["ExpressionAttributeValues"] = condition.values
+    return found
 
 
 def encode(item: Mapping[str, Any]) -> dict[str, Any]:

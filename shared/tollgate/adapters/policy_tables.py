@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from tollgate.adapters import telemetry
-from tollgate.adapters.document_table import MAX_ACTIONS, Client, ConditionFailed, DocumentTable, Item
+from tollgate.adapters.document_table import (
+    MAX_ACTIONS,
+    Client,
+    Condition,
+    ConditionFailed,
+    DocumentTable,
+    Item,
+    as_read,
+)
 from tollgate.adapters.policy_items import KINDS, SNAPSHOT, body_of, body_text, items_of, pack, same, unpack
 from tollgate.adapters.policy_items import document_of as document_of_items
 from tollgate.adapters.policy_items import without_bookkeeping as bare
@@ -22,6 +30,7 @@ from tollgate.adapters.tenants_table import (
     TenantRow,
     TenantsTable,
     document_of,
+    persistently,
     record_of,
     same_content,
     stamp,
@@ -172,18 +181,21 @@ class PolicyTables:
         suspended. Up to a hundred items change in one transaction, so that nobody sees half of it. Raises `Conflict`
         if a plan that tenants are on would go, or if somebody else was publishing; `PolicyErrors` if it is too large.
         """
-        items = await self.items()
+        return await self._apply(policy, await self.items(), actor)
+
+    async def _apply(self, policy: Policy, items: Mapping[str, Item], actor: str) -> Applied:
+        """Turn `items`, which were read from the table and have led to `policy`, into it."""
         wanted = items_of(policy)
         found = _item_changes(items, policy)
         gone = [key for key in items if key not in wanted and key != SNAPSHOT]
         await self._refuse_orphans(gone, policy)
         signed = {"updated_at": stamp(self._clock_s()), "updated_by": actor}
         actions = [
-            {"Put": self._policies.put_action({**entry, "id": key, **signed})}
+            {"Put": self._policies.put_action({**entry, "id": key, **signed}, _as_read(items.get(key), entry))}
             for key, entry in wanted.items()
             if key not in items or not same(bare(items[key], "id"), entry)
         ]
-        actions += [{"Delete": self._policies.delete_action(key)} for key in reversed(gone)]
+        actions += [{"Delete": self._policies.delete_action(key, _as_read(items[key]))} for key in reversed(gone)]
         snapshot, revision = self._snapshot(items.get(SNAPSHOT), policy, published_by=actor, removed=gone)
         if snapshot is not None:
             actions.append({"Put": snapshot})
@@ -238,27 +250,37 @@ class PolicyTables:
         return await self.tenants.create(name, spec, actor)
 
     async def edit_tenant(self, name: str, edit: Callable[[dict[str, Any]], Any], actor: str) -> TenantRecord:
-        """Change what an item says; `edit` takes the plain data and gives the new. Raises `NotFound`, `Conflict`,
-        `PolicyErrors`."""
-        item = await self.tenants.item(name)
-        if item is None:
-            raise NotFound(f"there is no tenant {name!r}")
-        before = plain(check_record(TenantRecord, document_of(item)))
-        content = edit(before)
-        if content.get("credit") != before.get("credit"):
-            problem = document_of(item).problem(("credit",), "is the sum of what was paid", "use `tollgate credit`")
-            raise PolicyErrors([problem])
-        record = check_record(TenantRecord, document_of({**content, "tenant": name, "version": version_of(item) or 1}))
-        self._refuse_unrelated(await self.published(), name, record)
-        return await self.tenants.write(item, plain(record), actor)
+        """Change what an item says; `edit` takes the plain data and gives the new. Where somebody else is faster, it
+        is asked again, with what they left. Raises `NotFound`, `Conflict`, `PolicyErrors`."""
+
+        async def once() -> TenantRecord:
+            item = await self.tenants.item(name)
+            if item is None:
+                raise NotFound(f"there is no tenant {name!r}")
+            before = plain(check_record(TenantRecord, document_of(item)))
+            content = edit(before)
+            if content.get("credit") != before.get("credit"):
+                problem = document_of(item).problem(("credit",), "is the sum of what was paid", "use `tollgate credit`")
+                raise PolicyErrors([problem])
+            whole = {**content, "tenant": name, "version": version_of(item) or 1}
+            record = check_record(TenantRecord, document_of(whole))
+            self._refuse_unrelated(await self.published(), name, record)
+            return await self.tenants.write(item, plain(record), actor)
+
+        return await persistently(once)
 
     async def edit_plan(self, name: str, edit: Callable[[dict[str, Any]], Any], actor: str) -> Applied:
         """Change a plan (`edit` as above), or make one. The whole policy is checked before anything is written.
         Raises `Conflict`, `PolicyErrors`."""
-        document = document_of_items((await self.items()).values())
-        plans = document.value["plans"]
-        plans[name] = edit(plans.get(name, {}))
-        return await self.apply(check(document), actor)
+
+        async def once() -> Applied:
+            items = await self.items()
+            document = document_of_items(items.values())
+            plans = document.value["plans"]
+            plans[name] = edit(plans.get(name, {}))
+            return await self._apply(check(document), items, actor)
+
+        return await persistently(once)
 
     async def removed_by(self) -> tuple[str, frozenset[str]]:
         """Who published last, and which items that removed: an item that is gone cannot say so itself."""
@@ -274,10 +296,10 @@ class PolicyTables:
         grown = successor(revision, self._clock_s())
         item = {"id": SNAPSHOT, "revision": grown, "published_at": stamp(self._clock_s()), **signed, **pack(body)}
         if old is None:
-            return self._policies.put_action(item, "attribute_not_exists(id)"), grown
+            return self._policies.put_action(item, as_read("id", None, ())), grown
         if not revision:  # somebody overwrote it by hand
             return self._policies.put_action(item), grown
-        return self._policies.put_action(item, "revision = :old", old=revision), grown
+        return self._policies.put_action(item, as_read("id", old, ("revision",))), grown
 
     async def _refuse_orphans(self, gone: list[str], policy: Policy) -> None:
         plans = [key.partition("#")[2] for key in gone if key.startswith("plan#")]
@@ -319,6 +341,11 @@ def _by_group(items: Mapping[str, Item]) -> dict[str, Any]:
         else:
             found[key] = entry
     return found
+
+
+def _as_read(item: Item | None, wanted: Iterable[str] = ()) -> Condition:
+    """That an item is still as it was read, in what it had and in what it shall have."""
+    return as_read("id", item, sorted({*bare(item or {}, "id"), *wanted}))
 
 
 def _revision(snapshot: Item | None) -> int:

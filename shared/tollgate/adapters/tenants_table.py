@@ -6,12 +6,14 @@ no tenant's name can.
 
 from __future__ import annotations
 
+import asyncio
+import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from tollgate.adapters.document_table import Client, ConditionFailed, DocumentTable, Item
+from tollgate.adapters.document_table import Client, Condition, ConditionFailed, DocumentTable, Item, as_read
 from tollgate.domain.policy import TenantRecord, TenantSpec
 from tollgate.domain.policy_check import check_record
 from tollgate.domain.policy_document import Document, Place, canonical
@@ -22,7 +24,12 @@ FIELDS = TenantRecord.FIELDS
 """Attributes that mean something here; others (notes, say) are left alone."""
 CONTENT = tuple(name for name in FIELDS if name not in ("tenant", "version"))
 """What a change of version announces."""
-TRIES = 4
+TRIES = 10
+"""To write against what was read, each time with what was read anew."""
+PAUSE_S = 0.01
+"""Doubled with every try, with full jitter: ten tries wait 5 s in all, on average."""
+
+T = TypeVar("T")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
 
@@ -33,6 +40,17 @@ class NotFound(Exception):
 
 class Conflict(Exception):
     """It is there already, or somebody else changed it at the same time; the message says which."""
+
+
+async def persistently(operation: Callable[[], Awaitable[T]]) -> T:
+    """Do what reads and then writes what it read, again and again until nobody else was faster. Raises `Conflict`
+    after `TRIES`."""
+    for attempt in range(1, TRIES):
+        try:
+            return await operation()
+        except Conflict:
+            await asyncio.sleep(random.random() * PAUSE_S * 2**attempt)
+    return await operation()
 
 
 class TenantRow(NamedTuple):
@@ -125,7 +143,7 @@ class TenantsTable:
         item = {**plain(spec), "tenant": name, "state": "active", "version": successor(0, self._clock_s())}
         record = record_of(item)
         try:
-            await self._table.put({**item, **self._signed(actor)}, "attribute_not_exists(tenant)")
+            await self._table.put({**item, **self._signed(actor)}, as_read("tenant", None, ()))
         except ConditionFailed:
             raise Conflict(f"there is a tenant {name!r} already") from None
         return record
@@ -143,7 +161,10 @@ class TenantsTable:
         record = record_of({**changed, "tenant": name})
         removed = [field for field in CONTENT if field in item and field not in content]
         update = self._table.update_action(
-            name, {**changed, **self._signed(actor)}, if_version=item.get("version"), removed=removed
+            name,
+            {**changed, **self._signed(actor)},
+            as_read("tenant", item, ("version", *CONTENT)),
+            removed=removed,
         )
         try:
             if along:
@@ -156,36 +177,38 @@ class TenantsTable:
 
     async def set_state(self, name: str, state: str, actor: str) -> TenantRecord:
         """Suspend or resume. Raises `NotFound`, `PolicyErrors`."""
-        for attempt in range(TRIES):
+
+        async def once() -> TenantRecord:
             item = await self._existing(name)
-            if item.get("state") == state:
+            if item.get("state", "active") == state:
                 return record_of(item)
-            try:
-                return await self.write(item, {**content_of(item), "state": state}, actor)
-            except Conflict:
-                if attempt + 1 == TRIES:
-                    raise
-        raise AssertionError("unreachable")
+            return await self.write(item, {**content_of(item), "state": state}, actor)
+
+        return await persistently(once)
 
     async def upsert(self, name: str, spec: TenantSpec, actor: str) -> bool:
         """What a policy file says of a tenant; what it does not mention stays, above all its state. Whether that
         changed anything. Raises `Conflict`."""
         wanted = plain(spec)
-        item = await self._table.get(name)
-        if item is None:
-            await self.create(name, spec, actor)
+
+        async def once() -> bool:
+            item = await self._table.get(name)
+            if item is None:
+                await self.create(name, spec, actor)
+                return True
+            content = content_of(item)
+            if same_content({**content, **wanted}, content):
+                return False
+            await self.write(item, {**content, **wanted}, actor)
             return True
-        content = content_of(item)
-        if same_content({**content, **wanted}, content):
-            return False
-        await self.write(item, {**content, **wanted}, actor)
-        return True
+
+        return await persistently(once)
 
     async def grow(self, name: str, version: Any, grown: int) -> bool:
         """Give an item that was edited without one a new version, unless it has changed again (`version`: the one
         that the edit left). Whether that was so."""
         try:
-            await self._table.update(self._table.update_action(name, {"version": grown}, if_version=version))
+            await self._table.update(self._table.update_action(name, {"version": grown}, _of_version(version)))
         except ConditionFailed:
             return False
         return True
@@ -198,6 +221,11 @@ class TenantsTable:
 
     def _signed(self, actor: str) -> dict[str, str]:
         return {"updated_at": stamp(self._clock_s()), "updated_by": actor}
+
+
+def _of_version(version: Any) -> Condition:
+    """That the item has this version, or none."""
+    return as_read("tenant", {} if version is None else {"version": version}, ("version",))
 
 
 def content_of(item: Mapping[str, Any]) -> dict[str, Any]:

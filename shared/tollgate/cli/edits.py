@@ -21,11 +21,22 @@ _ASSIGNMENT = re.compile(r"(?s)(?P<path>(?:[^=\"]|\"(?:[^\"\\]|\\.)*\")*?)\s*(?P
 
 def editor(assignments: Sequence[str], unset: Sequence[str]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """A function that makes all changes to a copy of plain data. Raises `click.UsageError` for what cannot be read;
-    so does the function, for paths that are not there."""
+    so does the function, for paths that are not there.
+
+    Whoever finds that somebody else was faster calls it again, with what they left. A position may mean another entry
+    by then: where one is named, that raises `Conflict`.
+    """
     steps = [_read(text) for text in assignments]
     gone = [_path(text) for text in unset]
+    positional = any(isinstance(part, int) for path in [*(step[0] for step in steps), *gone] for part in path)
+    seen: list[Any] = []
 
     def edit(data: dict[str, Any]) -> dict[str, Any]:
+        from tollgate.adapters.policy_tables import Conflict
+
+        if positional and seen and seen[0] != data:
+            raise Conflict("it was changed by somebody else meanwhile: look again at what stands where")
+        seen[:] = [data]
         data = deepcopy(data)
         for path, append, value in steps:
             _assign(data, path, append=append, value=deepcopy(value))
