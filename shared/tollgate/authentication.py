@@ -6,15 +6,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tollgate.adapters.jwks import Jwks, emulator_hosts
+from tollgate.domain.issuer_settings import issuers, whole
 from tollgate.services.authorize import FORGED_PER_MINUTE, Authenticator
-from tollgate.services.tokens import TokenRules, TokenVerifier, whole
+from tollgate.services.tokens import TokenVerifier
 
 
 def authenticator(environ: Mapping[str, str]) -> Authenticator:
     """What the environment's TOLLGATE_* variables ask for. Raises `ValueError` that names a bad one."""
-    rules = TokenRules.from_env(environ)
-    tokens = TokenVerifier(rules, Jwks(rules.jwks_url, http_hosts=emulator_hosts(environ)))
-    forged = whole(environ, "TOLLGATE_FORGED_TOKENS_PER_MINUTE", FORGED_PER_MINUTE)
-    if forged < 1:
-        raise ValueError("TOLLGATE_FORGED_TOKENS_PER_MINUTE: expected at least 1")
+    emulated = emulator_hosts(environ)
+    tokens = TokenVerifier((issuer, Jwks(issuer.jwks_url, http_hosts=emulated)) for issuer in issuers(environ))
+    forged = whole(environ, "TOLLGATE_FORGED_TOKENS_PER_MINUTE", FORGED_PER_MINUTE, least=1)
     return Authenticator([tokens], forged_per_minute=forged)

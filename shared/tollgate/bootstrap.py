@@ -304,7 +304,12 @@ def serve_application() -> Application:
         identify = Credentials(authenticator(settings.environ), settings.environ.get("TOLLGATE_TRUSTED_PROXIES", ""))
     except ValueError as error:
         raise BadSetting(str(error)) from error
-    return Application(lambda: gateway(settings, identify, lambda exchange: None, max_in_flight=cap))
+
+    async def serving() -> Gateway:
+        await identify.warm()
+        return await gateway(settings, identify, lambda exchange: None, max_in_flight=cap)
+
+    return Application(serving)
 
 
 def _whole(environ: Mapping[str, str], name: str, default: int) -> int:

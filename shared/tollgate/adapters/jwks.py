@@ -1,9 +1,13 @@
-"""The issuer's signing keys (a JWK set, RFC 7517), fetched over HTTP and kept.
+"""An issuer's signing keys (a JWK set, RFC 7517), fetched over HTTP and kept.
 
 However many unknown key ids come, the set is fetched at most once per 30 s; while the issuer is down the keys that
 are known go on serving. Every key is parsed once, not per token.
 
-The two signature algorithms are `cryptography`'s, used directly: PyJWT would add nothing to them here but 60 ms
+A set is fetched on a thread of its own, so that nobody waits for a slow issuer longer than it is worth: a token whose
+key is known hardly at all, one whose key is not known yet until the set is there. Only a few may wait for it, because
+whoever floods us with unknown key ids must not occupy every thread that verifies.
+
+The signature algorithms are `cryptography`'s, used directly: PyJWT would add nothing to them here but 60 ms
 of cold start (docs/adr). It checks these same tokens in the tests.
 """
 
@@ -16,12 +20,12 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
@@ -33,7 +37,14 @@ FETCH_PAUSE_S = 30
 MAX_AGE_S = 600
 """A set older than this is fetched again, so that keys which the issuer withdraws stop serving."""
 TIMEOUT_S = 2
-"""For connecting, and for each read; a whole fetch gets twice that."""
+"""For connecting, and for each read; a whole fetch gets three times that."""
+WAIT_S = 3 * TIMEOUT_S
+"""For a set that is being fetched: as long as that can take."""
+PATIENCE_S = 0.5
+"""For a newer set, where the key is known, and by one caller at a time: an issuer that answers does so sooner. (Lambda
+freezes threads with their function: if nobody waited at all, a set might never come.)"""
+MAX_WAITING = 8
+"""Callers that wait at once for a key that is not known; further ones are answered from what is known."""
 MAX_BYTES = 256 * 1024
 MIN_RSA_BITS = 2048
 
@@ -50,8 +61,7 @@ class PublicKey(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Rs256:
+class Rs256(NamedTuple):
     """RSASSA-PKCS1-v1_5 with SHA-256 (RFC 7518, 3.3)."""
 
     key: rsa.RSAPublicKey
@@ -60,8 +70,7 @@ class Rs256:
         return _fits(lambda: self.key.verify(signature, message, padding.PKCS1v15(), SHA256()))
 
 
-@dataclass(frozen=True, slots=True)
-class Es256:
+class Es256(NamedTuple):
     """ECDSA on P-256 with SHA-256; the signature is r and s, 32 bytes each (RFC 7518, 3.4)."""
 
     key: ec.EllipticCurvePublicKey
@@ -71,6 +80,15 @@ class Es256:
             return False
         r, s = int.from_bytes(signature[:32]), int.from_bytes(signature[32:])
         return _fits(lambda: self.key.verify(encode_dss_signature(r, s), message, ec.ECDSA(SHA256())))
+
+
+class EdDsa(NamedTuple):
+    """Ed25519 (RFC 8037, 3.1)."""
+
+    key: Ed25519PublicKey
+
+    def verify(self, message: bytes, signature: bytes) -> bool:
+        return _fits(lambda: self.key.verify(signature, message))
 
 
 def _fits(check: Callable[[], None]) -> bool:
@@ -98,7 +116,10 @@ class Jwks:
         self._clock = clock
         self._fetch = fetch or fetch_document
         self._lock = threading.Lock()
+        self._waiting = threading.BoundedSemaphore(MAX_WAITING)
+        self._patient = threading.BoundedSemaphore(1)
         self._keys: dict[tuple[str, str], PublicKey] = {}
+        self._fetching: threading.Thread | None = None
         self._fetched_at = 0.0
         self._tried_at = float("-inf")
         self._failures = 0
@@ -106,48 +127,64 @@ class Jwks:
     def find(self, kid: str, alg: str) -> PublicKey | None:
         """The key with this id for this algorithm; None if the issuer has none.
 
-        May fetch the set, and then blocks for as long as that takes. Raises `KeysUnavailable` if no set was ever had.
+        May fetch the set, and then blocks for a while. Raises `KeysUnavailable` if no set was ever had.
         """
         key = self._keys.get((kid, alg))
-        if key is None:
-            with self._lock:
-                # whoever waited here while another thread fetched finds what that one brought
-                if (kid, alg) not in self._keys:
-                    self._refresh()
-        elif self._clock() - self._fetched_at >= MAX_AGE_S and self._lock.acquire(blocking=False):
-            # one caller asks again; the others do not wait for it, since the old keys still serve
-            try:
-                self._refresh()
-            finally:
-                self._lock.release()
+        if key is not None:
+            if self._clock() - self._fetched_at >= MAX_AGE_S:
+                self._await(PATIENCE_S, self._patient)
+                key = self._keys.get((kid, alg))
+            return key
+        self._await(WAIT_S, self._waiting)
         if not self._keys:
             raise KeysUnavailable(f"no signing keys from {self._url}")
         return self._keys.get((kid, alg))
 
-    def warm(self) -> bool:
-        """Fetch the set if it was never had; whether it is there now. For a start: it never raises."""
+    def refresh(self) -> None:
+        """Begin to fetch the set, unless that is being done or was tried just now."""
         with self._lock:
-            if not self._keys:
-                self._refresh()
+            if self._fetching is not None:
+                return
+            now = self._clock()
+            # With nothing to serve from, the first retries come sooner: 1, 2, 4 ... 30 s.
+            pause = FETCH_PAUSE_S if self._keys else min(FETCH_PAUSE_S, 2 ** max(0, self._failures - 1))
+            if 0 <= now - self._tried_at < pause:
+                return
+            self._tried_at = now
+            self._fetching = threading.Thread(target=self._replace, name="signing-keys", daemon=True)
+            self._fetching.start()
+
+    def ready(self) -> bool:
+        """Whether there are any keys, after what is being fetched has come."""
+        self._await(WAIT_S, self._waiting)
         return bool(self._keys)
 
-    def _refresh(self) -> None:
-        """Fetch the set unless that was tried just now. The lock is held."""
-        now = self._clock()
-        # With nothing to serve from, the first retries come sooner: 1, 2, 4 ... 30 s.
-        pause = FETCH_PAUSE_S if self._keys else min(FETCH_PAUSE_S, 2 ** max(0, self._failures - 1))
-        if 0 <= now - self._tried_at < pause:
+    def _await(self, at_most_s: float, room: threading.Semaphore) -> None:
+        """Wait for a fetch, the one under way or else one that is due, if there is room for one who waits."""
+        if not room.acquire(blocking=False):
             return
-        self._tried_at = now
         try:
-            self._keys = parse(self._fetch(self._url))
+            self.refresh()
+            fetching = self._fetching
+            if fetching is not None:
+                fetching.join(at_most_s)
+        finally:
+            room.release()
+
+    def _replace(self) -> None:
+        """Fetch the set, and serve from it if it can be used."""
+        try:
+            keys = parse(self._fetch(self._url))
         except FetchFailed as failure:
             self._failures += 1
             serving = len(self._keys)
             log("WARNING", "signing keys could not be fetched", url=self._url, error=str(failure), serving=serving)
-            return
-        self._failures = 0
-        self._fetched_at = now
+        else:
+            self._failures = 0
+            self._fetched_at = self._clock()
+            self._keys = keys
+        finally:
+            self._fetching = None
 
 
 def parse(body: bytes) -> dict[tuple[str, str], PublicKey]:
@@ -187,6 +224,8 @@ def _usable(entry: Mapping[str, Any]) -> tuple[tuple[str, str], PublicKey] | Non
         if kty == "EC" and curve == "P-256" and entry.get("alg", "ES256") == "ES256":
             point = ec.EllipticCurvePublicNumbers(_number(entry, "x"), _number(entry, "y"), ec.SECP256R1())
             return (kid, "ES256"), Es256(point.public_key())
+        if kty == "OKP" and curve == "Ed25519" and entry.get("alg", "EdDSA") == "EdDSA":
+            return (kid, "EdDSA"), EdDsa(Ed25519PublicKey.from_public_bytes(_bytes(entry, "x")))
     except (ValueError, UnsupportedAlgorithm):
         return None
     return None
@@ -194,10 +233,14 @@ def _usable(entry: Mapping[str, Any]) -> tuple[tuple[str, str], PublicKey] | Non
 
 def _number(entry: Mapping[str, Any], name: str) -> int:
     """A big-endian number in base64url (RFC 7518, 2). Raises `ValueError`."""
+    return int.from_bytes(_bytes(entry, name))
+
+
+def _bytes(entry: Mapping[str, Any], name: str) -> bytes:
     text = entry.get(name)
     if not isinstance(text, str):
         raise ValueError(f"{name} is not text")
-    return int.from_bytes(base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True))
+    return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
 
 
 def check_url(url: str, http_hosts: frozenset[str] = frozenset()) -> str:
@@ -235,7 +278,7 @@ def fetch_document(url: str) -> bytes:
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
-    deadline = time.monotonic() + 2 * TIMEOUT_S
+    deadline = time.monotonic() + 2 * TIMEOUT_S  # and one more read
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     try:
         connection.request("GET", target, headers={"Accept": "application/json", "Connection": "close"})

@@ -7,13 +7,20 @@ What they may do is the tenant's record as it is now; the plan in the identity i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 MAX_TEXT = 256
 """The longest id, plan or scope, in characters; the same bound that usage records have."""
-MAX_SCOPES = 64
+MAX_NAMES = 256
+"""The most scopes or groups of one token."""
 MAX_EPOCH = 2**53
 """The latest expiry, in epoch seconds; anything beyond is a corrupt claim (and would not survive JSON doubles)."""
+
+INVOKE, MODELS_READ, USAGE_READ, ADMIN = "invoke", "models.read", "usage.read", "admin"
+"""What a credential may be good for: to call models (and all that an ordinary caller does besides), to list models, to
+read the caller's own limits and use, and to read everybody's."""
+SCOPES = frozenset({INVOKE, MODELS_READ, USAGE_READ, ADMIN})
 
 
 class Unauthorized(Exception):
@@ -50,6 +57,7 @@ class Identity(NamedTuple):
     team: str = ""
     key: str = ""
     scopes: frozenset[str] = frozenset()
+    """Of `SCOPES`, each named: what is not in here may not be done (see `granted`)."""
     expires_at: int = 0
 
     def expired(self, now_s: float) -> bool:
@@ -79,56 +87,20 @@ class Identity(NamedTuple):
         if not isinstance(exp, str) or not exp.isascii() or not exp.isdigit() or len(exp) > 16:
             raise Unauthorized("context: exp is not a whole number")
         return cls(
-            tenant=_text("tenant", context.get("tenant"), required=True),
-            user=_text("user", context.get("user"), required=True),
-            plan=_text("plan", context.get("plan", "")),
-            team=_text("team", context.get("team", "")),
-            key=_text("key", context.get("key", "")),
-            scopes=_scopes(context.get("scopes", "")),
+            tenant=text("tenant", context.get("tenant"), required=True),
+            user=text("user", context.get("user"), required=True),
+            plan=text("plan", context.get("plan", "")),
+            team=text("team", context.get("team", "")),
+            key=text("key", context.get("key", "")),
+            scopes=_granted(text("scopes", context.get("scopes", ""))),
             expires_at=int(exp),
         )
 
 
-class ClaimNames(NamedTuple):
-    """Which claim holds which part: for each part the first of its names that a token has."""
-
-    tenant: tuple[str, ...] = ("tenant", "custom:tenant")
-    user: tuple[str, ...] = ("sub", "client_id")
-    """Tokens of machines (client credentials) may have no `sub`; their client is their user."""
-    plan: tuple[str, ...] = ("plan", "custom:plan")
-    team: tuple[str, ...] = ("team", "custom:team")
-    key: tuple[str, ...] = ()
-    scopes: tuple[str, ...] = ("scope", "scp")
-
-    @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> ClaimNames:
-        """Read `TOLLGATE_CLAIM_TENANT`, `_USER`, `_PLAN`, `_TEAM`, `_KEY`, `_SCOPES`: comma-separated claim names."""
-        found: dict[str, tuple[str, ...]] = {}
-        for part in cls._fields:
-            variable = f"TOLLGATE_CLAIM_{part.upper()}"
-            if variable not in environ:
-                continue
-            found[part] = tuple(name.strip() for name in environ[variable].split(",") if name.strip())
-            if not found[part] and part in ("tenant", "user"):
-                raise ValueError(f"{variable}: name at least one claim (unset it for the default)")
-        return cls(**found)
-
-
-def claims_to_identity(claims: Mapping[str, Any], names: ClaimNames) -> Identity:
-    """The identity that a token's claims stand for.
-
-    A claim of the wrong type is refused rather than passed over for its next name, and a token without a tenant or
-    user is nobody's. Raises `Unauthorized`.
-    """
-    return Identity(
-        tenant=_text("tenant", _first(claims, names.tenant), required=True),
-        user=_text("user", _first(claims, names.user), required=True),
-        plan=_text("plan", _first(claims, names.plan)),
-        team=_text("team", _first(claims, names.team)),
-        key=_text("key", _first(claims, names.key)),
-        scopes=_scopes(_first(claims, names.scopes)),
-        expires_at=epoch("exp", claims.get("exp")),
-    )
+def granted(scopes: Iterable[str]) -> frozenset[str]:
+    """The scopes that these stand for: who may call models may list them, and see the own use."""
+    found = frozenset(scopes)
+    return found | {MODELS_READ, USAGE_READ} if INVOKE in found else found
 
 
 def epoch(name: str, value: Any) -> int:
@@ -140,11 +112,7 @@ def epoch(name: str, value: Any) -> int:
     return int(value)
 
 
-def _first(claims: Mapping[str, Any], names: Iterable[str]) -> Any:
-    return next((claims[name] for name in names if name in claims), "")
-
-
-def _text(part: str, value: Any, *, required: bool = False) -> str:
+def text(part: str, value: Any, *, required: bool = False) -> str:
     """Printable text of at most 256 characters: no control characters, no lone surrogates, no invisible ones."""
     if not isinstance(value, str) or len(value) > MAX_TEXT or not value.isprintable():
         raise Unauthorized(f"{part} is not printable text of at most {MAX_TEXT} characters")
@@ -153,12 +121,15 @@ def _text(part: str, value: Any, *, required: bool = False) -> str:
     return value
 
 
-def _scopes(value: Any) -> frozenset[str]:
-    """OAuth scopes: one space-separated string (RFC 9068), or a list of strings, as some issuers write them."""
+def names(what: str, value: Any) -> list[str]:
+    """A list of names, or (as RFC 9068 writes scopes) one string with spaces between. Raises `Unauthorized`."""
     found = value.split() if isinstance(value, str) else value
-    if not isinstance(found, list) or len(found) > MAX_SCOPES:
-        raise Unauthorized(f"scopes are not a list of at most {MAX_SCOPES}")
-    scopes = frozenset(_text("scope", scope, required=True) for scope in found)
-    if any(" " in scope for scope in scopes):
-        raise Unauthorized("a scope holds a space")
-    return scopes
+    if not isinstance(found, list) or len(found) > MAX_NAMES:
+        raise Unauthorized(f"{what} are not a list of at most {MAX_NAMES}")
+    return [text(what, name, required=True) for name in found]
+
+
+@lru_cache(maxsize=64)
+def _granted(scopes: str) -> frozenset[str]:
+    """The scopes that a context names; those that nothing knows grant nothing."""
+    return SCOPES.intersection(scopes.split())

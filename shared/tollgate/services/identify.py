@@ -19,6 +19,9 @@ from tollgate.wire.credentials import bearer, presented
 if TYPE_CHECKING:  # on Lambda the authorizer verifies
     from tollgate.services.authorize import Authenticator
 
+THREADS = 32
+"""That verify what is new to this process; at most 8 of them wait for one issuer's keys."""
+
 
 async def from_request_context(exchange: Exchange) -> tuple[Identity, str]:
     """The identity and address in `x-amzn-request-context`. Raises `Unauthorized` for what API Gateway never sends."""
@@ -47,11 +50,19 @@ class Credentials:
 
     def __init__(self, authenticator: Authenticator, trusted_proxies: str = "") -> None:
         """`trusted_proxies`: comma-separated networks whose X-Forwarded-For is believed. Raises ValueError."""
+        from concurrent.futures import ThreadPoolExecutor
+
         self._authenticator = authenticator
+        # not the event loop's own threads, which look up hosts: a flood of tokens must not stop calls to models
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="verify")
         try:
             self._trusted = [ip_network(text.strip()) for text in trusted_proxies.split(",") if text.strip()]
         except ValueError as error:
             raise ValueError(f"TOLLGATE_TRUSTED_PROXIES: expected networks with commas between: {error}") from None
+
+    async def warm(self) -> None:
+        """Fetch the issuers' keys before the first caller needs them; without them, too, it is time to start."""
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._authenticator.warm)
 
     async def __call__(self, exchange: Exchange) -> tuple[Identity, str]:
         ip = self._address(exchange)
@@ -59,7 +70,7 @@ class Credentials:
         who = self._authenticator.recall(credential)
         if who is None:
             verify = self._authenticator.verify
-            who = await asyncio.get_running_loop().run_in_executor(None, verify, credential, ip)
+            who = await asyncio.get_running_loop().run_in_executor(self._threads, verify, credential, ip)
         return who, ip
 
     def _address(self, exchange: Exchange) -> str:
