@@ -16,8 +16,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from tollgate.adapters.jwks import FetchFailed, Jwks
 from tollgate.domain.identity import Unauthorized
+from tollgate.domain.issuer_settings import issuers
+from tollgate.domain.issuers import Issuer
 from tollgate.services.authorize import Authenticator
-from tollgate.services.tokens import TokenRules, TokenVerifier
+from tollgate.services.tokens import TokenVerifier
 
 ISSUER = "https://issuer.example"
 CLIENT = "client-1"
@@ -64,7 +66,7 @@ def claims(**changes: Any) -> dict[str, Any]:
         "token_use": "access",
         "tenant": "acme",
         "plan": "pro",
-        "scope": "models/invoke models/list",
+        "scope": "tollgate/invoke",
         "iat": now,
         "exp": now + 3600,
     }
@@ -122,8 +124,13 @@ class KeySet:
 JWKS_URL = f"{ISSUER}/.well-known/jwks.json"
 
 
-def rules(**changes: Any) -> TokenRules:
-    return TokenRules(**{"issuer": ISSUER, "jwks_url": JWKS_URL, "clients": frozenset({CLIENT}), **changes})
+ENVIRONMENT = {"TOLLGATE_ISSUER": ISSUER, "TOLLGATE_CLIENT_IDS": CLIENT}
+
+
+def rules(**changes: Any) -> Issuer:
+    """Those of the plain variables for this issuer."""
+    (issuer,) = issuers(ENVIRONMENT)
+    return issuer._replace(**changes)
 
 
 def authenticator(
@@ -131,7 +138,7 @@ def authenticator(
 ) -> Authenticator:
     """As `tollgate serve` makes it, for this issuer."""
     jwks = Jwks(JWKS_URL, clock=clock, fetch=keys)
-    return Authenticator([TokenVerifier(rules(**changes), jwks)], clock=clock)
+    return Authenticator([TokenVerifier([(rules(**changes), jwks)])], clock=clock)
 
 
 def refused(call: Callable[[], object]) -> str:

@@ -218,6 +218,7 @@ class Adapters:
 async def gateway(settings: Settings, identify: Identify, deadline: Deadline, *, max_in_flight: int = 0) -> Gateway:
     """The gateway with everything that it needs. Belongs to the running event loop."""
     from tollgate.services.account import Account
+    from tollgate.services.administration import Administration
     from tollgate.services.admit import Admitter
     from tollgate.services.directory import Directory
     from tollgate.services.forward import Forwarder
@@ -247,6 +248,7 @@ async def gateway(settings: Settings, identify: Identify, deadline: Deadline, *,
     return Gateway(
         identify=identify,
         account=Account(directory, spending, clock_us),
+        administration=Administration(directory, status),
         admitter=admitter,
         forwarder=Forwarder(adapters.http, adapters.secrets(), adapters.sign),
         usage_log=StdoutUsageLog(),

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from functions.authorizer import handler as authorizer
 from tests.functional.cognito import Pool, user_pool
 from tests.tokens import key_set
 from tollgate.adapters.jwks import FetchFailed, Jwks, fetch_document
-from tollgate.domain.identity import Identity, KeysUnavailable
+from tollgate.domain.identity import Identity, KeysUnavailable, granted
+from tollgate.local.gateway_auth import Answer
 
 ARN = "arn:aws:execute-api:us-east-1:123456789012:abcdef1234"
 
@@ -82,14 +86,11 @@ def denied(event: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> dict[st
     return json.loads(output)  # type: ignore[no-any-return]
 
 
-def test_a_tenants_token_opens_the_whole_stage(pool: Pool, login: dict[str, str]) -> None:
-    token = pool.issue(login["AccessToken"], tenant="acme", plan="pro", scope="models/invoke")
+def test_a_tenants_token_says_who_calls(pool: Pool, login: dict[str, str]) -> None:
+    token = pool.issue(login["AccessToken"], tenant="acme", plan="pro", scope="tollgate/invoke")
     answer = authorizer.handler(request(f"Bearer {token}"), None)
-    assert answer["policyDocument"]["Statement"] == [
-        {"Action": "execute-api:Invoke", "Effect": "Allow", "Resource": f"{ARN}/prod/*/*"}
-    ]
     identity = Identity.from_context(answer["context"])
-    assert (identity.tenant, identity.plan, identity.scopes) == ("acme", "pro", {"models/invoke"})
+    assert (identity.tenant, identity.plan, identity.scopes) == ("acme", "pro", granted(["invoke"]))
     assert identity.user
     assert identity.expires_at > 0
     assert all(isinstance(value, str) for value in answer["context"].values())
@@ -137,17 +138,76 @@ def test_two_authorization_headers_are_refused(
     assert authorizer.handler(event, None)["context"]["tenant"] == "acme"
 
 
+# -- the policy ----------------------------------------------------------------------------------------------------
+
+ORDINARY = [
+    ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/v1/embeddings"),
+    ("POST", "/v1/responses"), ("POST", "/v1/messages"), ("DELETE", "/v1/whatever"), ("GET", "/nothing/here"),
+]  # fmt: skip
+MODELS = [("GET", "/v1/models"), ("GET", "/v1/models/small"), ("GET", "/v1/models/org/admin/small")]
+USAGE = [("GET", "/v1/usage")]
+ADMINISTRATION = [("GET", "/admin/v1/status"), ("GET", "/admin/v1/tenants/acme")]
+
+
+def routes_of(identity: Identity, seen: tuple[str, str]) -> set[tuple[str, str]]:
+    """Of all routes those that API Gateway lets `identity` call, with the policy that was made for the route `seen`."""
+    answer = Answer.of(authorizer.allow(identity, f"{ARN}/prod/{seen[0]}{seen[1]}"))
+    every = [*ORDINARY, *MODELS, *USAGE, *ADMINISTRATION]
+    return {route for route in every if answer.allows(f"{ARN}/prod/{route[0]}{route[1]}")}
+
+
 @pytest.mark.parametrize(
-    ("arn", "resource"),
+    ("scopes", "allowed"),
     [
-        ("arn:aws:execute-api:us-east-1:1:api/prod/GET/", "arn:aws:execute-api:us-east-1:1:api/prod/*/*"),
-        ("arn:aws-cn:execute-api:cn-north-1:1:a/s/GET/x", "arn:aws-cn:execute-api:cn-north-1:1:a/s/*/*"),
-        ("arn:aws:execute-api:eu-west-1:1:a/s/GET/x:y/execute-api:z", "arn:aws:execute-api:eu-west-1:1:a/s/*/*"),
+        ({"invoke"}, [*ORDINARY, *MODELS, *USAGE]),
+        ({"models.read"}, MODELS),
+        ({"usage.read"}, USAGE),
+        ({"models.read", "usage.read"}, [*MODELS, *USAGE]),
+        ({"invoke", "admin"}, [*ORDINARY, *MODELS, *USAGE, *ADMINISTRATION]),
+        (set(), []),
     ],
 )
-def test_the_callers_path_does_not_shape_the_policy(arn: str, resource: str) -> None:
-    policy = authorizer.allow(Identity("t", "u", expires_at=1), arn)["policyDocument"]
-    assert policy["Statement"][0]["Resource"] == resource
+def test_a_cached_policy_is_right_on_every_route(scopes: set[str], allowed: list[tuple[str, str]]) -> None:
+    identity = Identity("acme", "ann", scopes=granted(scopes), expires_at=1)
+    for seen in (ORDINARY[0], MODELS[0], USAGE[0], ADMINISTRATION[0]):
+        assert routes_of(identity, seen) == set(allowed)
+
+
+@pytest.mark.parametrize("scopes", [{"invoke"}, {"models.read"}, {"invoke", "admin"}, set()])
+def test_a_policy_is_for_its_own_api_and_stage_only(scopes: set[str]) -> None:
+    identity = Identity("acme", "ann", scopes=granted(scopes), expires_at=1)
+    answer = Answer.of(authorizer.allow(identity, f"{ARN}/prod/GET/v1/models"))
+    for other in (f"{ARN}/dev/GET/v1/models", ARN.replace("abcdef1234", "other") + "/prod/GET/v1/models"):
+        assert not answer.allows(other)
+
+
+@pytest.mark.parametrize(
+    ("arn", "stage"),
+    [
+        ("arn:aws:execute-api:us-east-1:1:api/prod/GET/", "arn:aws:execute-api:us-east-1:1:api/prod"),
+        ("arn:aws-cn:execute-api:cn-north-1:1:a/s/GET/x", "arn:aws-cn:execute-api:cn-north-1:1:a/s"),
+        ("arn:aws:execute-api:eu-west-1:1:a/s/GET/x:y/execute-api:z", "arn:aws:execute-api:eu-west-1:1:a/s"),
+        ("arn:aws:execute-api:eu-west-1:1:a/s/GET/*", "arn:aws:execute-api:eu-west-1:1:a/s"),
+    ],
+)
+def test_the_callers_path_does_not_shape_the_policy(arn: str, stage: str) -> None:
+    policy = authorizer.allow(Identity("t", "u", scopes=granted(["invoke"]), expires_at=1), arn)["policyDocument"]
+    assert [(s["Effect"], s["Resource"]) for s in policy["Statement"]] == [
+        ("Allow", [f"{stage}/*/*"]),
+        ("Deny", [f"{stage}/GET/admin/*"]),
+    ]
+
+
+@given(
+    st.sampled_from(["*", "arn:aws:*", "prod/*/*", "a/b", "a:b", "ü*", "ＡＤＭＩＮ", "admin", "*/admin/*", "?"]),
+    st.sampled_from(["*", "../x", "a:b/c", "日本", "admin", "${aws:username}"]),
+)
+def test_names_are_inert(tenant: str, user: str) -> None:
+    strange = Identity(tenant, user, tenant, user, tenant, granted(["models.read"]), 1)
+    plain = Identity("acme", "ann", scopes=granted(["models.read"]), expires_at=1)
+    arn = f"{ARN}/prod/GET/v1/models"
+    assert authorizer.allow(strange, arn)["policyDocument"] == authorizer.allow(plain, arn)["policyDocument"]
+    assert re.fullmatch(r"[A-Za-z0-9_-]{22}", authorizer.allow(strange, arn)["principalId"])
 
 
 def test_principals_do_not_collide() -> None:
@@ -204,7 +264,7 @@ def answering(status: int, body: bytes, **headers: str) -> Iterator[str]:
 def test_a_key_set_is_fetched() -> None:
     with answering(200, key_set()) as url:
         assert fetch_document(url) == key_set()
-        assert Jwks(url).warm()
+        assert Jwks(url).ready()
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_a_request_to_the_proxy_function_imports_nothing(
     environ = dict(aws_environ)
     if store == "dynamodb":
         environ["TOLLGATE_STORE_URL"] = "dynamodb://imports-limits"
-    user = {"tenant": "acme", "user": f"ann-{store}", "plan": "small", "exp": "9999999999"}
+    user = {"tenant": "acme", "user": f"ann-{store}", "plan": "small", "scopes": "invoke", "exp": "9999999999"}
     context = {"authorizer": user, "identity": {"sourceIp": "192.0.2.1"}}
     with upstream.play(script):
         found = steps("lambda_application", environ, requests(("x-amzn-request-context", json.dumps(context))))

@@ -34,7 +34,7 @@ from tollgate.adapters.http import HttpClient
 from tollgate.adapters.policy_file import parse
 from tollgate.adapters.policy_tables import PolicyTables
 from tollgate.bootstrap import clock_us, lambda_application
-from tollgate.domain.identity import Identity
+from tollgate.domain.identity import Identity, granted
 from tollgate.domain.policy import TenantSpec
 from tollgate.local import provision
 from tollgate.services.application import Application
@@ -243,7 +243,7 @@ async def furnish(environ: dict[str, str], port: int) -> None:
 
 def chat() -> tuple[dict[str, Any], bytes]:
     """An ASGI scope and body, as the web adapter's request becomes them."""
-    who = Identity("acme", "ana", "pro", expires_at=int(time.time()) + 600).to_context()
+    who = Identity("acme", "ana", "pro", scopes=granted(["invoke"]), expires_at=int(time.time()) + 600).to_context()
     context = {"authorizer": who, "identity": {"sourceIp": "192.0.2.1"}}
     headers = [(b"content-type", b"application/json"), (b"x-amzn-request-context", json.dumps(context).encode())]
     path = "/v1/chat/completions"

@@ -86,7 +86,7 @@ def test_an_old_set_is_fetched_again_and_serves_meanwhile(jwks: Jwks, issuer: Ke
 
 
 def test_an_empty_or_broken_set_does_not_replace_a_good_one(jwks: Jwks, issuer: KeySet, clock: Clock) -> None:
-    assert jwks.warm()
+    assert jwks.ready()
     for body in (b"", b"{}", b'{"keys": []}', b"[1]", b"[" * 100_000, b'{"keys": [{"kid": "x"}]}', b"\xff"):
         issuer.body = body
         clock.ahead_s += 601

@@ -112,7 +112,7 @@ def _others(text: str) -> list[Issuer]:
         return []
     try:
         entries = json.loads(text, object_pairs_hook=_unique)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"TOLLGATE_ISSUERS: not JSON: {error}") from None
     if not isinstance(entries, list):
         raise ValueError("TOLLGATE_ISSUERS: expected a list of issuers")

@@ -17,12 +17,23 @@ import orjson
 from tollgate.adapters import telemetry
 from tollgate.adapters.http_message import TimedOut, UpstreamError
 from tollgate.domain.estimates import LEAST_PROMPT, Sample
-from tollgate.domain.identity import Identity, KeysUnavailable, TooManyFailures, Unauthorized
+from tollgate.domain.identity import (
+    ADMIN,
+    INVOKE,
+    MODELS_READ,
+    USAGE_READ,
+    Identity,
+    KeysUnavailable,
+    TooManyFailures,
+    Unauthorized,
+)
 from tollgate.domain.limits import BudgetTake
 from tollgate.domain.records import Outcome, UsageClose, UsageOpen, counts_as_request
 from tollgate.domain.usage import Usage, estimate
 from tollgate.ports import Response, SecretUnavailable, UsageLog
 from tollgate.services.account import Account
+from tollgate.services.administration import PREFIX as ADMIN_PREFIX
+from tollgate.services.administration import Administration
 from tollgate.services.admit import Admitter, Grant, Request
 from tollgate.services.estimates import Estimate, Estimates
 from tollgate.services.exchange import Disconnected, Exchange, Header
@@ -81,6 +92,7 @@ class Gateway:
         *,
         identify: Identify,
         account: Account,
+        administration: Administration,
         admitter: Admitter,
         forwarder: Forwarder,
         usage_log: UsageLog,
@@ -95,6 +107,7 @@ class Gateway:
         `max_in_flight`: requests at once before 503; 0: as many as come."""
         self._identify = identify
         self._account = account
+        self._administration = administration
         self._admitter = admitter
         self._forwarder = forwarder
         self._log = usage_log
@@ -138,7 +151,7 @@ class Gateway:
 
     async def _model_call(self, exchange: Exchange, route: Route, request_id: str) -> None:
         started = self._clock()
-        who, ip = await self._known(exchange)
+        who, ip = await self._known(exchange, INVOKE)
         label = use_case(exchange.headers.get(b"x-tollgate-use-case"))
         body = Body(await exchange.body(self._max_body))
         call = route.read(body)
@@ -177,8 +190,11 @@ class Gateway:
                     usage = estimate(job.reader.finish(), wanted.input_tokens, job.reader.produced_bytes)
                 await self._close(job, "upstream_closed", 0, usage)
 
-    async def _known(self, exchange: Exchange) -> tuple[Identity, str]:
-        """Who calls; 401 for everyone else, 429 for a flood of forgeries. `exp` is checked again at every use."""
+    async def _known(self, exchange: Exchange, scope: str) -> tuple[Identity, str]:
+        """Who calls; 401 for everyone else, 429 for a flood of forgeries, 403 for who lacks the scope.
+
+        Both `exp` and the scope are checked at every use: the authorizer's answer may be a minute old, and was given
+        for another route."""
         try:
             who, ip = await self._identify(exchange)
         except TooManyFailures as error:
@@ -191,6 +207,8 @@ class Gateway:
             raise errors.unavailable("The gateway cannot verify tokens at the moment.") from error
         if who.expired(self._clock() / 1_000_000):
             raise errors.invalid_api_key("The token has expired.")
+        if scope not in who.scopes:
+            raise errors.insufficient_scope(scope)
         return who, ip
 
     async def _forward(self, job: Job, deadline_us: int | None) -> None:
@@ -416,8 +434,12 @@ class Gateway:
     # -- everything else
 
     async def _other(self, exchange: Exchange, request_id: str) -> None:
-        """GET /healthz, /v1/models, /v1/models/{model}, /v1/usage; 404 or 405 for what is none of them."""
+        """GET /healthz, /v1/models, /v1/models/{model}, /v1/usage, /admin/v1/...; 404 or 405 for all else."""
         path, method = exchange.path, exchange.method
+        if path.startswith(ADMIN_PREFIX):
+            await self._known(exchange, ADMIN)
+            await _answer(exchange, 200, await self._administration.read(method, path), request_id)
+            return
         known = path in ("/healthz", "/v1/models", "/v1/usage") or path.startswith("/v1/models/")
         if not known and path not in ROUTES:
             raise errors.not_found(method, path)
@@ -426,7 +448,7 @@ class Gateway:
         if path == "/healthz":
             await _answer(exchange, 200, self._status(), request_id)
             return
-        who, _ = await self._known(exchange)
+        who, _ = await self._known(exchange, USAGE_READ if path == "/v1/usage" else MODELS_READ)
         if path == "/v1/usage":
             await _answer(exchange, 200, await self._account.usage(who), request_id)
             return

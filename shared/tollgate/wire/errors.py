@@ -113,6 +113,18 @@ def forbidden(message: str, code: str = "permission_denied", param: str | None =
     return ApiError(403, message, type="permission_error", param=param, code=code)
 
 
+def insufficient_scope(scope: str) -> ApiError:
+    """The credential is good, but not for this (RFC 6750, 3.1). `scope` is one of ours, never the caller's text."""
+    headers = {"www-authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'}
+    return ApiError(
+        403,
+        f"This credential may not do that: it lacks the scope {scope}.",
+        type="permission_error",
+        code="insufficient_scope",
+        headers=headers,
+    )
+
+
 def model_not_allowed(model: str) -> ApiError:
     return forbidden(f"Your plan does not include the model {shown(model)}.", "model_not_allowed", "model")
 
@@ -129,6 +141,11 @@ def keeps_content(param: str) -> ApiError:
 
 def tenant_suspended() -> ApiError:
     return forbidden("This account is suspended.", "account_suspended")
+
+
+def tenant_not_found(tenant: str) -> ApiError:
+    """For administrators only; nobody else learns which tenants there are."""
+    return ApiError(404, f"There is no tenant {shown(tenant)}.", code="tenant_not_found")
 
 
 def model_not_found(model: str) -> ApiError:
