@@ -33,7 +33,7 @@ def identify(found: dict[str, Any], issuer: Issuer | None = None) -> Identity:
         plan=printable | st.just(""),
         team=printable | st.just(""),
         key=printable | st.just(""),
-        scopes=st.frozensets(st.sampled_from(sorted(SCOPES))),
+        scopes=st.frozensets(st.sampled_from(sorted(SCOPES))).map(granted),
         expires_at=st.integers(1, 2**53),
     )
 )

@@ -132,4 +132,4 @@ def names(what: str, value: Any) -> list[str]:
 @lru_cache(maxsize=64)
 def _granted(scopes: str) -> frozenset[str]:
     """The scopes that a context names; those that nothing knows grant nothing."""
-    return SCOPES.intersection(scopes.split())
+    return granted(SCOPES.intersection(scopes.split()))
