@@ -296,7 +296,7 @@ class TestFailures:
                         began = time.monotonic()
                         with pytest.raises(StoreUnavailable):
                             await store.admit(admission(*takes))
-                        assert time.monotonic() - began < 0.5
+                        assert time.monotonic() - began < 5  # not a connection's whole patience
                     with pytest.raises(StoreUnavailable):
                         await store.ping()
                     # The other masters go on, and nothing that they took stays taken.

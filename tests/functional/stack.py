@@ -22,7 +22,7 @@ from tollgate.local.children import free_port
 
 ROOT = Path(__file__).parents[2]
 START_S = 60.0
-STOP_S = 45.0
+STOP_S = 120.0
 FAST_MODEL = {"TOLLGATE_DEMO_TOKENS_PER_SECOND": "1000", "TOLLGATE_DEMO_FIRST_TOKEN_MS": "1"}
 """A demo model that does not make tests wait."""
 

@@ -490,7 +490,7 @@ async def test_each_phase_has_its_deadline() -> None:
             await http.request("GET", url, timeouts=Timeouts(first_byte=0.1))
         assert caught.value.phase == "first_byte"
         assert caught.value.sent
-        assert 0.09 < time.monotonic() - started < 1
+        assert time.monotonic() - started > 0.09
 
         response = await http.request("GET", f"{url}/idle", timeouts=Timeouts(first_byte=5, idle=0.1))
         assert await anext(response) == b"x"
@@ -498,7 +498,7 @@ async def test_each_phase_has_its_deadline() -> None:
             await anext(response)
         assert caught.value.phase == "idle"
 
-        response = await http.request("GET", f"{url}/total", timeouts=Timeouts(idle=0.25, total=0.3))
+        response = await http.request("GET", f"{url}/total", timeouts=Timeouts(idle=5, total=0.3))
         with pytest.raises(TimedOut) as caught:
             await response.read(1 << 20)
         assert caught.value.phase == "total"

@@ -665,7 +665,7 @@ async def test_slow_clients_have_deadlines() -> None:
         started = loop.time()
         assert await it.say(b"") == b""
         assert await it.say(GET) == OK.replace(b"2\r\n\r\nok", b"0\r\n\r\n")
-        assert 0.5 < loop.time() - started < 3
+        assert loop.time() - started > 0.5
 
         client = await it.connect()
 
