@@ -679,12 +679,13 @@ async def test_slow_clients_have_deadlines() -> None:
         dripping.cancel()
         refused(408, await it.say(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhell"))
 
+    async with serving(echo, timeouts=ServerTimeouts(body=1)) as it:
         client = await it.connect()  # slowly, but never silent for too long
-        await client.send(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 6\r\n\r\n")
-        for _ in range(6):
+        await client.send(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 12\r\n\r\n")
+        for _ in range(12):
             await asyncio.sleep(0.1)
             await client.send(b"x")
-        assert (await client.answer()).endswith(b"xxxxxx")
+        assert (await client.answer()).endswith(b"x" * 12)
 
 
 @on_both_loops
