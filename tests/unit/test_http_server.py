@@ -738,16 +738,16 @@ async def test_send_waits_for_a_slow_reader_and_not_for_ever() -> None:
         assert (await receive())["type"] in ("http.request", "http.disconnect")
         left.set()
 
-    async with serving(pour, timeouts=ServerTimeouts(write=0.5)) as it:
+    async with serving(pour, timeouts=ServerTimeouts(write=1.5)) as it:
         client = await it.connect(receive_buffer=1 << 16)
         await client.send(GET)
         await asyncio.sleep(0.2)
         assert sent < 512, "it does not wait"
         for _ in range(6):  # slower than the server's patience in all, but never without progress
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.3)
             await client.reader.readexactly(1 << 20)
         assert not left.is_set()
-        await asyncio.wait_for(left.wait(), 5)  # nothing is read any more
+        await asyncio.wait_for(left.wait(), 20)  # nothing is read any more
         assert sent == 1024, "the application goes on, for nobody"
 
 
