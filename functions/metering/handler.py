@@ -1,4 +1,5 @@
-"""Metering: the proxy's usage records, from a CloudWatch Logs subscription, into the ledger.
+"""Metering: the proxy's usage records, from a CloudWatch Logs subscription, into the ledger; and its counts of refusals
+into the audit log.
 
 Deliveries may be repeated and come in any order. Whatever cannot be read becomes a dead letter; an exception is raised
 only if the ledger (or the queue of dead letters) cannot be written, and then Lambda delivers the whole batch again.
@@ -7,14 +8,17 @@ only if the ledger (or the queue of dead letters) cannot be written, and then La
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from functions.metering.subscription import unpack
 from tollgate import bootstrap
 from tollgate.adapters.telemetry import emf, log, service
-from tollgate.services.meter import MeterReport, meter
+from tollgate.domain.audit import REFUSALS, Refusals
+from tollgate.domain.records import BadRecord
+from tollgate.services.meter import DeadLetter, MeterReport, meter
 
 
 def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
@@ -26,8 +30,31 @@ def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
 
 async def _enter(event: Mapping[str, Any]) -> MeterReport:
     lines, unreadable = unpack(event)
+    usage, refusals, wrong = split(lines)
     async with bootstrap.metering() as (ledger, store, dead_letters):
-        return await meter(lines, ledger, store, dead_letters, bootstrap.clock_us(), unreadable)
+        report = await meter(usage, ledger, store, dead_letters, bootstrap.clock_us(), [*unreadable, *wrong])
+    if refusals:
+        async with bootstrap.audit_log() as audit:
+            await audit.note(refusals)
+    return report
+
+
+def split(lines: Sequence[str]) -> tuple[list[str], list[Refusals], list[DeadLetter]]:
+    """Usage records; counts of refusals, which are for the audit log; and what looks like one, but is none."""
+    usage: list[str] = []
+    refusals: list[Refusals] = []
+    wrong: list[DeadLetter] = []
+    for line in lines:
+        if f'"{REFUSALS}"' not in line[:24]:  # a line begins with its event
+            usage.append(line)
+            continue
+        try:
+            refusals.append(Refusals.parse(json.loads(line)))
+        except BadRecord as bad:
+            wrong.append(DeadLetter(line, str(bad)))
+        except (ValueError, RecursionError):
+            wrong.append(DeadLetter(line, "not a line of JSON in UTF-8"))
+    return usage, refusals, wrong
 
 
 def _note(report: MeterReport) -> None:

@@ -362,6 +362,13 @@ async def publisher() -> AsyncIterator[tuple[PolicyTables, LimitStore, AuditTabl
 
 
 @asynccontextmanager
+async def audit_log() -> AsyncIterator[AuditTable]:
+    """Where metering notes refusals. Raises `BadSetting`."""
+    async with _adapters() as adapters:
+        yield adapters.audit()
+
+
+@asynccontextmanager
 async def _adapters() -> AsyncIterator[Adapters]:
     adapters = Adapters(Settings.read())
     try:

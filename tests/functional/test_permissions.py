@@ -289,7 +289,12 @@ def run_metering(aws: Aws) -> None:
     now = clock_us()
     # what the proxy wrote; one call used more than was settled, so that a floor is pushed
     lines = [json.dumps(record) for record in aws.records]
-    more = aws.records[-1] | {"id": "more", "output_tokens": 50_000, "cost_microusd": 50_000}
+    close = next(it for it in reversed(aws.records) if it["event"] == "usage.close")
+    more = close | {
+        "id": "more",
+        "output_tokens": 50_000,
+        "cost_microusd": 50_000,
+    }
     late = an_open("late", ts_us=now - 3600_000_000, expires_us=now - 3000_000_000).as_dict()
     metering.handler(subscription(*lines, json.dumps(more), json.dumps(late), "poison"), None)
     metering.handler(subscription(*lines), None)
@@ -344,4 +349,4 @@ def test_the_audit_log_is_only_ever_added_to_and_each_function_adds_its_own_kind
                 continue
             assert statement["Action"] == "dynamodb:PutItem"
             kinds[role] = statement["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"]
-    assert kinds == {"PublisherRole": ["change#*"]}
+    assert kinds == {"PublisherRole": ["change#*"], "MeteringRole": ["refusal#*"]}

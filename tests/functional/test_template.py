@@ -194,7 +194,8 @@ def test_usage_records_reach_metering_and_what_fails_is_kept() -> None:
     assert subscription["DestinationArn"] == {"Fn::GetAtt": ["MeteringFunction", "Arn"]}
     assert subscription["FilterPattern"] == log_pipe.USAGE_PATTERN
     passes = log_pipe.json_filter(subscription["FilterPattern"])
-    assert [passes(json.dumps({"event": name})) for name in ("usage.open", "usage.close", "other")] == [
+    assert [passes(json.dumps({"event": name})) for name in ("usage.open", "usage.close", "refusals", "other")] == [
+        True,
         True,
         True,
         False,

@@ -104,7 +104,7 @@ def test_a_refusal_comes_back_from_its_line() -> None:
     "wrong",
     [
         {"v": 2}, {"event": "usage.close"}, {"id": ""}, {"rule": ""}, {"rule": "x" * 257}, {"count": -1},
-        {"count": True}, {"count": "7"}, {"ts_us": 2**53 + 1}, {"tenant": None}, {"status": 600},
+        {"user": "\ud800"}, {"count": True}, {"count": "7"}, {"ts_us": 2**53 + 1}, {"tenant": None}, {"status": 600},
     ],
 )  # fmt: skip
 def test_a_line_that_is_wrong_is_refused_by_its_field(wrong: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -72,8 +71,10 @@ class Refusals:
         return {"kind": self.kind, **asdict(self)}
 
     @classmethod
-    def parse(cls, record: Mapping[str, Any]) -> Self:
+    def parse(cls, record: Any) -> Self:
         """Read a line that came through the log pipe. Raises `BadRecord`."""
+        if not isinstance(record, dict):
+            raise BadRecord("not a JSON object")
         if record.get("event") != REFUSALS or record.get("v") != SCHEMA:
             raise BadRecord(f"v: this version reads {REFUSALS} of schema {SCHEMA}, found {record.get('v')!r:.80}")
         found: dict[str, Any] = {}
@@ -85,5 +86,7 @@ class Refusals:
                     raise BadRecord(f"{name}: expected a whole number from 0 to {most}, found {value!r:.80}")
             elif not isinstance(value, str) or len(value) > 256 or (not value and name in ("id", "rule")):
                 raise BadRecord(f"{name}: expected text of at most 256 characters, found {value!r:.80}")
+            elif not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+                raise BadRecord(f"{name}: text that is no Unicode (a lone surrogate)")
             found[name] = value
         return cls(**found)

@@ -35,6 +35,14 @@ def address(ip: str) -> str:
     return str(parsed)
 
 
+def network(ip: str) -> str:
+    """The neighbourhood of an address, for counting those who are not known: a /24, or the /48 of IPv6."""
+    known = address(ip)
+    if known == "unknown":
+        return known
+    return str(ipaddress.ip_network((known, 48 if ":" in known else 24), strict=False))
+
+
 def ip_subject(ip: str) -> str:
     return "{i" + address(ip) + "}"
 

@@ -21,7 +21,7 @@ from typing import Any
 from tollgate.local.aws import ACCOUNT
 from tollgate.local.children import say
 
-USAGE_PATTERN = '{ ($.event = "usage.open") || ($.event = "usage.close") }'
+USAGE_PATTERN = '{ ($.event = "usage.open") || ($.event = "usage.close") || ($.event = "refusals") }'
 """The subscription's filter pattern, the same as in the template."""
 
 BATCH_S = 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
+from tollgate.domain.identity import Identity
 from tollgate.wire import errors
 
 Scope = MutableMapping[str, Any]
@@ -20,7 +21,9 @@ class Disconnected(Exception):
 class Exchange:
     """A request, and its answer as it is sent."""
 
-    __slots__ = ("_receive", "_send", "headers", "method", "path", "peer", "raw_headers", "started", "streams")
+    __slots__ = (
+        "_receive", "_send", "address", "headers", "method", "path", "peer", "raw_headers", "started", "streams", "who",
+    )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
@@ -30,6 +33,10 @@ class Exchange:
         """Lower-case names; of a repeated header the first value."""
         client = scope.get("client")
         self.peer: str = client[0] if client else ""
+        self.address = ""
+        """The caller's, where it is known before the caller is."""
+        self.who: Identity | None = None
+        """The caller, once known."""
         self.started = False
         self.streams = False
         self._receive = receive

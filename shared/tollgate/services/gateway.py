@@ -38,6 +38,7 @@ from tollgate.services.admit import Admitter, Grant, Request
 from tollgate.services.estimates import Estimate, Estimates
 from tollgate.services.exchange import Disconnected, Exchange, Header
 from tollgate.services.forward import NEXT_ROUTE, Forwarder, UpstreamCall, failure, refused
+from tollgate.services.refusals import RefusalCounts
 from tollgate.wire import errors
 from tollgate.wire.body import Body
 from tollgate.wire.capabilities import cut_short
@@ -119,9 +120,11 @@ class Gateway:
         self._max_body = max_body
         self._in_flight = 0
         self._estimates = Estimates()
+        self._refusals = RefusalCounts(usage_log, clock)
 
     async def aclose(self) -> None:
-        """Close what the gateway was made with."""
+        """Say what is still to be said, and close what the gateway was made with."""
+        self._refusals.flush()
         await self._close_adapters()
 
     async def serve(self, exchange: Exchange) -> None:
@@ -137,6 +140,7 @@ class Gateway:
             else:
                 await self._other(exchange, request_id)
         except ApiError as error:
+            self._refusals.count(error, exchange.who, exchange.address, request_id)
             await _answer_error(exchange, error, route, request_id)
         except Disconnected:
             return  # before anything was taken, and nobody is there to be told
@@ -207,6 +211,7 @@ class Gateway:
             raise errors.unavailable("The gateway cannot verify tokens at the moment.") from error
         if who.expired(self._clock() / 1_000_000):
             raise errors.invalid_api_key("The token has expired.")
+        exchange.who = who
         if scope not in who.scopes:
             raise errors.insufficient_scope(scope)
         return who, ip

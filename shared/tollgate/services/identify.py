@@ -65,7 +65,7 @@ class Credentials:
         await asyncio.get_running_loop().run_in_executor(self._threads, self._authenticator.warm)
 
     async def __call__(self, exchange: Exchange) -> tuple[Identity, str]:
-        ip = self._address(exchange)
+        ip = exchange.address = self._address(exchange)
         credential = _presented(exchange)
         who = self._authenticator.recall(credential)
         if who is None:

@@ -49,6 +49,8 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.headers = dict(headers or {})
+        self.rule = code or type
+        """What refused, for the audit log; callers are not told. The id of a limit where it was one."""
 
     def payload(self, api: Api = "openai", request_id: str | None = None) -> dict[str, object]:
         """The error as a JSON object in the shape of `api`."""

@@ -15,6 +15,7 @@ from tollgate.domain.limits import (
     Limit,
     Rate,
     RateTake,
+    Refusal,
     Scope,
     SlotTake,
     Take,
@@ -45,6 +46,14 @@ def refusal_error(
 
 def _worded(admission: Admission, decision: Decision, param: str | None, largest: Largest | None) -> ApiError:
     why = refusal(admission, decision)
+    error = _error(why, admission, decision, param, largest)
+    error.rule = why.take.limit.id
+    return error
+
+
+def _error(
+    why: Refusal, admission: Admission, decision: Decision, param: str | None, largest: Largest | None
+) -> ApiError:
     take = why.take
     kind = limit_type(take.limit.scope, local=decision.local)
     who = _who(take)
