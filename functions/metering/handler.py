@@ -64,6 +64,8 @@ def _note(report: MeterReport) -> None:
         UsageEntered=report.entered,
         UsageRepeated=report.repeated,
         UsagePoison=report.poison,
+        UsageTampered=report.tampered,
+        LedgerConflicts=report.conflicts,
         UsageEstimated=report.resolved,
         UsageSettledLate=report.settled,
         MeteringLag=(report.lag_ms, "Milliseconds"),

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # not every function needs the policy's schema
+    from tollgate.domain.bookkeeping import EntryReport
     from tollgate.domain.identity import Identity
     from tollgate.domain.limits import Admission, BudgetTake, Decision, RateTake, Settlement
     from tollgate.domain.policy import Policy, TenantRecord
@@ -96,15 +97,6 @@ class Ledger(Spending, Protocol):
         """The rows of the usage report: of one tenant, of UTC days (``2026-11-21``, both ends included), and of those
         whose columns (`user`, `team` ...) have the values that `where` says."""
         ...
-
-
-class EntryReport(Protocol):
-    """What `Ledger.enter` did."""
-
-    entered: int
-    repeated: int
-    floors: Mapping[str, int]
-    """Budget key -> total spent according to the ledger after entering, for `LimitStore.raise_floor`."""
 
 
 class PolicySource(Protocol):

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from tests.aws_fixture import Recorder, aws_endpoint, dynamodb, make_table
 from tests.records import NOON, a_close, an_open
 from tollgate.adapters import aws
+from tollgate.adapters.aws import AwsError
+from tollgate.adapters.dynamodb_counters import SPREAD
 from tollgate.adapters.dynamodb_ledger import DynamoLedger
 from tollgate.adapters.http import Timeouts
 from tollgate.adapters.memory_ledger import MemoryLedger
 from tollgate.domain import keys
-from tollgate.domain.bookkeeping import OTHER, USE_CASES
+from tollgate.domain.bookkeeping import OTHER, USE_CASES, Counter
 from tollgate.domain.limits import DAY_US, Budget, BudgetTake, Scope, Unit, Window
 from tollgate.domain.records import UsageClose
 from tollgate.domain.reports import ALL_KEYS, PARTS, Line, grouped
@@ -139,6 +141,38 @@ class TestEntering:
         assert sorted(str(row["model"]) for row in books.rows()) == sorted(names)
 
 
+class TestTampering:
+    @pytest.mark.parametrize(
+        "changed",
+        [{"input_tokens": 6}, {"cost_microusd": 0}, {"tenant": "globex"}, {"user": "bob"}, {"model": "tiny"},
+         {"ts_us": NOON + DAY_US}, {"outcome": "not_sent"}, {"estimated": True}, {"use_case": "x"}],
+    )  # fmt: skip
+    def test_the_same_id_with_another_bill_is_refused(self, books: Books, changed: dict[str, Any]) -> None:
+        first = a_close("a", input_tokens=5)
+        forged = replace(first, **changed)
+        books.enter(first)
+        report = books.run(books.ledger.enter([a_close("b", input_tokens=1), forged]))
+        assert (report.entered, report.repeated, report.tampered) == (1, 0, [1])
+        assert books.spent(take(Unit.TOKENS, Window.LIFE)) == [6]
+
+    def test_in_one_batch_the_first_counts(self, books: Books) -> None:
+        first = a_close("a", input_tokens=5)
+        report = books.run(books.ledger.enter([first, replace(first, input_tokens=9), first]))
+        assert (report.entered, report.repeated, report.tampered) == (1, 1, [1])
+        assert books.spent(take(Unit.TOKENS, Window.DAY)) == [5]
+
+    def test_an_estimate_may_be_replaced_by_any_bill(self, books: Books) -> None:
+        books.enter(a_close("a", input_tokens=5, estimated=True), provisional=True)
+        report = books.run(books.ledger.enter([a_close("a", input_tokens=9)]))
+        assert (report.replaced, report.tampered) == (1, [])
+        report = books.run(books.ledger.enter([a_close("a", input_tokens=5, estimated=True)]))
+        assert (report.repeated, report.tampered) == (0, [0])
+
+    def test_what_does_not_belong_to_the_bill_may_differ(self, books: Books) -> None:
+        books.enter(a_close("a", latency_ms=1, settle=(("b", "x", 1),)))
+        assert books.enter(a_close("a", latency_ms=2)) == (0, 1)
+
+
 class TestEstimates:
     def test_a_real_record_replaces_an_estimate_once(self, books: Books) -> None:
         estimate = a_close("a", input_tokens=10, output_tokens=990, cost_microusd=50, upstream="openai")
@@ -180,8 +214,10 @@ class TestFloors:
         entry = a_close("a", input_tokens=10, output_tokens=2, cost_microusd=6, settle=settle, budget_models=told)
         report = books.run(books.ledger.enter([entry]))
         assert report.floors == {day.key: 42, some.key: 12, credit.key: 10}
+        assert report.moved == {day.key: 12, some.key: 12, credit.key: 6}
         again = books.run(books.ledger.enter([entry]))
         assert again.floors == report.floors
+        assert set(again.moved.values()) == {0}
 
     def test_keys_that_cannot_be_read_get_no_floor(self, books: Books) -> None:
         some = take(Unit.TOKENS, Window.DAY, models=frozenset({"small"}))
@@ -313,6 +349,55 @@ class TestDynamoDB:
         known = len({(i * 7 + j) % 40 for i in range(8) for j in range(10)})
         assert books.spent(take(Unit.TOKENS, Window.DAY)) == [known]
         assert sum(int(row["requests"]) for row in books.rows()) == known
+
+    def test_repetitions_are_looked_up_rather_than_tried(self, books: Books, dynamo: Recorder) -> None:
+        entries = [a_close(f"{i}", user=f"u{i}") for i in range(120)]
+        books.enter(*entries)
+        dynamo.calls.clear()
+        assert books.enter(*entries, a_close("new")) == (1, 120)
+        assert dynamo.calls.count("TransactWriteItems") <= 4
+        assert dynamo.calls.count("BatchGetItem") <= 3
+
+    def test_counters_that_everybody_wants_are_spread(self, books: Books, dynamo: Recorder) -> None:
+        """Two conflicts in a row: from then on they are in several items, and whoever reads adds them up."""
+        books.enter(a_close("first", input_tokens=1, output_tokens=0))
+        left = 2
+
+        async def conflict(operation: str, payload: dict[str, Any]) -> None:
+            nonlocal left
+            if operation == "TransactWriteItems" and left:
+                left -= 1
+                codes = ["TransactionConflict" if "Update" in action else "None" for action in payload["TransactItems"]]
+                reasons = {"CancellationReasons": [{"Code": code} for code in codes]}
+                raise AwsError("TransactionCanceledException", "conflict", 400, reasons)
+
+        dynamo.fault = conflict
+        second = books.run(books.ledger.enter([a_close("second", input_tokens=2, output_tokens=0)]))
+        dynamo.fault = None
+        assert (second.entered, second.conflicts) == (1, 2)
+        with pytest.MonkeyPatch.context() as patch:
+            for slot in range(SPREAD):
+                patch.setattr("random.randrange", lambda _, slot=slot: slot)
+                books.enter(a_close(f"slot {slot}", input_tokens=4, output_tokens=0))
+        total = 3 + 4 * SPREAD
+        asked = [take(Unit.TOKENS, window, subject=s) for s in (USER, TENANT) for window in Window]
+        assert books.spent(*asked) == [total] * 6
+        elsewhere = Books(DynamoLedger(dynamo, books.ledger._table.name), books._runner)  # knows nothing of it yet
+        assert elsewhere.spent(*asked) == [total] * 6
+        elsewhere.enter(a_close("other", input_tokens=8, output_tokens=0))
+        assert books.spent(*asked) == [total + 8] * 6
+        assert [row["input_tokens"] for row in elsewhere.rows()] == [total + 8]
+
+    def test_floors_of_spread_counters_are_read_now_and_then(self, books: Books, dynamo: Recorder) -> None:
+        day = take(Unit.TOKENS, Window.DAY)
+        books.enter(a_close("first"))
+        books.run(books.ledger._counters.spread([Counter(USER, day.label)]))
+        told = 0
+        for i in range(4 * SPREAD):
+            report = books.run(books.ledger.enter([a_close(f"{i}", settle=(("b", day.key, 1),))]))
+            told += day.key in report.floors
+        assert 0 < told < 2 * SPREAD
+        assert books.spent(day) == [12 * (4 * SPREAD + 1)]
 
     def test_an_outage_is_raised_and_the_batch_can_be_repeated(self, books: Books, dynamo: Recorder) -> None:
         entries = [a_close(f"{i}", user=f"u{i}", input_tokens=1, output_tokens=0) for i in range(40)]

@@ -62,6 +62,7 @@ class LambdaFunction:
             "AWS_REGION": "us-east-1",
             "AWS_DEFAULT_REGION": "us-east-1",
             "LAMBDA_TASK_ROOT": str(root),
+            "PYTHONPATH": str(root / "shared"),  # this checkout's package, whichever one the environment was made from
             "_HANDLER": handler,
             **env,
         }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from tollgate.adapters.memory_ledger import MemoryLedger
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.domain import keys
 from tollgate.domain.bookkeeping import Counter, Row, add, moves, questions
-from tollgate.domain.limits import DAY_US, Budget, BudgetTake, Scope, Unit, Window
+from tollgate.domain.limits import DAY_US, Admission, Budget, BudgetTake, Scope, Unit, Window
 from tollgate.domain.records import MINOR, SCHEMA, BadRecord, UsageClose, UsageOpen, UsageRecord
 from tollgate.ports import StoreUnavailable
 from tollgate.services.meter import DeadLetter, MeterReport, meter, read
@@ -43,8 +44,8 @@ class Letters:
 
 
 class Floors(MemoryLimitStore):
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, clock: Callable[[], int] = lambda: NOON) -> None:
+        super().__init__(clock)
         self.raised: dict[str, int] = {}
         self.down = False
 
@@ -52,6 +53,7 @@ class Floors(MemoryLimitStore):
         if self.down:
             raise StoreUnavailable("no Redis")
         self.raised.update(spent)
+        await super().raise_floor(spent)
 
 
 class Bench:
@@ -79,6 +81,23 @@ class TestBatches:
         assert (report.entered, report.repeated, report.poison) == (2, 1, 0)
         assert bench.meter(*batch).entered == 0
         assert bench.spent() == 11
+
+    def test_a_repetition_with_another_bill_is_refused_and_told(self, bench: Bench) -> None:
+        bench.meter(a_close("a", input_tokens=5))
+        report = bench.meter(an_open("b"), a_close("c", input_tokens=1), a_close("a", input_tokens=1))
+        assert (report.entered, report.tampered, report.poison, bench.spent()) == (1, 1, 1, 6)
+        (letter,) = bench.letters.sent
+        assert letter.reason == "id: it has been entered with another bill"
+        assert json.loads(letter.line)["input_tokens"] == 1
+
+    def test_lost_settlements_are_made_before_the_ledger_counts_them(self, bench: Bench) -> None:
+        settled = replace(BUDGET, seed=0)
+        bench.store = Floors(clock=lambda: bench.now)
+        assert asyncio.run(bench.store.admit(Admission("a", [settled], 60 * MINUTE))).admitted
+        report = bench.meter(a_close("a", input_tokens=4, settle=(("b", BUDGET.key, 4),)))
+        assert (report.settled, report.floors) == (1, 1)
+        look = asyncio.run(bench.store.admit(Admission("b", [settled], 60 * MINUTE)))
+        assert look.states[0].value == 4 + BUDGET.cost
 
     def test_an_empty_batch_is_fine(self, bench: Bench) -> None:
         assert bench.meter() == MeterReport()
@@ -125,7 +144,7 @@ class TestPoison:
             ({**GOOD, "budget_models": [["k", "small"]]}, "budget_models: found"),
             ({**GOOD, "ts_us": NOON - 100 * DAY_US}, "ts_us: "),
             ({**GOOD, "ts_us": NOON + 2 * DAY_US}, "ts_us: "),
-            ({**GOOD, "user": "\ud800"}, "text that is no Unicode"),
+            ({**GOOD, "user": "\ud800"}, "not a line of JSON in UTF-8"),
             ({**an_open().as_dict(), "expires_us": "soon"}, "expires_us: expected a whole number"),
         ],
     )
@@ -222,7 +241,7 @@ class TestReading:
         old = {name: value for name, value in record.as_dict().items() if name not in new}
         assert read(json.dumps(old), NOON) == record
 
-    @given(st.integers() | st.booleans() | st.floats() | st.text() | st.none())
+    @given(st.integers() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text() | st.none())
     def test_another_version_is_never_guessed_at(self, v: Any) -> None:
         assume(type(v) is not int or v != SCHEMA)
         with pytest.raises(BadRecord, match="v: this version reads schema 1"):

@@ -14,6 +14,7 @@ from tollgate.domain.bookkeeping import (
     Row,
     add,
     day_of,
+    first_of_each,
     moves,
     question,
     questions,
@@ -33,19 +34,24 @@ class MemoryLedger:
         self._use_cases: dict[tuple[str, str], set[str]] = {}
 
     async def enter(self, entries: Sequence[UsageClose], *, provisional: bool = False) -> EntryReport:
-        report = EntryReport(0, 0, 0, {})
-        for entry in entries:
-            known = self._entries.get(entry.id)
-            if known is not None and (provisional or not known[1]):
-                report.repeated += 1
+        report, moved = EntryReport(), Moves()
+        for position, entry in first_of_each(entries, report):
+            known, estimate = self._entries.get(entry.id, (None, False))
+            if known is not None and (provisional or not estimate):
+                if provisional or known.bill() == entry.bill():
+                    report.repeated += 1
+                else:
+                    report.tampered.append(position)
                 continue
             if known is not None:
-                add(self._sums, self._moves(known[0]), -1)
+                add(moved, self._moves(known), -1)
                 report.replaced += 1
-            add(self._sums, self._moves(entry))
+            add(moved, self._moves(entry))
             self._entries[entry.id] = (entry, provisional)
             report.entered += 1
-        report.floors = {key: self._answer(asked) for key, asked in questions(entries).items()}
+        add(self._sums, moved)
+        for key, asked in questions(entries).items():
+            report.floors[key], report.moved[key] = self._answer(asked), asked.of(moved)
         return report
 
     async def spent(self, takes: Sequence[BudgetTake]) -> list[int]:
@@ -88,5 +94,4 @@ class MemoryLedger:
         return moves(entry, entry.use_case if entry.use_case in known else OTHER if entry.use_case else "")
 
     def _answer(self, asked: Question) -> int:
-        sums = self._sums.get(asked.counter, {})
-        return sum(sums.get(name, 0) for name in asked.names)
+        return asked.of(self._sums)

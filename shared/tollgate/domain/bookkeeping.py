@@ -8,9 +8,9 @@ Moves are sums, so batches merge and an estimate is replaced by adding the diffe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 from tollgate.domain import keys
 from tollgate.domain.limits import BudgetTake, Unit, Window
@@ -102,7 +102,10 @@ def day_of(entry: UsageClose) -> str:
     return Window.DAY.bounds(entry.ts_us)[0]
 
 
-def add(total: Moves, more: Moves, sign: int = 1) -> None:
+P = TypeVar("P", bound=Counter | Row)
+
+
+def add(total: MutableMapping[P, dict[str, int]], more: Mapping[P, Mapping[str, int]], sign: int = 1) -> None:
     """Add `more` (or take it off, with a `sign` of -1) to `total`, in place. What cancels out is left out."""
     for place, amounts in more.items():
         sums = total.setdefault(place, {})
@@ -120,6 +123,11 @@ class Question(NamedTuple):
     counter: Counter
     names: tuple[str, ...]
 
+    def of(self, moved: Moves) -> int:
+        """The answer, where this is all that moved."""
+        sums = moved.get(self.counter, {})
+        return sum([sums.get(name, 0) for name in self.names])
+
 
 def question(take: BudgetTake) -> Question:
     return Question(Counter(take.subject, take.label), tuple(figures(take.limit.unit, take.limit.models)))
@@ -132,26 +140,61 @@ def questions(entries: Iterable[UsageClose]) -> dict[str, Question]:
     for entry in entries:
         models = dict(entry.budget_models)
         for kind, key, _ in entry.settle:
-            parsed = _BUDGET_KEY.fullmatch(key) if kind == "b" else None
-            if parsed is None or key in found:
-                continue
-            unit, window, digest = Unit(parsed["unit"]), parsed["window"], parsed["models"]
-            some = sorted(models[key]) if digest and key in models else None
-            if digest and (some is None or keys.digest(f"{unit}.{window}.{'+'.join(some)}") != digest):
-                continue
-            found[key] = Question(Counter(parsed["subject"], parsed["label"]), tuple(figures(unit, some)))
+            if kind == "b" and key not in found and (asked := question_of(key, models.get(key, ()))) is not None:
+                found[key] = asked
     return found
+
+
+def question_of(key: str, models: Iterable[str] = ()) -> Question | None:
+    """What to ask the ledger about a budget's key; None if it cannot be read, or its digest is not that of `models`."""
+    parsed = _BUDGET_KEY.fullmatch(key)
+    if parsed is None:
+        return None
+    unit, digest, some = Unit(parsed["unit"]), parsed["models"], sorted(models)
+    if digest and keys.digest(f"{unit}.{parsed['window']}.{'+'.join(some)}") != digest:
+        return None
+    counter = Counter(parsed["subject"], parsed["label"])
+    return Question(counter, tuple(figures(unit, some if digest else None)))
+
+
+def models_digest(key: str) -> str:
+    """The digest in the key of a budget that counts some models only; empty for others."""
+    parsed = _BUDGET_KEY.fullmatch(key)
+    return (parsed["models"] or "") if parsed is not None else ""
 
 
 @dataclass(slots=True)
 class EntryReport:
-    """What `Ledger.enter` did. `floors`: budget key -> what the ledger knows to be spent, in the budget's unit."""
+    """What `Ledger.enter` did with a batch."""
 
-    entered: int
-    repeated: int
-    replaced: int
+    entered: int = 0
+    repeated: int = 0
+    replaced: int = 0
     """Estimates that a real record has replaced; they count as entered, too."""
-    floors: Mapping[str, int]
+    tampered: list[int] = field(default_factory=list)
+    """Positions in the batch of records that were refused: the ledger has their ids, with other bills."""
+    conflicts: int = 0
+    """Transactions that had to be tried again, because others moved the same counters."""
+    floors: dict[str, int] = field(default_factory=dict)
+    """Budget key -> what the ledger knows to be spent, in the budget's unit. Of counters that very many batches want at
+    once only now and then."""
+    moved: dict[str, int] = field(default_factory=dict)
+    """For each of these keys by how much this batch has moved it. (What others entered meanwhile is in the floor, too:
+    whether a threshold was crossed is not to be told from the difference alone.)"""
+
+
+def first_of_each(entries: Sequence[UsageClose], report: EntryReport) -> list[tuple[int, UsageClose]]:
+    """The first record of each id, with its position; the others are told in `report`."""
+    first: dict[str, tuple[int, UsageClose]] = {}
+    for position, entry in enumerate(entries):
+        at, known = first.setdefault(entry.id, (position, entry))
+        if at == position:
+            continue
+        if known.bill() == entry.bill():
+            report.repeated += 1
+        else:
+            report.tampered.append(position)
+    return list(first.values())
 
 
 _BUDGET_KEY = re.compile(

@@ -143,6 +143,10 @@ class UsageClose(UsageRecord):
     who does not know the limit.)"""
     budget_models: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
+    def bill(self) -> tuple[Any, ...]:
+        """Everything that somebody pays by. A repeated record has the same; another with its id was tampered with."""
+        return _BILL(self)
+
 
 # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -227,4 +231,10 @@ for _cls in (UsageOpen, UsageClose):
     _SCHEMAS[_cls] = [(f.name, _BY_NAME.get(f.name) or _BY_TYPE[f.type], f.default is MISSING) for f in _fields]
     _cls.names = ("event", "v", "minor", *[f.name for f in _fields])
     _cls.values = attrgetter(*_cls.names)
+_BILL = attrgetter(
+    "ts_us", "tenant", "user", "team", "key", "model", "upstream", "upstream_model", "outcome", "status",
+    "input_tokens", "cached_input_tokens", "cache_write_tokens", "cache_write_long_tokens", "output_tokens",
+    "reasoning_tokens", "audio_input_tokens", "audio_output_tokens", "estimated", "cost_microusd", "price", "priced",
+    "use_case",
+)  # fmt: skip
 _COMMON = tuple([f.name for f in fields(UsageRecord)])

@@ -1,0 +1,201 @@
+"""A batch of usage records becomes few transactions, each of which enters some records and moves their counters.
+
+One put per record, on the condition that its id is new, and one update per counter that they move together. Records
+that are there already cancel the transaction, are dropped from it, and the rest is tried again; so do conflicts with
+other batches, after a moment. Neighbours share counters, so a batch is sorted and cut into pieces that fit.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from tollgate.adapters.dynamodb import BATCH, Cancelled, Expression, Key, Plain, Table, encode_item, pause
+from tollgate.adapters.dynamodb_counters import SPREAD, Counters, Place
+from tollgate.adapters.dynamodb_use_cases import UseCases
+from tollgate.domain.bookkeeping import EntryReport, Moves, add, day_of, moves
+from tollgate.domain.limits import SECOND_US
+from tollgate.domain.records import UsageClose
+from tollgate.ports import StoreUnavailable
+
+DAY_S = 86_400
+ENTRIES_KEPT_S = 100 * DAY_S
+"""How long an id is known as entered; metering refuses records that are nearly as old."""
+ENTRY_SHARDS = 4
+"""Partitions of one tenant's day in the index of entries; each takes 1,000 writes a second."""
+MAX_TRIES = 16
+SPREAD_AFTER = 2
+"""Conflicts in a row after which the counters in question are spread."""
+REFUSED = "ConditionalCheckFailed"
+CONFLICTS = frozenset({"TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"})
+
+
+@dataclass(slots=True)
+class Pending:
+    """A record to be entered, where it stands in its batch, and the estimate that it replaces, if there is one."""
+
+    entry: UsageClose
+    position: int
+    estimate: UsageClose | None = None
+    moves: Moves = field(default_factory=dict)
+
+
+class Entering:
+    """One batch on its way into the ledger."""
+
+    def __init__(
+        self, table: Table, counters: Counters, use_cases: UseCases, report: EntryReport, *, provisional: bool
+    ) -> None:
+        self._table = table
+        self._counters = counters
+        self._use_cases = use_cases
+        self._report = report
+        self._provisional = provisional
+        self.moved: Moves = {}
+        """By how much the batch has moved every counter."""
+
+    async def enter(self, pending: Sequence[Pending]) -> None:
+        """Raises `StoreUnavailable`; what was entered by then stays, and is a repetition next time."""
+        await self._use_cases.learn(one.entry for one in pending)
+        for one in pending:
+            one.moves = self._moves(one.entry)
+        waiting = sorted(pending, key=lambda one: (one.entry.tenant, one.entry.user, one.entry.model))
+        looked = False
+        if self._provisional:  # nearly all of them have been closed
+            waiting, looked = await self._without_known(waiting), True
+        while waiting:
+            piece = self._piece(waiting)
+            waiting = waiting[len(piece) :]
+            met_known = await self._transact(piece)
+            if met_known and not looked:  # a repetition seldom comes alone, and a look costs less than a failed write
+                waiting, looked = await self._without_known(waiting), True
+
+    # -- one transaction
+
+    def _piece(self, waiting: Sequence[Pending]) -> list[Pending]:
+        """As many of the first as fit into one transaction."""
+        piece: list[Pending] = []
+        places: set[Place] = set()
+        for one in waiting:
+            if len(piece) + 1 + len(places | one.moves.keys()) > BATCH:
+                break
+            piece.append(one)
+            places |= one.moves.keys()
+        return piece
+
+    async def _transact(self, piece: list[Pending]) -> bool:
+        """Enter these; whether some of them were known already."""
+        known = conflicts = 0
+        for attempt in range(MAX_TRIES):
+            if not piece:
+                return True
+            total: Moves = {}
+            for one in piece:
+                add(total, one.moves)
+            try:
+                await self._table.transact(self._actions(piece, total))
+            except Cancelled as cancelled:
+                codes = [code for code, _ in cancelled.reasons]
+                if len(codes) < len(piece):
+                    raise StoreUnavailable("DynamoDB cancelled a transaction without saying why") from cancelled
+                contested = [
+                    place for place, code in zip(total, codes[len(piece) :], strict=False) if code in CONFLICTS
+                ]
+                refused = [i for i, code in enumerate(codes[: len(piece)]) if code == REFUSED]
+                known += len(refused)
+                piece = await self._sorted_out(piece, {i: cancelled.reasons[i][1] for i in refused})
+                if len(refused) < sum(code != "None" for code in codes):
+                    self._report.conflicts += 1
+                    conflicts += 1
+                    if conflicts >= SPREAD_AFTER:
+                        await self._counters.spread(contested)
+                    await pause(attempt)
+                continue
+            self._report.entered += len(piece)
+            self._report.replaced += sum(one.estimate is not None for one in piece)
+            add(self.moved, total)
+            return known > 0
+        raise StoreUnavailable(f"the ledger's counters conflict after {MAX_TRIES} tries")
+
+    def _actions(self, piece: Sequence[Pending], total: Moves) -> list[dict[str, Any]]:
+        """First one put per record, in their order; then one update per counter and row, in the order of `total`."""
+        actions: list[dict[str, Any]] = []
+        for one in piece:
+            ex = Expression()
+            condition = f"attribute_not_exists({ex.name('pk')})"
+            if one.estimate is not None:
+                ex = Expression()
+                condition = f"{ex.name('p')} = {ex.value(1)}"
+            put = {
+                "TableName": self._table.name,
+                "Item": encode_item(entry_item(one.entry, self._provisional)),
+                "ConditionExpression": condition,
+                "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+            }
+            actions.append({"Put": put | ex.payload()})
+        slot = random.randrange(SPREAD)
+        for place, amounts in total.items():
+            ex = Expression()
+            adds = [f"{ex.name(name)} {ex.value(amount)}" for name, amount in amounts.items()]
+            key, about = self._counters.place(place, slot)
+            sets = [f"{ex.name(name)} = {ex.value(value)}" for name, value in about.items()]
+            update = f"ADD {', '.join(adds)}" + (f" SET {', '.join(sets)}" if sets else "")
+            change = {"TableName": self._table.name, "Key": encode_item(key), "UpdateExpression": update}
+            actions.append({"Update": change | ex.payload()})
+        return actions
+
+    # -- what is known already
+
+    async def _without_known(self, waiting: list[Pending]) -> list[Pending]:
+        """What is left after a look at which ids the ledger has."""
+        items = await self._table.get_many([entry_key(one.entry.id) for one in waiting])
+        known = {item["pk"]: item for item in items}
+        keys = [entry_key(one.entry.id)["pk"] for one in waiting]
+        return await self._sorted_out(waiting, {i: known[pk] for i, pk in enumerate(keys) if pk in known})
+
+    async def _sorted_out(self, pending: list[Pending], known: dict[int, Plain]) -> list[Pending]:
+        """What is left to be entered, where some ids (by position) are in the ledger: a repetition is done with; the
+        same id with another bill is refused; a real record that meets an estimate replaces it."""
+        left: list[Pending] = []
+        for i, one in enumerate(pending):
+            if i not in known:
+                left.append(one)
+                continue
+            item = known[i] or await self._table.get(entry_key(one.entry.id))
+            if not item:  # it has just expired
+                left.append(one)
+                continue
+            entered = UsageClose.parse(orjson.loads(item["r"]))
+            if self._provisional:
+                self._report.repeated += 1
+            elif item.get("p"):
+                await self._use_cases.learn([entered])
+                one.estimate, one.moves = entered, self._moves(one.entry)
+                add(one.moves, self._moves(entered), -1)
+                left.append(one)
+            elif entered.bill() == one.entry.bill():
+                self._report.repeated += 1
+            else:
+                self._report.tampered.append(one.position)
+        return left
+
+    def _moves(self, entry: UsageClose) -> Moves:
+        return moves(entry, self._use_cases.row(entry))
+
+
+def entry_key(id: str) -> Key:
+    return {"pk": f"u#{id}", "sk": "u"}
+
+
+def entry_item(entry: UsageClose, provisional: bool) -> Plain:
+    record = entry.as_dict()
+    del record["settle"], record["rates_us"], record["budget_models"]  # long, and of no use later
+    ttl = entry.ts_us // SECOND_US + ENTRIES_KEPT_S
+    item: Plain = {**entry_key(entry.id), "r": orjson.dumps(record).decode(), "ttl": ttl}
+    item["e"] = f"{entry.tenant}#{day_of(entry)}#{zlib.crc32(entry.id.encode()) % ENTRY_SHARDS}"
+    return item | {"p": 1} if provisional else item
