@@ -1,8 +1,8 @@
-"""API Gateway's REQUEST authorizer: a bearer token in, a policy and the caller's identity out.
+"""API Gateway's REQUEST authorizer: a token or API key in, a policy and the caller's identity out.
 
-API Gateway caches the answer per `Authorization` header and applies it to every route, so the policy names all that the
-caller may use, never the method that happened to come first, and the context carries the token's expiry for the proxy
-to check again.
+API Gateway caches the answer per `Authorization` header (per `x-api-key` on the routes below ``/anthropic``) and
+applies it to every route, so the policy names all that the caller may use, never the method that happened to come
+first, and the context carries the credential's expiry for the proxy to check again.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
     request = event["requestContext"]
     ip = request["identity"]["sourceIp"]
     try:
-        identity = verifier().verify(presented(_authorization(event)), ip)
+        identity = verifier().verify(presented(_values(event, "authorization"), _values(event, "x-api-key")), ip)
     except Unauthorized as refusal:
         _note("WARNING", "unauthorized", "Unauthorized", reason=refusal.reason, ip=ip, request=request.get("requestId"))
         raise Exception("Unauthorized") from None
     except KeysUnavailable as failure:
-        _note("ERROR", "no signing keys", "KeysUnavailable", reason=str(failure), request=request.get("requestId"))
+        what = "credentials cannot be verified"
+        _note("ERROR", what, "KeysUnavailable", reason=str(failure), request=request.get("requestId"))
         raise
     return allow(identity, event["methodArn"])
 
@@ -78,10 +79,10 @@ def verifier() -> Authenticator:
     return authenticator(os.environ)
 
 
-def _authorization(event: Mapping[str, Any]) -> list[bytes]:
-    """The values of the `Authorization` headers."""
+def _values(event: Mapping[str, Any], wanted: str) -> list[bytes]:
+    """The values of the headers of one name."""
     many = event.get("multiValueHeaders") or {name: [value] for name, value in (event.get("headers") or {}).items()}
-    values = [value for name, found in many.items() if name.lower() == "authorization" for value in found]
+    values = [value for name, found in many.items() if name.lower() == wanted for value in found]
     return [str(value).encode("utf-8", "surrogatepass") for value in values]
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tollgate.adapters.dynamodb_limits import DynamoLimitStore
     from tollgate.adapters.failover import FailoverLimitStore, FailureMode
     from tollgate.adapters.policy_tables import PolicyTables
+    from tollgate.adapters.sigv4 import Credentials as SigningCredentials
     from tollgate.domain.limits import BudgetTake
     from tollgate.domain.policy import UpstreamSpec
     from tollgate.services.application import Application
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from tollgate.services.meter import DeadLetters
 
     Deadline = Callable[[Exchange], int | None]
+
+
+KEYS_CACHED_S = 30
+"""How long `tollgate serve` believes what it read of an API key: half of what revoking one may take."""
 
 
 class BadSetting(Exception):
@@ -303,7 +308,8 @@ def serve_application() -> Application:
     settings = Settings.read()
     cap = _whole(settings.environ, "TOLLGATE_MAX_IN_FLIGHT", 1000)
     try:
-        identify = Credentials(authenticator(settings.environ), settings.environ.get("TOLLGATE_TRUSTED_PROXIES", ""))
+        known = authenticator(settings.environ, _signer(settings.environ), cached_s=KEYS_CACHED_S)
+        identify = Credentials(known, settings.environ.get("TOLLGATE_TRUSTED_PROXIES", ""))
     except ValueError as error:
         raise BadSetting(str(error)) from error
 
@@ -321,6 +327,22 @@ def _whole(environ: Mapping[str, str], name: str, default: int) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 9:
         raise BadSetting(f"{name}: expected a whole number, found {text!r}")
     return int(text)
+
+
+def _signer(environ: Mapping[str, str]) -> Callable[[], SigningCredentials | None]:
+    """As whom this process signs calls to AWS: found in the environment, or by botocore's chain, which may call out."""
+    from tollgate.adapters.aws import NoCredentials, Resolver
+    from tollgate.adapters.aws_environment import environment_credentials
+
+    resolver = Resolver(environ.get("AWS_PROFILE"))
+
+    def credentials() -> SigningCredentials | None:
+        try:
+            return environment_credentials(environ) or resolver()
+        except NoCredentials:
+            return None
+
+    return credentials
 
 
 def serve(host: str = "127.0.0.1", port: int = 8080, workers: int = 1) -> int:

@@ -225,7 +225,10 @@ def test_an_unreachable_issuer_is_our_fault_not_the_callers(
     with pytest.raises(KeysUnavailable):
         authorizer.handler(request(f"Bearer {pool.issue(login['AccessToken'], tenant='acme')}"), None)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["message"] for line in lines] == ["signing keys could not be fetched", "no signing keys"]
+    assert [line["message"] for line in lines] == [
+        "signing keys could not be fetched",
+        "credentials cannot be verified",
+    ]
     denied(request("Bearer x.y.z"), capsys)
 
 

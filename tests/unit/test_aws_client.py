@@ -27,10 +27,10 @@ from tollgate.adapters.aws import (
     CredentialSource,
     NoCredentials,
     Secrets,
-    endpoint,
     from_dynamo,
     to_dynamo,
 )
+from tollgate.adapters.aws_environment import endpoint
 from tollgate.adapters.http import ClosedEarly, TimedOut, Timeouts
 from tollgate.adapters.server_clock import ServerClock
 from tollgate.adapters.sigv4 import Credentials

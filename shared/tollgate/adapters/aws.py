@@ -18,6 +18,8 @@ from typing import Any
 
 import orjson
 
+from tollgate.adapters.aws_environment import endpoint, environment_credentials
+from tollgate.adapters.aws_environment import region as region_of
 from tollgate.adapters.http import HttpClient
 from tollgate.adapters.http_message import TimedOut, Timeouts, UpstreamError
 from tollgate.adapters.server_clock import ServerClock
@@ -38,8 +40,6 @@ _PROTOCOLS = {
     "secretsmanager": ("secretsmanager", "1.1"),
     "sqs": ("AmazonSQS", "1.0"),
 }
-_SERVICE_IDS = {"secretsmanager": "SECRETS_MANAGER", "cognito-idp": "COGNITO_IDENTITY_PROVIDER"}
-"""As the AWS SDKs spell them in variables, where it is not the service's own name."""
 _RETRYABLE = frozenset(
     {
         "ProvisionedThroughputExceededException", "ThrottlingException", "ThrottledException", "Throttling",
@@ -78,7 +78,7 @@ class CredentialSource:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
-        self._resolver = _Resolver(environ.get("AWS_PROFILE"))
+        self._resolver = Resolver(environ.get("AWS_PROFILE"))
         self._found: Credentials | None = None
         self._check_at = 0.0
         self._first = asyncio.Lock()
@@ -103,17 +103,10 @@ class CredentialSource:
 
 def blocking_credentials(environ: Mapping[str, str]) -> Credentials:
     """The same, once, where there is no event loop to block. Raises `NoCredentials`."""
-    return environment_credentials(environ) or _Resolver(environ.get("AWS_PROFILE"))()
+    return environment_credentials(environ) or Resolver(environ.get("AWS_PROFILE"))()
 
 
-def environment_credentials(environ: Mapping[str, str]) -> Credentials | None:
-    access, secret = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
-    if not access or not secret:
-        return None
-    return Credentials(access, secret, environ.get("AWS_SESSION_TOKEN", ""))
-
-
-class _Resolver:
+class Resolver:
     """botocore's chain: profiles, SSO, container and instance roles. It may call out, so it runs on a thread."""
 
     def __init__(self, profile: str | None) -> None:
@@ -133,19 +126,6 @@ class _Resolver:
         except botocore.exceptions.BotoCoreError as error:
             raise NoCredentials(str(error)) from error
         return Credentials(frozen.access_key, frozen.secret_key, frozen.token or "")
-
-
-def endpoint(service: str, region: str, environ: Mapping[str, str]) -> str:
-    """Where a service is: AWS_ENDPOINT_URL_<SERVICE>, AWS_ENDPOINT_URL, LocalStack's LOCALSTACK_HOST, or AWS."""
-    service_id = _SERVICE_IDS.get(service, service.upper())
-    named = environ.get(f"AWS_ENDPOINT_URL_{service_id}") or environ.get("AWS_ENDPOINT_URL")
-    if named:
-        return named.rstrip("/")
-    if host := environ.get("LOCALSTACK_HOST"):
-        scheme = "https" if environ.get("USE_SSL", "").lower() in ("1", "true") else "http"
-        return f"{scheme}://{host if ':' in host else host + ':' + environ.get('EDGE_PORT', '4566')}"
-    suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
-    return f"https://{service}.{region}.{suffix}"
 
 
 class AwsClient:
@@ -183,7 +163,7 @@ class AwsClient:
     @classmethod
     def for_service(cls, service: str, http: HttpClient, environ: Mapping[str, str]) -> AwsClient:
         """`service`: dynamodb, secretsmanager or sqs."""
-        region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        region = region_of(environ)
         prefix, version = _PROTOCOLS[service]
         source = CredentialSource(environ)
         return cls(http, service, region, endpoint(service, region, environ), prefix, version, source)

@@ -7,7 +7,8 @@ import time
 import urllib.request
 from collections.abc import Mapping
 
-from tollgate.adapters.aws import AwsError, blocking_credentials, endpoint
+from tollgate.adapters.aws import AwsError, blocking_credentials
+from tollgate.adapters.aws_environment import endpoint
 from tollgate.adapters.sigv4 import signed_headers
 
 TIMEOUT_S = 3.0

@@ -83,6 +83,23 @@ class DocumentTable:
                 return
             payload["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
 
+    async def query(self, index: str, attribute: str, value: str) -> AsyncIterator[Item]:
+        """Every item of an index whose key is the text `attribute`. What was written a moment ago may be missing."""
+        payload: dict[str, Any] = {
+            "TableName": self.name,
+            "IndexName": index,
+            "KeyConditionExpression": "#k = :v",
+            "ExpressionAttributeNames": {"#k": attribute},
+            "ExpressionAttributeValues": {":v": {"S": value}},
+        }
+        while True:
+            answer = await self._call("Query", payload, retry=True)
+            for item in answer.get("Items", []):
+                yield _decode(item)
+            if not answer.get("LastEvaluatedKey"):
+                return
+            payload["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+
     def put_action(self, item: Mapping[str, Any], condition: Condition | None = None) -> dict[str, Any]:
         """A Put for `transact`, or the payload of `put`."""
         return {"TableName": self.name, "Item": encode(item), **_conditional(condition)}
@@ -134,7 +151,7 @@ class DocumentTable:
                 if codes <= {"None", "ConditionalCheckFailed", "TransactionConflict"}:
                     raise ConditionFailed from None
             if error.code == "ResourceNotFoundException":
-                hint = "deploy the stack first, or correct TOLLGATE_POLICY_TABLE and TOLLGATE_TENANTS_TABLE"
+                hint = "deploy the stack first, or correct the TOLLGATE_..._TABLE that names it"
                 raise PolicyUnavailable(f"there is no table {self.name!r}: {hint}") from error
             raise PolicyUnavailable(f"DynamoDB: {operation} on {self.name}: {error}") from error
         except UpstreamError as error:

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from tollgate.cli import audit, credit, plans, policy, running, tenants, usage
+from tollgate.cli import audit, credit, keys, plans, policy, running, tenants, usage
 from tollgate.cli.connect import connection_options, leaves
 from tollgate.cli.failures import EXIT_CODES, describe
 
@@ -46,6 +46,7 @@ for command in (
     running.serve,
     running.token,
     tenants.tenant,
+    keys.key,
     plans.plan,
     policy.policy,
     credit.credit,

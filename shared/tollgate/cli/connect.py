@@ -236,7 +236,7 @@ def boto(service: str, environ: Mapping[str, str] | None = None) -> Any:
 
 def _endpoint(service: str, environ: Mapping[str, str]) -> str | None:
     """Where the service is, if it is not AWS's."""
-    from tollgate.adapters.aws import endpoint
+    from tollgate.adapters.aws_environment import endpoint
 
     if not any(name.startswith("AWS_ENDPOINT_URL") or name == "LOCALSTACK_HOST" for name in environ):
         return None

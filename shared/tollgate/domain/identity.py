@@ -14,6 +14,8 @@ MAX_TEXT = 256
 """The longest id, plan or scope, in characters; the same bound that usage records have."""
 MAX_NAMES = 256
 """The most scopes or groups of one token."""
+MAX_RESTRICTIONS = 2048
+"""The longest `restrictions`, in characters: they pass through a header, beside everything else."""
 MAX_EPOCH = 2**53
 """The latest expiry, in epoch seconds; anything beyond is a corrupt claim (and would not survive JSON doubles)."""
 
@@ -59,6 +61,8 @@ class Identity(NamedTuple):
     scopes: frozenset[str] = frozenset()
     """Of `SCOPES`, each named: what is not in here may not be done (see `granted`)."""
     expires_at: int = 0
+    restrictions: str = ""
+    """What narrows an API key down, as text: `domain.restrictions`."""
 
     def expired(self, now_s: float) -> bool:
         """Whether the credential has run out; `now_s` in epoch seconds. Asked at every use, cached or not."""
@@ -74,6 +78,7 @@ class Identity(NamedTuple):
             "key": self.key,
             "scopes": " ".join(sorted(self.scopes)),
             "exp": str(self.expires_at),
+            "restrictions": self.restrictions,
         }
         return {name: value for name, value in parts.items() if value}
 
@@ -94,6 +99,7 @@ class Identity(NamedTuple):
             key=text("key", context.get("key", "")),
             scopes=_granted(text("scopes", context.get("scopes", ""))),
             expires_at=int(exp),
+            restrictions=text("restrictions", context.get("restrictions", ""), most=MAX_RESTRICTIONS),
         )
 
 
@@ -112,10 +118,10 @@ def epoch(name: str, value: Any) -> int:
     return int(value)
 
 
-def text(part: str, value: Any, *, required: bool = False) -> str:
-    """Printable text of at most 256 characters: no control characters, no lone surrogates, no invisible ones."""
-    if not isinstance(value, str) or len(value) > MAX_TEXT or not value.isprintable():
-        raise Unauthorized(f"{part} is not printable text of at most {MAX_TEXT} characters")
+def text(part: str, value: Any, *, required: bool = False, most: int = MAX_TEXT) -> str:
+    """Printable text of at most `most` characters: no control characters, no lone surrogates, no invisible ones."""
+    if not isinstance(value, str) or len(value) > most or not value.isprintable():
+        raise Unauthorized(f"{part} is not printable text of at most {most} characters")
     if required and not value.strip():
         raise Unauthorized(f"{part} is missing")
     return value

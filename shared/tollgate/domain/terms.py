@@ -27,6 +27,7 @@ from tollgate.domain.limits import (
 )
 from tollgate.domain.policy import BudgetSpec, LimitSpec, ModelSpec, PlanSpec, Policy, TenantRecord, in_force
 from tollgate.domain.prices import Price
+from tollgate.domain.restrictions import restrictions
 
 
 @dataclass(slots=True)
@@ -140,9 +141,11 @@ def compile_terms(policy: Policy, record: TenantRecord, who: Identity, model: st
     plan = policy.plans[record.plan]
     spec = policy.models[model]
     bounds: list[Bound] = []
-    for limit_spec in _overridden(plan.limits, (o for o in record.limits if in_force(o, who.user, now_us))):
+    own = restrictions(who.restrictions)
+    overrides: list[LimitSpec] = [o for o in record.limits if in_force(o, who.user, now_us)]
+    for limit_spec in _overridden(plan.limits, [*overrides, *own.limits]):
         bounds += _bind(rate_or_slots(limit_spec), who)
-    for owned in budgets(plan, record, who.user, now_us):
+    for owned in budgets(plan, record, who.user, now_us, own.budgets):
         if owned.models is None or model in owned.models:
             bounds += _bind(owned, who)
     for limit_spec in spec.limits:
@@ -154,14 +157,16 @@ def compile_terms(policy: Policy, record: TenantRecord, who: Identity, model: st
     return Terms(plan, spec, price, tuple(bounds))
 
 
-def budgets(plan: PlanSpec, record: TenantRecord, user: str, now_us: int) -> list[Budget]:
-    """The budgets of a user at a moment: the plan's, the tenant's overrides, and prepaid credit.
+def budgets(
+    plan: PlanSpec, record: TenantRecord, user: str, now_us: int, own: Iterable[BudgetSpec] = ()
+) -> list[Budget]:
+    """The budgets of a user at a moment: the plan's, the tenant's overrides, an API key's `own`, and prepaid credit.
 
     Credit is a budget for life. Where there is one already it grows by the credit; else it begins with what had been
     used before the first credit was added.
     """
-    overrides = (override for override in record.budgets if in_force(override, user, now_us))
-    found = {spec.id: budget(spec) for spec in _overridden(plan.budgets, overrides)}
+    overrides: list[BudgetSpec] = [override for override in record.budgets if in_force(override, user, now_us)]
+    found = {spec.id: budget(spec) for spec in _overridden(plan.budgets, [*overrides, *own])}
     for credit in record.credit:
         if credit.user is not None and credit.user != user:
             continue
@@ -201,7 +206,7 @@ S = TypeVar("S", bound="LimitSpec | BudgetSpec")
 
 def _overridden(base: Iterable[S], overrides: Iterable[S]) -> list[S]:
     """The plan's limits, each replaced by the override of the same id; overrides of no plan limit are added. A
-    user's own override beats the tenant's, whatever their order."""
+    user's own override beats the tenant's, whatever their order; a key's own, the last ones, beat the tenant's."""
     merged: dict[str, S] = {spec.id: spec for spec in base}
     for override in sorted(overrides, key=lambda o: getattr(o, "user", None) is not None):
         merged[override.id] = override

@@ -38,7 +38,8 @@ STOP_S = 3.0
 ANNOUNCED = (
     "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "TOLLGATE_STORE_URL", "TOLLGATE_POLICY_TABLE",
     "TOLLGATE_TENANTS_TABLE", "TOLLGATE_LIMITS_TABLE", "TOLLGATE_LEDGER_TABLE", "TOLLGATE_AUDIT_TABLE",
-    "TOLLGATE_USER_POOL_ID", "TOLLGATE_CLIENT_IDS", "TOLLGATE_DEAD_LETTER_QUEUE_URL",
+    "TOLLGATE_KEYS_TABLE", "TOLLGATE_KEY_PEPPER", "TOLLGATE_USER_POOL_ID", "TOLLGATE_CLIENT_IDS",
+    "TOLLGATE_DEAD_LETTER_QUEUE_URL",
 )  # fmt: skip
 """What a command in another terminal needs to reach the parts."""
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
@@ -208,7 +209,8 @@ async def _publish(
 ) -> None:
     """Write the policy and the demo tenants to the tables and follow the tables' streams, as on AWS. Returns when the
     policy has come out at the other end."""
-    from tollgate.adapters.aws import AwsClient, CredentialSource, endpoint
+    from tollgate.adapters.aws import AwsClient, CredentialSource
+    from tollgate.adapters.aws_environment import endpoint
     from tollgate.adapters.policy_tables import PolicyTables
     from tollgate.local.streams import TableStream, not_snapshot
     from tollgate.ports import PolicyUnavailable

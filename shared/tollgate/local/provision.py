@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +17,10 @@ SCOPE = "invoke"
 PROXY_LOG_GROUP = "/aws/lambda/tollgate-proxy"
 DEAD_LETTERS = "tollgate-dead-letters"
 
-SERVICES = ("dynamodb", "cognito-idp", "logs", "sqs")
+KEY_PEPPER = "tollgate-key-pepper"
+"""The secret that API keys are hashed with."""
+
+SERVICES = ("dynamodb", "cognito-idp", "logs", "sqs", "secretsmanager")
 ACTIVE_WITHIN_S = 30.0
 
 
@@ -28,6 +33,8 @@ class Resources:
     limits_table: str
     ledger_table: str
     audit_table: str
+    keys_table: str
+    key_pepper: str
     user_pool_id: str
     client_id: str
     dead_letter_url: str
@@ -40,6 +47,8 @@ class Resources:
             "TOLLGATE_LIMITS_TABLE": self.limits_table,
             "TOLLGATE_LEDGER_TABLE": self.ledger_table,
             "TOLLGATE_AUDIT_TABLE": self.audit_table,
+            "TOLLGATE_KEYS_TABLE": self.keys_table,
+            "TOLLGATE_KEY_PEPPER": self.key_pepper,
             "TOLLGATE_USER_POOL_ID": self.user_pool_id,
             "TOLLGATE_CLIENT_IDS": self.client_id,
             "TOLLGATE_DEAD_LETTER_QUEUE_URL": self.dead_letter_url,
@@ -51,13 +60,16 @@ def provision(environ: Mapping[str, str]) -> Resources:
     dynamodb = _client("dynamodb")
     names = {
         part: environ.get(f"TOLLGATE_{part.upper()}_TABLE") or f"tollgate-{part}"
-        for part in ("policy", "tenants", "limits", "ledger", "audit")
+        for part in ("policy", "tenants", "limits", "ledger", "audit", "keys")
     }
     _table(dynamodb, names["policy"], {"id": "HASH"}, stream=True)
     _table(dynamodb, names["tenants"], {"tenant": "HASH"}, stream=True)
     _table(dynamodb, names["limits"], {"pk": "HASH"}, ttl=True)
     _table(dynamodb, names["ledger"], {"pk": "HASH", "sk": "RANGE"}, ttl=True, index=("entries", "e"))
     _table(dynamodb, names["audit"], {"pk": "HASH", "sk": "RANGE"}, ttl=True)
+    _table(dynamodb, names["keys"], {"key_id": "HASH"}, ttl=True, index=("by-tenant", "tenant"))
+    pepper = environ.get("TOLLGATE_KEY_PEPPER") or KEY_PEPPER
+    _new_secret(pepper, json.dumps({"1": secrets.token_urlsafe(48)}))
     pool_id, client_id = _user_pool(_client("cognito-idp"))
     _log_group(_client("logs"), PROXY_LOG_GROUP)
     queue = _client("sqs").create_queue(QueueName=DEAD_LETTERS)
@@ -67,6 +79,8 @@ def provision(environ: Mapping[str, str]) -> Resources:
         limits_table=names["limits"],
         ledger_table=names["ledger"],
         audit_table=names["audit"],
+        keys_table=names["keys"],
+        key_pepper=pepper,
         user_pool_id=pool_id,
         client_id=client_id,
         dead_letter_url=queue["QueueUrl"],
@@ -98,6 +112,15 @@ def put_secret(name: str, value: str) -> None:
         client.create_secret(Name=name, SecretString=value)
     except client.exceptions.ResourceExistsException:
         client.put_secret_value(SecretId=name, SecretString=value)
+
+
+def _new_secret(name: str, value: str) -> None:
+    """Create the secret, unless it is there: everything hashed with it would be worthless."""
+    client = _client("secretsmanager")
+    try:
+        client.create_secret(Name=name, SecretString=value)
+    except client.exceptions.ResourceExistsException:
+        return
 
 
 def _table(

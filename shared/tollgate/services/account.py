@@ -9,6 +9,7 @@ from tollgate.domain.data_rules import objection
 from tollgate.domain.identity import Identity
 from tollgate.domain.limits import Budget, BudgetTake, Rate
 from tollgate.domain.policy import Policy, TenantRecord
+from tollgate.domain.restrictions import restrictions
 from tollgate.domain.terms import Claim, Cost
 from tollgate.ports import PolicyUnavailable, Spending, StoreUnavailable
 from tollgate.services.admit import RETRY_AFTER_US, check_standing
@@ -27,14 +28,17 @@ class Account:
         self._clock = clock
 
     async def models(self, who: Identity) -> list[str]:
-        """The models that the caller's plan includes and data rules allow, as the policy lists them. Raises
+        """The models that plan, data rules and API key let the caller name, as the plan lists them. Raises
         `ApiError`."""
         policy, record = await self._standing(who)
         rules, upstreams = record.data_rules(who.team), policy.upstreams
+        allowed = restrictions(who.restrictions).allows_model
         return [
             model
             for model in policy.plans[record.plan].models
-            if model in policy.models and not objection(rules, model, policy.models[model].route, upstreams)
+            if model in policy.models
+            and allowed(model)
+            and not objection(rules, model, policy.models[model].route, upstreams)
         ]
 
     async def usage(self, who: Identity) -> dict[str, Any]:

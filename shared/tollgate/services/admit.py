@@ -30,6 +30,7 @@ from tollgate.domain.limits import (
     Window,
 )
 from tollgate.domain.policy import DegradeSpec, ModelSpec, Policy, TenantRecord
+from tollgate.domain.restrictions import restrictions
 from tollgate.domain.terms import Claim, Cost, Terms
 from tollgate.ports import LimitStore, Overloaded, PolicyUnavailable, Spending, StoreUnavailable
 from tollgate.services.directory import Directory, Entitlement, speaking
@@ -351,6 +352,8 @@ def _objection(policy: Policy, record: TenantRecord | None, who: Identity, reque
         return errors.model_not_found(model)
     if model not in policy.plans[record.plan].models:
         return errors.model_not_allowed(model)
+    if not restrictions(who.restrictions).allows_model(model):
+        return errors.key_not_allowed(f"the model {errors.shown(model)}", "model_not_allowed", "model")
     routes = speaking(policy, model, request.api)
     if not routes:
         return errors.model_not_on_route(model)

@@ -221,4 +221,4 @@ def speaking(policy: Policy, model: str, api: Api) -> list[RouteSpec]:
 
 
 def _name(who: Identity, model: str, api: Api, ip: str) -> tuple[str, ...]:
-    return who.tenant, who.user, who.team, who.key, who.plan, model, api, ip
+    return who.tenant, who.user, who.team, who.key, who.plan, who.restrictions, model, api, ip

@@ -28,7 +28,9 @@ from tollgate.domain.identity import (
     Unauthorized,
 )
 from tollgate.domain.limits import BudgetTake
+from tollgate.domain.policy_document import PolicyErrors
 from tollgate.domain.records import Outcome, UsageClose, UsageOpen, counts_as_request
+from tollgate.domain.restrictions import Restrictions, restrictions
 from tollgate.domain.usage import Usage, estimate
 from tollgate.ports import Response, SecretUnavailable, UsageLog
 from tollgate.services.account import Account
@@ -42,6 +44,7 @@ from tollgate.services.refusals import RefusalCounts
 from tollgate.wire import errors
 from tollgate.wire.body import Body
 from tollgate.wire.capabilities import cut_short
+from tollgate.wire.credentials import TwoCredentials
 from tollgate.wire.errors import ApiError
 from tollgate.wire.headers import from_upstream, to_upstream, use_case
 from tollgate.wire.routes import ROUTES, Call, Route
@@ -205,6 +208,9 @@ class Gateway:
             raise errors.rate_limit_exceeded(
                 "Too many invalid tokens from this address.", error.retry_after_s * 1_000_000, "Local-IP"
             ) from error
+        except TwoCredentials as error:
+            message = "Two different credentials were sent, as Authorization and as x-api-key. Send one."
+            raise errors.invalid_api_key(message) from error
         except Unauthorized as error:
             raise errors.invalid_api_key() from error
         except KeysUnavailable as error:
@@ -214,6 +220,8 @@ class Gateway:
         exchange.who = who
         if scope not in who.scopes:
             raise errors.insufficient_scope(scope)
+        if who.restrictions and not _restrictions(who).allows_route(exchange.path):
+            raise errors.key_not_allowed(f"the route {exchange.path}", "route_not_allowed")
         return who, ip
 
     async def _forward(self, job: Job, deadline_us: int | None) -> None:
@@ -491,6 +499,15 @@ async def _respond(exchange: Exchange, status: int, body: bytes, headers: dict[s
     await exchange.start(status, lines)
     await exchange.send(body)
     await exchange.finish()
+
+
+def _restrictions(who: Identity) -> Restrictions:
+    """What an API key is narrowed down to. 403 where that cannot be read: somebody edited it by hand."""
+    try:
+        return restrictions(who.restrictions)
+    except PolicyErrors as problem:
+        telemetry.log("ERROR", "an API key's restrictions cannot be read", key=who.key, problem=str(problem))
+        raise errors.forbidden("This API key is not set up correctly.", "invalid_key_setup") from problem
 
 
 def _body(job: Job, upstream_model: str) -> bytes:

@@ -24,7 +24,12 @@ THREADS = 32
 
 
 async def from_request_context(exchange: Exchange) -> tuple[Identity, str]:
-    """The identity and address in `x-amzn-request-context`. Raises `Unauthorized` for what API Gateway never sends."""
+    """The identity and address in `x-amzn-request-context`. Raises `Unauthorized` for what API Gateway never sends.
+
+    API Gateway remembers the authorizer's answer by one header alone, so that the other is only seen here.
+    """
+    if b"x-api-key" in exchange.headers:
+        _all_presented(exchange)
     try:
         context = orjson.loads(exchange.headers[b"x-amzn-request-context"])
         who = Identity.from_context(context["authorizer"])
@@ -94,6 +99,14 @@ class Credentials:
 
 def _presented(exchange: Exchange) -> bytes:
     """The request's credential. The index of headers keeps one of each name, so it only serves where none repeats."""
-    if len(exchange.headers) == len(exchange.raw_headers) and b"authorization" in exchange.headers:
-        return bearer(exchange.headers[b"authorization"])
-    return presented([value for name, value in exchange.raw_headers if name == b"authorization"])
+    headers = exchange.headers
+    if len(headers) == len(exchange.raw_headers) and b"authorization" in headers and b"x-api-key" not in headers:
+        return bearer(headers[b"authorization"])
+    return _all_presented(exchange)
+
+
+def _all_presented(exchange: Exchange) -> bytes:
+    def values(wanted: bytes) -> list[bytes]:
+        return [value for name, value in exchange.raw_headers if name == wanted]
+
+    return presented(values(b"authorization"), values(b"x-api-key"))

@@ -7,14 +7,30 @@ from collections.abc import Sequence
 from tollgate.domain.identity import Unauthorized
 
 
-def presented(authorization: Sequence[bytes]) -> bytes:
-    """The one credential of a request, from the values of its `Authorization` headers. Raises `Unauthorized`.
+class TwoCredentials(Unauthorized):
+    """The request presents two credentials that differ. The caller may know that: it is their own mistake."""
 
-    Two headers are refused, even if they agree: which one counts must not depend on who reads.
+    def __init__(self) -> None:
+        super().__init__("Authorization and x-api-key differ")
+
+
+def presented(authorization: Sequence[bytes], api_key: Sequence[bytes] = ()) -> bytes:
+    """The one credential of a request, from the values of its `Authorization` and `x-api-key` headers.
+
+    Raises `Unauthorized`. Two `Authorization` headers are refused, even if they agree, and so are two `x-api-key`;
+    one of each has to agree: who calls must not depend on which of them somebody reads. An empty `x-api-key` is none.
     """
+    given = [stripped for value in api_key if (stripped := value.strip(b" "))]
+    if len(given) > 1:
+        raise Unauthorized(f"{len(given)} x-api-key headers")
+    if given and not any(authorization):
+        return given[0]
     if len(authorization) != 1:
         raise Unauthorized(f"{len(authorization)} Authorization headers")
-    return bearer(authorization[0])
+    credential = bearer(authorization[0])
+    if given and given[0] != credential:
+        raise TwoCredentials
+    return credential
 
 
 def bearer(authorization: bytes) -> bytes:

@@ -141,6 +141,11 @@ def keeps_content(param: str) -> ApiError:
     return forbidden(message, "data_rule", param)
 
 
+def key_not_allowed(what: str, code: str = "permission_denied", param: str | None = None) -> ApiError:
+    """An API key that is narrower than its tenant's plan."""
+    return forbidden(f"This API key may not use {what}.", code, param)
+
+
 def tenant_suspended() -> ApiError:
     return forbidden("This account is suspended.", "account_suspended")
 

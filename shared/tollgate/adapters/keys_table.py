@@ -1,0 +1,171 @@
+"""The table of API keys as operators use it: make, list, rotate, revoke. The authorizer's side is `key_records`.
+
+An item has the key's id (`key_id`), its owner, its secrets as hashes, and what it may do; nothing in it can be used as
+a key. It goes `KEPT_S` after the key ended.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from tollgate.adapters.aws import AwsClient, AwsError
+from tollgate.adapters.document_table import Client, ConditionFailed, DocumentTable, Item, as_read
+from tollgate.adapters.http_message import UpstreamError
+from tollgate.adapters.key_records import newest, peppers_of
+from tollgate.adapters.tenants_table import TRIES, Conflict, NotFound
+from tollgate.domain import api_keys
+from tollgate.domain.identity import KeysUnavailable
+from tollgate.ports import PolicyUnavailable
+
+BY_TENANT = "by-tenant"
+"""The index of the table whose key is the attribute `tenant`."""
+KEPT_S = 90 * 86_400
+"""How long an ended key is still listed."""
+DECISIVE = ("secrets", "revoked_at", "expires_at")
+"""What a change depends on: if one of these has changed since it was read, it is read again."""
+MAX_SECRETS = 5
+"""Of one key at a time: the newest, and old ones whose overlap has not ended."""
+
+
+class Owner(NamedTuple):
+    """Whose a key is. Without a user, the key is its own user: it has limits and a line in reports of its own."""
+
+    tenant: str
+    user: str = ""
+    team: str = ""
+
+
+class Made(NamedTuple):
+    """A key's item, and the key itself, which nobody can ever read again."""
+
+    item: Item
+    key: str
+
+
+class KeysTable:
+    """Failures to reach AWS are raised as `PolicyUnavailable`."""
+
+    def __init__(
+        self, dynamodb: Client, name: str, secrets_manager: AwsClient, pepper_secret: str, clock_s: Callable[[], float]
+    ) -> None:
+        self._table = DocumentTable(dynamodb, name, "key_id")
+        self._secrets_manager = secrets_manager
+        self._pepper_secret = pepper_secret
+        self._clock_s = clock_s
+
+    async def create(
+        self, owner: Owner, actor: str, *, note: str = "", expires_at: int | None = None, restrictions: str = ""
+    ) -> Made:
+        """`expires_at` in epoch seconds; `restrictions`: `Restrictions.text`."""
+        key = api_keys.make(secrets.token_bytes(api_keys.ID_BYTES), secrets.token_bytes(api_keys.SECRET_BYTES))
+        id = api_keys.parse(key)
+        assert id is not None
+        now = int(self._clock_s())
+        optional = {"team": owner.team, "note": note, "restrictions": restrictions, "expires_at": expires_at}
+        if expires_at is not None:
+            optional["ttl"] = expires_at + KEPT_S
+        item: Item = {
+            "key_id": id,
+            "tenant": owner.tenant,
+            "user": owner.user or f"key-{id}",
+            "secrets": [await self._hashed(key)],
+            "created_at": _stamp(now),
+            "created_by": actor,
+            **{name: value for name, value in optional.items() if value},
+        }
+        try:
+            await self._table.put(item, as_read("key_id", None, ()))
+        except ConditionFailed:  # one in 2^72
+            raise Conflict("this key's id is taken: try again") from None
+        return Made(item, key)
+
+    async def get(self, id: str) -> Item:
+        """Raises `NotFound`."""
+        item = await self._table.get(id)
+        if item is None:
+            raise NotFound(f"there is no API key {id!r} (ended keys are listed for {KEPT_S // 86_400} days)")
+        return item
+
+    async def list(self, tenant: str | None = None) -> list[Item]:
+        """The keys of a tenant, or all, oldest first."""
+        found = self._table.scan() if tenant is None else self._table.query(BY_TENANT, "tenant", tenant)
+        return sorted([item async for item in found], key=lambda item: (item["tenant"], item["created_at"]))
+
+    async def rotate(self, id: str, actor: str, *, overlap_s: int) -> Made:
+        """A new secret for the key; those it has stay good for `overlap_s` seconds at most. Its id, limits and usage
+        go on. Raises `NotFound`, `Conflict`."""
+        key = api_keys.with_secret(id, secrets.token_bytes(api_keys.SECRET_BYTES))
+        hashed = await self._hashed(key)
+
+        def change(item: Item, now: int) -> dict[str, Any]:
+            self._refuse_ended(item, now)
+            ends = now + overlap_s
+            old = [{**s, "until": min(s.get("until", ends), ends)} for s in item["secrets"]]
+            kept = [secret for secret in old if secret["until"] > now]
+            if len(kept) >= MAX_SECRETS:
+                raise Conflict(
+                    f"API key {id} has {len(kept)} secrets whose overlap has not ended: wait, or make a new key"
+                )
+            return {"secrets": [hashed, *kept], "rotated_at": _stamp(now), "rotated_by": actor}
+
+        return Made(await self._change(id, change), key)
+
+    async def revoke(self, id: str, actor: str) -> Item:
+        """End the key, whatever secrets it has; again changes nothing. Raises `NotFound`, `Conflict`."""
+
+        def change(item: Item, now: int) -> dict[str, Any]:
+            if "revoked_at" in item:
+                return {}
+            return {"revoked_at": _stamp(now), "revoked_by": actor, "ttl": now + KEPT_S}
+
+        return await self._change(id, change)
+
+    async def _change(self, id: str, change: Callable[[Item, int], dict[str, Any]]) -> Item:
+        """Set what `change` says, if nobody else changes the item meanwhile; else look at it again."""
+        for _ in range(TRIES):
+            item = await self.get(id)
+            now = int(self._clock_s())
+            changed = change(item, now)
+            if not changed:
+                return item
+            try:
+                unchanged = as_read("key_id", item, DECISIVE)
+                await self._table.update(self._table.update_action(id, changed, unchanged))
+            except ConditionFailed:
+                continue
+            return {**item, **changed}
+        raise Conflict(f"API key {id} is being changed by somebody else: try again")
+
+    @staticmethod
+    def _refuse_ended(item: Item, now: int) -> None:
+        state = state_of(item, now)
+        if state in ("revoked", "expired"):
+            raise Conflict(f"API key {item['key_id']} is {state}: make a new one")
+
+    async def _hashed(self, key: str) -> dict[str, str]:
+        try:
+            answer = await self._secrets_manager.call("GetSecretValue", {"SecretId": self._pepper_secret}, retry=True)
+            peppers = peppers_of(answer.get("SecretString"))
+        except (AwsError, UpstreamError) as error:
+            reason = error.code if isinstance(error, AwsError) else type(error).__name__
+            raise PolicyUnavailable(f"the API keys' pepper, secret {self._pepper_secret!r}: {reason}") from error
+        except KeysUnavailable as error:
+            raise PolicyUnavailable(str(error)) from error
+        pepper = newest(peppers)
+        return {"hash": api_keys.hash_of(peppers[pepper], key), "pepper": pepper}
+
+
+def state_of(item: Mapping[str, Any], now: float) -> str:
+    """``active``, ``expired`` or ``revoked``; ``rotating`` while an old secret is good beside the new one."""
+    if item.get("revoked_at"):
+        return "revoked"
+    if now >= item.get("expires_at", api_keys.NEVER):
+        return "expired"
+    return "rotating" if any(now < s.get("until", 0) for s in item["secrets"]) else "active"
+
+
+def _stamp(now_s: float) -> str:
+    return datetime.fromtimestamp(int(now_s), UTC).isoformat().replace("+00:00", "Z")

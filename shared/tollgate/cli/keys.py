@@ -1,0 +1,313 @@
+"""``tollgate key``: API keys for programs that cannot log in."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from tollgate.cli.connect import TABLES, actor, environment, with_http
+from tollgate.cli.failures import NOT_FOUND, Fail
+from tollgate.cli.output import card, confirm, echo_json, json_option, table, yes_option
+
+if TYPE_CHECKING:
+    from tollgate.adapters.document_table import Item
+    from tollgate.adapters.keys_table import KeysTable, Made
+    from tollgate.adapters.policy_tables import PolicyTables
+
+T = TypeVar("T")
+
+NEEDED = (*TABLES, "TOLLGATE_KEYS_TABLE", "TOLLGATE_KEY_PEPPER")
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+@click.group()
+def key() -> None:
+    """API keys: for programs that cannot log in, and for the Anthropic SDK.
+
+    \b
+      tollgate key create acme --user ci --expires 90d        prints the key, once
+      export OPENAI_API_KEY=$(tollgate key create acme --quiet)
+      tollgate key list --tenant acme
+      tollgate key rotate 3kTz9QvB1xYpA --overlap 24h         a new secret; the old one works for a day
+      tollgate key revoke 3kTz9QvB1xYpA --yes                 refused everywhere within 60 s
+
+    A key looks like tg_<id>_<secret>. The id is no secret: it names the key here, in reports and in logs. The secret is
+    kept nowhere; who loses it rotates the key.
+    """
+
+
+def _seconds(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    if found := re.fullmatch(r"([0-9]{1,6})([smhd])", value):
+        return int(found[1]) * SECONDS[found[2]]
+    if value == "0":
+        return 0
+    raise click.BadParameter(f"expected a time such as 30m, 24h or 7d, found {value!r}", ctx, param)
+
+
+def _moment(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Epoch seconds, of a time from now or a date."""
+    if value is None:
+        return None
+    now = int(time.time())
+    if re.fullmatch(r"[0-9]{1,6}[smhd]", value):
+        moment = now + _seconds(ctx, param, value)
+    else:
+        try:
+            found = datetime.fromisoformat(value)
+        except ValueError:
+            message = f"expected a date such as 2026-12-31, or a time from now such as 90d, found {value!r}"
+            raise click.BadParameter(message, ctx, param) from None
+        moment = int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
+    if moment <= now:
+        raise click.BadParameter(f"{value} is in the past", ctx, param)
+    return moment
+
+
+def _id(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    from tollgate.domain.api_keys import id_of
+
+    found = id_of(value)
+    if found is None:  # not repeated: it may be most of a key
+        raise click.BadParameter("expected a key's id, as `tollgate key list` shows it, or a whole key", ctx, param)
+    return found
+
+
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="Print the key and nothing else.")
+id_argument = click.argument("key_id", metavar="KEY", callback=_id)
+
+
+@key.command()
+@click.argument("tenant")
+@click.option("--user", default="", help="Whose requests they are (default: the key is its own user).")
+@click.option("--team", default="", help="The team that they count for.")
+@click.option("--note", default="", help="What it is for; shown in lists.")
+@click.option("--expires", callback=_moment, metavar="WHEN", help="90d, or 2026-12-31 (default: never).")
+@click.option("--model", "models", multiple=True, help="Only this model of the plan's; may be repeated.")
+@click.option("--route", "routes", multiple=True, metavar="PATH", help="Only this route, e.g. /v1/embeddings.")
+@click.option(
+    "--limit", "limits", multiple=True, metavar="LIMIT", help="A limit of its own: {requests: 5, per: minute}"
+)
+@click.option("--budget", "budgets", multiple=True, metavar="BUDGET", help="A budget of its own: {usd: 5, per: month}")
+@quiet_option
+@json_option
+def create(
+    tenant: str,
+    user: str,
+    team: str,
+    note: str,
+    expires: int | None,
+    models: tuple[str, ...],
+    routes: tuple[str, ...],
+    limits: tuple[str, ...],
+    budgets: tuple[str, ...],
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Make a key, and print it: the only time that anybody sees it. It works at once.
+
+    It may do what the tenant's plan allows, or less: --model, --route, --limit and --budget narrow it down.
+
+    \b
+      tollgate key create acme --user ci --note 'nightly tests' --expires 90d
+      tollgate key create acme --model small --budget '{usd: 5, per: month}' --limit '{requests: 60, per: minute}'
+      tollgate key create acme --route /v1/embeddings --quiet > /run/secrets/tollgate
+    """
+    given = {"models": list(models), "routes": list(routes)}
+    given |= {"limits": [_of_key(text) for text in limits], "budgets": [_of_key(text) for text in budgets]}
+
+    async def run(keys: KeysTable, tables: PolicyTables) -> Made:
+        from tollgate.adapters.keys_table import Owner
+
+        for what, text in (("user", user), ("team", team), ("note", note)):
+            if len(text) > 256 or not text.isprintable():
+                raise click.UsageError(f"a {what} has at most 256 printable characters")
+        text = await _restrictions(given, tenant, tables)
+        owner = Owner(tenant, user, team)
+        return await keys.create(owner, actor(), note=note, expires_at=expires, restrictions=text)
+
+    _print_made(_with_keys(run), quiet, as_json)
+
+
+@key.command("list")
+@click.option("--tenant", help="Of one tenant only.")
+@click.option("--all", "ended", is_flag=True, help="Those that expired or were revoked, too (for 90 days).")
+@json_option
+def list_(tenant: str | None, ended: bool, as_json: bool) -> None:
+    """List keys, without their secrets.
+
+    \b
+      tollgate key list --tenant acme
+      tollgate key list --all --json | jq '.keys[] | select(.state == "revoked")'
+    """
+    found = _with_keys(lambda keys, tables: keys.list(tenant))
+    rows = [row for row in map(_shown, found) if ended or row["state"] in ("active", "rotating")]
+    if as_json:
+        echo_json({"keys": rows})
+        return
+    columns = ("id", "tenant", "user", "state", "expires", "note")
+    click.echo(table(columns, [[row[column] for column in columns] for row in rows]))
+
+
+@key.command()
+@id_argument
+@json_option
+def show(key_id: str, as_json: bool) -> None:
+    """Show a key: whose it is, what it may do, when it ends. Its secret is kept nowhere.
+
+    \b
+      tollgate key show 3kTz9QvB1xYpA
+    """
+    _print(_shown(_with_keys(lambda keys, tables: keys.get(key_id))), as_json)
+
+
+@key.command()
+@id_argument
+@click.option(
+    "--overlap", callback=_seconds, default="24h", show_default=True, metavar="TIME", help="How long old secrets work."
+)
+@quiet_option
+@json_option
+def rotate(key_id: str, overlap: int, quiet: bool, as_json: bool) -> None:
+    """Give a key a new secret, and print it. The old one works until the overlap has passed.
+
+    The key's id stays, and with it what it may do, its limits and budgets, and its line in reports.
+
+    \b
+      tollgate key rotate 3kTz9QvB1xYpA --overlap 7d
+      tollgate key rotate 3kTz9QvB1xYpA --overlap 0         it leaked: the old one ends within 60 s
+    """
+    _print_made(_with_keys(lambda keys, tables: keys.rotate(key_id, actor(), overlap_s=overlap)), quiet, as_json)
+
+
+@key.command()
+@id_argument
+@yes_option
+@json_option
+def revoke(key_id: str, yes: bool, as_json: bool) -> None:
+    """End a key, whatever secrets it has: refused everywhere within 60 s. It cannot be undone.
+
+    \b
+      tollgate key revoke 3kTz9QvB1xYpA
+      tollgate key revoke tg_3kTz9QvB1xYpA_0hV... --yes         a whole key that leaked
+    """
+    confirm(f"End the API key {key_id} for good?", yes)
+    item = _with_keys(lambda keys, tables: keys.revoke(key_id, actor()))
+    if as_json:
+        echo_json(_shown(item))
+    else:
+        click.echo(f"{key_id} is revoked; it is refused everywhere within 60 s")
+
+
+async def _restrictions(given: dict[str, Any], tenant: str, tables: PolicyTables) -> str:
+    """What the options narrow the key down to. Raises what says which of them is wrong."""
+    from tollgate.adapters.policy_tables import NotFound
+    from tollgate.domain.policy_check import check_record
+    from tollgate.domain.policy_document import Document, Place
+    from tollgate.domain.policy_paths import nearest
+    from tollgate.domain.restrictions import Restrictions
+
+    document = Document({name: value for name, value in given.items() if value}, places={(): Place("the new key")})
+    found = check_record(Restrictions, document)
+    policy, record = await tables.published(), await tables.tenants.get(tenant)
+    plan = policy.plans.get(record.plan)
+    for model in found.models or ():
+        if plan is not None and model not in plan.models:
+            hint = nearest(model, plan.models)
+            message = f"plan {record.plan!r} of {tenant!r} has no model {model!r}" + (f" ({hint})" if hint else "")
+            raise NotFound(message)
+    try:
+        return found.text()
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _of_key(text: str) -> Any:
+    from tollgate.adapters.policy_file import fragment
+    from tollgate.domain.policy_document import PolicyErrors
+
+    try:
+        entry = fragment(text)
+    except PolicyErrors as errors:
+        raise click.UsageError(f"{text}: {errors.problems[0].message}") from None
+    return {"scope": "key", **entry} if isinstance(entry, dict) else entry
+
+
+def _with_keys(operation: Callable[[KeysTable, PolicyTables], Awaitable[T]]) -> T:
+    environ = environment(NEEDED)
+    missing = [name for name in NEEDED if not environ.get(name)]
+    if missing:
+        raise Fail(f"{missing[0]} is not set: this stack has no API keys", NOT_FOUND)
+
+    async def run(http: Any) -> T:
+        from tollgate.adapters.aws import AwsClient
+        from tollgate.adapters.keys_table import KeysTable
+        from tollgate.adapters.policy_tables import PolicyTables
+
+        dynamodb = AwsClient.for_service("dynamodb", http, environ)
+        manager = AwsClient.for_service("secretsmanager", http, environ)
+        policy, tenants, name, pepper = (environ[name] for name in NEEDED)
+        return await operation(
+            KeysTable(dynamodb, name, manager, pepper, time.time), PolicyTables(dynamodb, policy, tenants)
+        )
+
+    return with_http(run)
+
+
+def _shown(item: Item) -> dict[str, Any]:
+    """What may be seen of a key: everything but the hashes."""
+    import json
+
+    from tollgate.adapters.keys_table import state_of
+    from tollgate.domain.api_keys import PREFIX
+
+    now = time.time()
+    until = [secret["until"] for secret in item["secrets"] if secret.get("until", 0) > now]
+    return {
+        "id": item["key_id"],
+        "prefix": f"{PREFIX}{item['key_id']}",
+        "tenant": item["tenant"],
+        "user": item["user"],
+        "team": item.get("team", ""),
+        "note": item.get("note", ""),
+        "state": state_of(item, now),
+        "created": item.get("created_at"),
+        "created_by": item.get("created_by"),
+        "expires": _utc(item.get("expires_at")),
+        "rotated": item.get("rotated_at"),
+        "old_secret_until": _utc(max(until, default=None)),
+        "revoked": item.get("revoked_at"),
+        "pepper": item["secrets"][0]["pepper"] if item["secrets"] else None,
+        "restrictions": json.loads(item.get("restrictions") or "{}"),
+    }
+
+
+def _print_made(made: Made, quiet: bool, as_json: bool) -> None:
+    if quiet:
+        click.echo(made.key)
+    elif as_json:
+        echo_json({"key": made.key, **_shown(made.item)})
+    else:
+        _print({"key": made.key, **_shown(made.item)}, as_json=False)
+        click.echo("Keep the key now: it is stored nowhere, and cannot be shown again.", err=True)
+
+
+def _print(row: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        echo_json(row)
+        return
+    import json
+
+    restrictions = row.pop("restrictions")
+    said = {name.replace("_", " "): value for name, value in row.items() if value and name not in ("prefix", "pepper")}
+    for name, entries in restrictions.items():
+        said[name] = ", ".join(entry if isinstance(entry, str) else json.dumps(entry) for entry in entries)
+    click.echo(card(said))
+
+
+def _utc(moment_s: int | None) -> str | None:
+    return None if moment_s is None else datetime.fromtimestamp(moment_s, UTC).isoformat().replace("+00:00", "Z")
