@@ -217,10 +217,10 @@ def test_one_mistake_is_not_reported_as_several() -> None:
     assert [render(problem.path) for problem in found] == ["models"]
 
 
-def test_a_dollar_budget_needs_prices() -> None:
-    found = problems(GOOD.replace(", price: {input: 0.15, output: 0.60}", ""))
-    assert [render(problem.path) for problem in found] == ["plans.free.budgets[0].usd"]
-    assert "model 'small' has no price" in str(found[0])
+def test_a_model_without_a_price_is_right_and_held_at_the_ceiling() -> None:
+    policy = parse(GOOD.replace(", price: {input: 0.15, output: 0.60}", ""), {})
+    assert policy.models["small"].price is None
+    assert policy.ceiling_price.input >= 100
 
 
 @pytest.mark.parametrize(

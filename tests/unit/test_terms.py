@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from tollgate.adapters.policy_file import parse
 from tollgate.domain.identity import Identity
 from tollgate.domain.limits import Budget, BudgetTake, Concurrency, Rate, RateTake, SlotTake, Unit
-from tollgate.domain.policy import Policy, TenantRecord
+from tollgate.domain.policy import CEILING, Policy, TenantRecord
 from tollgate.domain.policy_check import check_record
 from tollgate.domain.policy_document import Document
+from tollgate.domain.prices import Price
 from tollgate.domain.terms import (
     Claim,
     Cost,
@@ -141,7 +142,7 @@ def test_money_is_counted_where_a_budget_does() -> None:
     assert (
         amounts(terms(budgets=[{"scope": "tenant", "usd": "1.5", "per": "life"}]))["tenant.microusd.life"] == 1_500_000
     )
-    assert terms("large").price is None
+    assert terms("large").price == Price.of(CEILING)
 
 
 # -- overrides -------------------------------------------------------------------------------------------------------

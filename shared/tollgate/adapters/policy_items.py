@@ -1,6 +1,7 @@
-"""The policy as items of its table: ``plan#free``, ``model#small``, ``upstream#openai``, ``global``; and ``snapshot``.
+"""The policy as items of its table: ``plan#free``, ``model#small``, ``upstream#openai``, ``price#openai``, ``global``;
+and ``snapshot``.
 
-The first four are what operators edit, as natural maps. The snapshot is what gateways read: the whole policy, once it
+All but the last are what operators edit, as natural maps. The snapshot is what gateways read: the whole policy, once it
 was found to be right, as one item with a revision.
 """
 
@@ -20,8 +21,10 @@ from tollgate.domain.schema import plain
 
 SNAPSHOT = "snapshot"
 GLOBAL = "global"
-KINDS = {"upstream": "upstreams", "model": "models", "plan": "plans"}
+KINDS = {"upstream": "upstreams", "price": "prices", "model": "models", "plan": "plans"}
 """Of an item's id and of the policy; in the order in which they refer to each other."""
+SETTINGS = ("redis_failure_mode", "ceiling_price")
+"""Of the policy as a whole; they stand in the item ``global``."""
 BOOKKEEPING = frozenset({"updated_at", "updated_by"})
 """Attributes that say who changed an item; not part of the policy."""
 PACK_ABOVE = 8_000
@@ -39,8 +42,7 @@ def items_of(policy: Policy) -> dict[str, dict[str, Any]]:
         for name, entry in document.get(group, {}).items():
             found[f"{kind}#{name}"] = entry
     common = dict(document.get("global", {}))
-    if mode := document.get("redis_failure_mode"):
-        common["redis_failure_mode"] = mode
+    common |= {name: document[name] for name in SETTINGS if name in document}
     if common:
         found[GLOBAL] = common
     return found
@@ -58,12 +60,12 @@ def document_of(items: Iterable[Mapping[str, Any]]) -> Document:
         if key == SNAPSHOT:
             continue
         if key == GLOBAL:
-            mode = entry.pop("redis_failure_mode", None)
+            for name in SETTINGS:
+                if (setting := entry.pop(name, None)) is not None:
+                    value[name] = setting
+                    places[(name,)] = Place(key)
             value["global"] = entry
             places[("global",)] = Place(key)
-            if mode is not None:
-                value["redis_failure_mode"] = mode
-                places[("redis_failure_mode",)] = Place(key)
         elif separator and kind in KINDS:
             value[KINDS[kind]][name] = entry
             places[(KINDS[kind], name)] = Place(key)

@@ -22,6 +22,8 @@ from tollgate.domain.schema_kinds import Dollars, Positive, Text, Whole
 Name = Annotated[str, Text(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")]
 """Plans, models and upstreams: the alphabet is safe in URLs, headers and environment variables."""
 TenantName = Annotated[str, Text(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")]
+ProviderModel = Annotated[str, Text(least=1, most=256)]
+"""What an upstream calls a model."""
 Amount = Annotated[int, Whole(1, 10**12)]
 Allowance = Annotated[int, Whole(0, 10**12)]
 Version = Annotated[int, Whole(0, 10**38)]
@@ -234,20 +236,42 @@ class RouteSpec(Spec):
     """One place that can serve a model; the first is used, the others when it cannot be reached."""
 
     upstream: Name
-    model: Annotated[str, Text(least=1, most=256)]
+    model: ProviderModel
     region: Region | None = None
     """Where this model computes, if that is not the upstream's region."""
 
 
 class PriceSpec(Spec):
-    """US dollars per million tokens. What is not given costs as much as `input` (cached, cache write) or `output`
-    (reasoning)."""
+    """US dollars per million tokens. What is not given costs as much as what it is a part of: `input` (cached, cache
+    write, sound), `cache_write` (one that is kept for long) or `output` (reasoning, sound)."""
 
     input: Money
     output: Money = Decimal(0)
     cached_input: Money | None = None
     cache_write: Money | None = None
+    cache_write_long: Money | None = None
+    audio_input: Money | None = None
     reasoning: Money | None = None
+    audio_output: Money | None = None
+
+
+class DatedPrice(PriceSpec):
+    """A row of the price table: what a provider takes for one of its models from a moment on (without one: always)."""
+
+    ALIASES = MappingProxyType({"since": "from"})
+
+    since: datetime | None = None
+
+
+def _distinct(rows: tuple[DatedPrice, ...]) -> tuple[DatedPrice, ...]:
+    if len({row.since for row in rows}) < len(rows):
+        raise ValueError("two rows begin at the same moment")
+    return rows
+
+
+CEILING = PriceSpec(input=Decimal(150), output=Decimal(600))
+"""What a model without a price is reckoned at: the dearest that a large provider has sold to everyone (OpenAI's o1-pro,
+2025), so that whoever forgets a price hears of it from a budget, not from the provider's bill."""
 
 
 class ModelSpec(Spec):
@@ -352,6 +376,12 @@ class Policy(Spec):
     plans: Mapping[Name, PlanSpec] = MappingProxyType({})
     everyone: GlobalSpec = GlobalSpec()
     tenants: Mapping[TenantName, TenantSpec] = MappingProxyType({})
+    prices: Mapping[Name, Mapping[ProviderModel, Annotated[tuple[DatedPrice, ...], Count(1, 64), _distinct]]] = (
+        MappingProxyType({})
+    )
+    """The price table: of an upstream's models, by the names that it knows them by."""
+    ceiling_price: PriceSpec = CEILING
+    """Of whatever has no price."""
     redis_failure_mode: Literal["fallback", "open", "closed"] | None = None
 
     def dangling(self) -> list[tuple[tuple[str | int, ...], str]]:
@@ -361,6 +391,9 @@ class Policy(Spec):
             for i, route in enumerate(model.route):
                 if route.upstream not in self.upstreams:
                     found.append((("models", name, "route", i, "upstream"), f"there is no upstream {route.upstream!r}"))
+        for name in self.prices:
+            if name not in self.upstreams:
+                found.append((("prices", name), f"there is no upstream {name!r}"))
         for name, plan in self.plans.items():
             for i, model_name in enumerate(plan.models):
                 if model_name not in self.models:
@@ -369,12 +402,6 @@ class Policy(Spec):
                 for j, model_name in enumerate(budget.models or ()):
                     if model_name not in self.models:
                         found.append((("plans", name, "budgets", i, "models", j), f"there is no model {model_name!r}"))
-                if budget.usd is not None:
-                    for model_name in plan.models:
-                        model_spec = self.models.get(model_name)
-                        if model_spec is not None and model_spec.price is None:
-                            reason = f"counts dollars, but model {model_name!r} has no price"
-                            found.append((("plans", name, "budgets", i, "usd"), reason))
             groups: tuple[tuple[str, Sequence[LimitSpec | BudgetSpec]], ...] = (
                 ("limits", plan.limits),
                 ("budgets", plan.budgets),

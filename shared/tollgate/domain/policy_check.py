@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tollgate.domain import degradation
-from tollgate.domain.policy import BudgetSpec, LimitSpec, Policy, TenantRecord, TenantSpec
+from tollgate.domain.policy import BudgetSpec, LimitSpec, Policy, TenantSpec
 from tollgate.domain.policy_document import Document, PolicyErrors, Problem
 from tollgate.domain.policy_paths import Path, nearest
 from tollgate.domain.schema import S, read
@@ -88,15 +88,6 @@ def tenant_problems(policy: Policy, name: str, tenant: TenantSpec, document: Doc
             if model_name not in policy.models:
                 message = f"there is no model {model_name!r}"
                 yield document.problem((*path, "models", j), message, _alternative(policy, message))
-        for model_name in plan.models if plan is not None and budget.usd is not None else ():
-            spec = policy.models.get(model_name)
-            if spec is not None and spec.price is None:
-                yield document.problem((*path, "usd"), f"counts dollars, but model {model_name!r} has no price")
-    for model_name in plan.models if plan is not None and isinstance(tenant, TenantRecord) and tenant.credit else ():
-        spec = policy.models.get(model_name)
-        if spec is not None and spec.price is None:
-            message = f"is drawn down in dollars, but model {model_name!r} has no price"
-            yield document.problem(("tenants", name, "credit"), message)
 
 
 def _alternative(policy: Policy, message: str) -> str:
@@ -110,7 +101,7 @@ def _alternative(policy: Policy, message: str) -> str:
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 _PLACEHOLDERS: dict[str, dict[str, Any]] = {
     "upstreams": {"api": "bedrock", "region": "eu-central-1"},
-    "models": {"route": [{"upstream": "-", "model": "-"}], "price": {"input": 0}},
+    "models": {"route": [{"upstream": "-", "model": "-"}]},
     "plans": {"models": []},
 }
 

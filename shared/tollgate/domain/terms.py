@@ -26,7 +26,7 @@ from tollgate.domain.limits import (
     Window,
 )
 from tollgate.domain.policy import BudgetSpec, LimitSpec, ModelSpec, PlanSpec, Policy, TenantRecord, in_force
-from tollgate.domain.prices import Price
+from tollgate.domain.prices import Price, Tariffs
 from tollgate.domain.restrictions import restrictions
 
 
@@ -113,7 +113,9 @@ class Terms:
 
     plan: PlanSpec
     model: ModelSpec
-    price: Price | None
+    price: Price
+    """What to hold for a call."""
+    tariffs: Tariffs
     bounds: tuple[Bound, ...]
 
     @property
@@ -153,8 +155,8 @@ def compile_terms(policy: Policy, record: TenantRecord, who: Identity, model: st
     for limit_spec in policy.everyone.limits:
         if limit_spec.scope is Scope.GLOBAL:
             bounds += _bind(rate_or_slots(limit_spec), who)
-    price = Price.of(spec.price) if spec.price is not None else None
-    return Terms(plan, spec, price, tuple(bounds))
+    tariffs = Tariffs(policy, model)
+    return Terms(plan, spec, tariffs.dearest(now_us), tariffs, tuple(bounds))
 
 
 def budgets(

@@ -370,7 +370,7 @@ def _refused(request: Request, entitlement: Entitlement, admission: Admission, d
     def largest(limit: Limit, amount: int) -> int | None:
         if limit.unit is Unit.TOKENS:
             return max(0, amount - request.input_tokens) // request.answers
-        if limit.unit is Unit.MICROUSD and price is not None:
+        if limit.unit is Unit.MICROUSD:
             return price.affordable(amount, request.input_tokens) // request.answers
         return None
 
@@ -386,7 +386,5 @@ def expected_cost(terms: Terms, request: Request, guess: int) -> Cost:
         least = prompt + request.answers - 1
         most = max(prompt + guess, least)
     price = terms.price
-    if price is None:
-        return Cost(most, least, 0, 0)
     dearest = price.estimate(prompt, most - prompt)
     return Cost(most, least, dearest, dearest if least == most else price.estimate(prompt, least - prompt))

@@ -128,7 +128,8 @@ class Directory:
         upstream = self.upstream_bounds(policy, routes[0].upstream)
         claim = Claim((*self.ip_bounds(policy, ip), *terms.bounds, *upstream))
         dated = any(o.until for o in record.limits) or any(o.until for o in record.budgets)
-        until = self._clock() + TERMS_LIFE_US if dated else 2**63
+        now = self._clock()
+        until = min(now + TERMS_LIFE_US if dated else 2**63, terms.tariffs.until_us(now))
         made = Entitlement(
             policy, record, terms, routes, retains_nothing(rules), claim, RateHeaders(claim.rates), until
         )

@@ -41,6 +41,7 @@ from tollgate.services.estimates import Estimate, Estimates
 from tollgate.services.exchange import Disconnected, Exchange, Header
 from tollgate.services.forward import NEXT_ROUTE, Forwarder, UpstreamCall, failure, refused
 from tollgate.services.refusals import RefusalCounts
+from tollgate.services.unpriced import Unpriced
 from tollgate.wire import errors
 from tollgate.wire.body import Body
 from tollgate.wire.capabilities import cut_short
@@ -124,6 +125,7 @@ class Gateway:
         self._in_flight = 0
         self._estimates = Estimates()
         self._refusals = RefusalCounts(usage_log, clock)
+        self._unpriced = Unpriced()
 
     async def aclose(self) -> None:
         """Say what is still to be said, and close what the gateway was made with."""
@@ -347,6 +349,8 @@ class Gateway:
 
     def _opening(self, job: Job) -> UsageOpen:
         grant, request = job.grant, job.grant.request
+        first = grant.entitlement.routes[0]
+        tariff = grant.entitlement.terms.tariffs.of(first.upstream, first.model, grant.decision.now_us)
         return UsageOpen(
             id=request.id,
             ts_us=grant.decision.now_us,
@@ -356,13 +360,14 @@ class Gateway:
             key=job.who.key,
             plan=grant.entitlement.record.plan,
             model=request.model,
-            upstream=grant.entitlement.routes[0].upstream,
-            upstream_model=grant.entitlement.routes[0].model,
+            upstream=first.upstream,
+            upstream_model=first.model,
             route=job.route.path,
             input_tokens=request.input_tokens,
             output_tokens=grant.cost.tokens - request.input_tokens,
             cost_microusd=grant.cost.microusd,
-            priced="none" if grant.entitlement.terms.price is None else "table",
+            price=tariff.id,
+            priced=tariff.priced,
             expires_us=grant.decision.now_us + request.expires_us,
             degraded_from=request.degraded.replaced if request.degraded is not None else "",
             use_case=job.label,
@@ -374,8 +379,10 @@ class Gateway:
         job.closed = True
         grant = job.grant
         known = usage or Usage(estimated=usage is None)
-        price = grant.entitlement.terms.price
-        cost = price.cost(known) if price is not None else 0
+        tariff = grant.entitlement.terms.tariffs.of(job.upstream, job.upstream_model, grant.decision.now_us)
+        cost = tariff.price.cost(known)
+        if tariff.priced == "ceiling" and cost:
+            self._unpriced.tell(grant.request.model, job.upstream, job.upstream_model, self._clock())
         counts = counts_as_request(outcome, status, known.total_tokens)
         settlement = grant.settlement(known.total_tokens, cost, counts=counts)
         degraded = grant.request.degraded
@@ -410,7 +417,8 @@ class Gateway:
             audio_output_tokens=known.audio_output_tokens,
             estimated=known.estimated,
             cost_microusd=cost,
-            priced="none" if price is None else "table",
+            price=tariff.id,
+            priced=tariff.priced,
             latency_ms=max(0, self._clock() - job.started_us) // 1000,
             first_byte_ms=max(0, job.first_byte_us) // 1000,
             degraded_from=degraded.replaced if degraded is not None else "",
