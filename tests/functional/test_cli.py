@@ -362,6 +362,45 @@ def test_tenants_are_listed(applied: Shell) -> None:
     assert "more: tollgate tenant list --limit 2 --after" in applied.ok("tenant", "list", "--limit", "2").out
 
 
+# -- prices ------------------------------------------------------------------------------------------------------------
+
+PRICED = """
+version: 1
+upstreams: {openai: {api: openai, base_url: "https://api.openai.com/v1", secret: s}}
+models:
+  small: {route: [{upstream: openai, model: gpt-4o-mini}]}
+  odd: {route: [{upstream: openai, model: gpt-4o-mini-of-our-own}]}
+plans: {pro: {models: [small, odd], budgets: [{scope: tenant, usd: 5, per: day}]}}
+prices:
+  openai:
+    gpt-4o-mini:
+      - {input: 0.15, output: 0.60}
+      - {from: 2999-01-01, input: 0.2, output: 0.60}
+"""
+
+
+def test_prices_are_checked_before_they_count(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "priced.yaml"
+    path.write_text(PRICED)
+    assert shell.ok("policy", "check", str(path), "--json").json["unpriced"] == ["odd"]
+    shell.ok("policy", "apply", str(path))
+    assert shell.ok("status", "--json").json["unpriced"] == ["odd"]
+    found = shell("price", "check", "--ahead", "900000d", "--json")
+    assert found.code == 1
+    assert not found.json["ok"]
+    findings = {(f["model"], f["finding"]): f["detail"] for f in found.json["findings"]}
+    assert set(findings) == {("odd", "no price"), ("small", "differs"), ("small", "changes")}
+    assert findings["small", "differs"] == "cached_input 0.15 here, 0.075 there"
+    assert findings["small", "changes"].startswith("from 2999-01-01 on: {input: 0.20")
+    assert "no price" in shell("price", "check", "--offline").out
+    listed = shell.ok("price", "list", "--json").json["prices"]
+    assert [(p["model"], p["from"], p["in_force"], p["input"]) for p in listed] == [
+        ("odd", "", True, "150.00"), ("small", "", True, "0.15"), ("small", "2999-01-01", False, "0.20"),
+    ]  # fmt: skip
+    assert shell.ok("price", "show", "small").out.count("openai/gpt-4o-mini") == 2
+    assert "there is no model 'large'" in shell.fails(3, "price", "show", "large")
+
+
 # -- usage and status ------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from tollgate.cli import audit, credit, keys, plans, policy, running, tenants, usage
+from tollgate.cli import audit, credit, keys, plans, policy, prices, running, tenants, usage
 from tollgate.cli.connect import connection_options, leaves
 from tollgate.cli.failures import EXIT_CODES, describe
 
@@ -49,6 +49,7 @@ for command in (
     keys.key,
     plans.plan,
     policy.policy,
+    prices.price,
     credit.credit,
     usage.usage,
     audit.audit,

@@ -10,6 +10,7 @@ import click
 from tollgate.cli.connect import actor, local_stack, with_tables
 from tollgate.cli.failures import BAD_POLICY
 from tollgate.cli.output import echo_json, json_option
+from tollgate.cli.prices import names_without_price
 
 if TYPE_CHECKING:
     from tollgate.domain.policy import Policy
@@ -47,10 +48,13 @@ def check(ctx: click.Context, file: str | None, as_json: bool) -> None:
         echo_json({"ok": False, "file": path, "problems": [problem.as_dict() for problem in errors.problems]})
         ctx.exit(BAD_POLICY)
     counts = {name: len(getattr(found, name)) for name in ("upstreams", "models", "plans", "tenants")}
+    missing = names_without_price(found)
     if as_json:
-        echo_json({"ok": True, "file": path, **counts})
+        echo_json({"ok": True, "file": path, **counts, "unpriced": missing})
     else:
         click.echo(f"{path} is right: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+        if missing:
+            click.echo(f"without a price, billed at the ceiling: {', '.join(missing)} (tollgate price check)", err=True)
 
 
 @policy.command()

@@ -10,6 +10,7 @@ import click
 from tollgate.cli.connect import TABLES, environment, local_stack, with_http
 from tollgate.cli.failures import FAILED, Fail
 from tollgate.cli.output import echo_json, json_option
+from tollgate.cli.prices import names_without_price
 
 HEALTH_S = 5.0
 PORT = click.IntRange(0, 65535)
@@ -103,7 +104,8 @@ def status(ctx: click.Context, as_json: bool) -> None:
         echo_json(found)
     else:
         for name, value in found.items():
-            click.echo(f"{name.ljust(9)} {'-' if value is None else value}")
+            shown = ", ".join(value) or "none" if isinstance(value, list) else value
+            click.echo(f"{name.ljust(9)} {'-' if shown is None else shown}")
     if found["health"] not in ("ok", None):
         ctx.exit(FAILED)
 
@@ -119,6 +121,7 @@ async def _look(http: Any, environ: dict[str, str]) -> dict[str, Any]:
         "store": health.get("store") or _without_password(environ.get("TOLLGATE_STORE_URL", "")) or None,
         "policy": None,
         "tenants": None,
+        "unpriced": None,
         "local": local_stack() is not None,
     }
     if all(environ.get(name) for name in TABLES):
@@ -128,7 +131,9 @@ async def _look(http: Any, environ: dict[str, str]) -> dict[str, Any]:
         policy_table, tenants_table = (environ[name] for name in TABLES)
         tables = PolicyTables(AwsClient.for_service("dynamodb", http, environ), policy_table, tenants_table)
         try:
-            found["policy"] = (await tables.published()).revision
+            published = await tables.published()
+            found["policy"] = published.revision
+            found["unpriced"] = names_without_price(published)
             found["tenants"] = await tables.tenants.count()
         except NotFound:
             found["policy"] = 0
