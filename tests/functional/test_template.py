@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from tests.functional.cloudformation import TEMPLATE, deployed, references, resources, source, statements, translated
+from tollgate.domain.identity import ADMIN, SCOPES
+from tollgate.domain.issuer_settings import issuers
+from tollgate.domain.issuers import Issuer
 from tollgate.local import api_gateway, log_pipe, provision
 from tollgate.wire import errors
 
@@ -324,16 +327,25 @@ def test_access_tokens_carry_the_tenant_and_no_user_can_change_theirs() -> None:
         assert "aws.cognito.signin.user.admin" not in client["AllowedOAuthScopes"]
 
 
-def test_the_authorizer_takes_tokens_of_named_clients_only() -> None:
-    def variables_of(stack: dict[str, Any]) -> Any:
-        return stack["AuthorizerFunction"]["Properties"]["Environment"]["Variables"]
-
-    variables = variables_of(deployed())
-    assert variables["TOLLGATE_CLIENT_IDS"] == {"Fn::Sub": "${MachineClient},${PublicClient}"}
-    more = variables_of(deployed(MoreClientIds="abc"))["TOLLGATE_CLIENT_IDS"]
-    assert more == {"Fn::Sub": "${MachineClient},${PublicClient},${MoreClientIds}"}
+def test_the_authorizer_takes_the_pools_tokens_that_name_a_scope_of_the_resource_server() -> None:
+    variables = resources("AWS::Lambda::Function")["AuthorizerFunction"]["Environment"]["Variables"]
     issuer = variables["TOLLGATE_ISSUER"]["Fn::Sub"]
     assert variables["TOLLGATE_JWKS_URL"]["Fn::Sub"] == f"{issuer}/.well-known/jwks.json"
+    assert variables["TOLLGATE_ADMIN_GROUPS"] == {"Ref": "AdminGroup"}
+    pool = "https://cognito-idp.eu-central-1.amazonaws.com/eu-central-1_AbC123"
+    (found,) = issuers({**variables, "TOLLGATE_ISSUER": pool, "TOLLGATE_ADMIN_GROUPS": "admins", "TOLLGATE_ISSUERS": ""})
+    assert (found.clients, found.default_scopes, found.token_use) == ({"*"}, frozenset(), "access")
+    assert found.algorithms == {"RS256"}
+
+
+def test_the_pools_scopes_are_those_that_are_enforced() -> None:
+    (server,) = resources("AWS::Cognito::UserPoolResourceServer").values()
+    prefix = f"{server['Identifier']}/"
+    assert {scope["ScopeName"] for scope in server["Scopes"]} == SCOPES - {ADMIN}, "administrators are a group"
+    offered = {prefix + scope["ScopeName"] for scope in server["Scopes"]}
+    for client in resources("AWS::Cognito::UserPoolClient").values():
+        assert {s for s in client["AllowedOAuthScopes"] if s.startswith(prefix)} == offered
+    assert prefix == Issuer("x", "x").scope_prefix
 
 
 # -- stores --------------------------------------------------------------------------------------------------------

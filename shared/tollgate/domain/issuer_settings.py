@@ -66,7 +66,7 @@ def _first(environ: Mapping[str, str]) -> list[Issuer]:
     issuer = Issuer(
         issuer=name,
         jwks_url=environ.get("TOLLGATE_JWKS_URL") or f"{keys_at}/.well-known/jwks.json",
-        audiences=frozenset(clients),
+        audiences=frozenset(clients) - {"*"},
         clients=frozenset(clients),
         algorithms=frozenset({"RS256"}) if cognito else USUAL_ALGORITHMS,
         # Cognito marks every token with its use, and none with a type

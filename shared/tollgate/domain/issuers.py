@@ -32,7 +32,8 @@ class Issuer(NamedTuple):
     audiences: frozenset[str] = frozenset()
     """One of them must be in a token's `aud`."""
     clients: frozenset[str] = frozenset()
-    """A token without any `aud` must be of one of these clients (`client_id`), as Cognito's access tokens are."""
+    """A token without any `aud` must be of one of these clients (`client_id`), as Cognito's access tokens are. ``*``:
+    any, where the scope says that a token is for us."""
     algorithms: frozenset[str] = USUAL_ALGORITHMS
     types: frozenset[str] = frozenset({ACCESS_TOKEN_TYPE})
     """What `typ` marks an access token, in lower case and without ``application/``; none at all counts as ``jwt``."""
@@ -60,6 +61,8 @@ class Issuer(NamedTuple):
             raise ValueError("issuer: missing")
         if not self.audiences and not self.clients:
             raise ValueError("audiences: name at least one (or clients, whose tokens have no audience)")
+        if "*" in self.clients and self.default_scopes:
+            raise ValueError("clients: * needs default_scopes none, so that a scope says what a token is for")
         if not self.algorithms or not self.algorithms <= ALGORITHMS:
             raise ValueError(f"algorithms: expected some of {', '.join(sorted(ALGORITHMS))}")
         if not self.types and not self.token_use:
@@ -117,7 +120,7 @@ class Issuer(NamedTuple):
                 raise Unauthorized("wrong audience")
         else:
             client = claims.get("client_id")
-            if not isinstance(client, str) or client not in self.clients:
+            if "*" not in self.clients and (not isinstance(client, str) or client not in self.clients):
                 raise Unauthorized("wrong client")
 
     def _tenant(self, claims: Mapping[str, Any]) -> str:
