@@ -38,12 +38,10 @@ def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
         caller = event.get("callerContext", {})
         log("WARNING", "no token", reason=refusal.reason, client=caller.get("clientId"), source=event["triggerSource"])
         raise
-    event["response"] = {
-        "claimsAndScopeOverrideDetails": {
-            "accessTokenGeneration": {"claimsToAddOrOverride": claims},
-            "idTokenGeneration": {"claimsToAddOrOverride": claims},
-        }
-    }
+    details = {"accessTokenGeneration": {"claimsToAddOrOverride": claims}}
+    if event["triggerSource"] != CLIENT_CREDENTIALS:  # a machine gets no ID token
+        details["idTokenGeneration"] = {"claimsToAddOrOverride": claims}
+    event["response"] = {"claimsAndScopeOverrideDetails": details}
     return event
 
 

@@ -333,7 +333,9 @@ def test_the_authorizer_takes_the_pools_tokens_that_name_a_scope_of_the_resource
     assert variables["TOLLGATE_JWKS_URL"]["Fn::Sub"] == f"{issuer}/.well-known/jwks.json"
     assert variables["TOLLGATE_ADMIN_GROUPS"] == {"Ref": "AdminGroup"}
     pool = "https://cognito-idp.eu-central-1.amazonaws.com/eu-central-1_AbC123"
-    (found,) = issuers({**variables, "TOLLGATE_ISSUER": pool, "TOLLGATE_ADMIN_GROUPS": "admins", "TOLLGATE_ISSUERS": ""})
+    (found,) = issuers(
+        {**variables, "TOLLGATE_ISSUER": pool, "TOLLGATE_ADMIN_GROUPS": "admins", "TOLLGATE_ISSUERS": ""}
+    )
     assert (found.clients, found.default_scopes, found.token_use) == ({"*"}, frozenset(), "access")
     assert found.algorithms == {"RS256"}
 

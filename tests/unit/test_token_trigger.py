@@ -66,6 +66,15 @@ def machine(client: str) -> dict[str, Any]:
     }
 
 
+# Version 1, which a pool sends whose trigger was attached the old way: no scopes, and another response
+FIRST_VERSION = {
+    **people(),
+    "version": "1",
+    "request": {name: value for name, value in people()["request"].items() if name != "scopes"},
+    "response": {"claimsOverrideDetails": None},
+}
+
+
 def test_people_get_their_tenant_and_its_plan() -> None:
     assert claims_for(people(), TABLE.get) == {"tenant": "acme", "plan": "pro"}
     refreshed = people("globex", version="3", triggerSource="TokenGeneration_RefreshTokens")
@@ -86,7 +95,8 @@ def test_a_machine_belongs_to_its_clients_tenant_whatever_it_says() -> None:
         (people("initech"), "the tenant is suspended"),
         (people("odd"), "the tenant is suspended"),
         (people("client#machine-1"), "no tenant is named"),
-        (people(version="1"), "event version '1'"),
+        (FIRST_VERSION, "event version '1'"),
+        (people(version=None), "event version None"),
         (people(request={"userAttributes": None}), "no tenant is named"),
         (machine("unknown"), "the app client belongs to no tenant"),
         (machine("orphan"), "no tenant is named"),
@@ -102,12 +112,39 @@ def test_others_get_no_token(event: Mapping[str, Any], reason: str) -> None:
     assert str(caught.value) == "no access", "Cognito shows the message to whoever asked"
 
 
+@pytest.mark.parametrize("request_", [{"scopes": ["tollgate/invoke"]}, {}, {"userAttributes": None, "scopes": None}])
+def test_a_machines_event_may_hold_next_to_nothing(request_: dict[str, Any]) -> None:
+    event = machine("machine-1") | {"request": request_}
+    assert claims_for(event, TABLE.get)["tenant"] == "acme"
+
+
+@pytest.mark.parametrize("source", ["Authentication", "HostedAuth", "NewPasswordChallenge", "AuthenticateDevice"])
+@pytest.mark.parametrize("version", ["2", "3"])
+def test_every_way_to_sign_in_gets_the_same_claims(source: str, version: str) -> None:
+    event = people(version=version, triggerSource=f"TokenGeneration_{source}")
+    assert claims_for(event, TABLE.get) == {"tenant": "acme", "plan": "pro"}
+
+
+def test_what_a_client_sends_along_counts_for_nothing() -> None:
+    event = people("globex")
+    event["request"]["clientMetadata"] = {"tenant": "acme", "custom:tenant": "acme", "plan": "enterprise"}
+    assert claims_for(event, TABLE.get) == {"tenant": "globex", "plan": "free"}
+
+
+def test_a_machine_gets_an_access_token_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trigger, "_lookup", TABLE.get)
+    details = trigger.handler(machine("machine-1"), None)["response"]["claimsAndScopeOverrideDetails"]
+    claims = {"tenant": "acme", "plan": "pro", "team": "batch"}
+    assert details == {"accessTokenGeneration": {"claimsToAddOrOverride": claims}}
+
+
 def test_the_handler_answers_in_cognitos_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trigger, "_lookup", TABLE.get)
     event = people()
     answer = trigger.handler(json.loads(json.dumps(event)), None)
     details = answer["response"]["claimsAndScopeOverrideDetails"]
-    assert details["accessTokenGeneration"]["claimsToAddOrOverride"] == {"tenant": "acme", "plan": "pro"}
+    claims = {"claimsToAddOrOverride": {"tenant": "acme", "plan": "pro"}}
+    assert details == {"accessTokenGeneration": claims, "idTokenGeneration": claims}
     assert {key: value for key, value in answer.items() if key != "response"} == {
         key: value for key, value in event.items() if key != "response"
     }

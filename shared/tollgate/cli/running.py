@@ -71,18 +71,29 @@ def serve(ctx: click.Context, host: str, port: int, workers: int, as_json: bool)
 @click.option("--tenant", required=True, help="Whose token.")
 @click.option("--user", required=True, help="Which user of the tenant; made if there is none.")
 @click.option("--ttl", type=click.IntRange(1), default=3600, show_default=True, metavar="SECONDS", help="How long.")
+@click.option(
+    "--scope",
+    "scopes",
+    type=click.Choice(["invoke", "models.read", "usage.read"]),
+    multiple=True,
+    default=["invoke"],
+    show_default=True,
+    help="What it is good for; may be repeated.",
+)
+@click.option("--admin", is_flag=True, help="Put the user into the administrators' group first (GET /admin/v1/...).")
 @json_option
-def token(tenant: str, user: str, ttl: int, as_json: bool) -> None:
+def token(tenant: str, user: str, ttl: int, scopes: tuple[str, ...], admin: bool, as_json: bool) -> None:
     """Print a token for a user, and nothing else. Local stacks only: elsewhere the user pool issues them.
 
     \b
       export OPENAI_API_KEY=$(tollgate token --tenant acme --user ann)
+      tollgate token --tenant acme --user dashboard --scope usage.read
     """
     from tollgate.local.tokens import CannotIssue, issue
 
     environ = environment(("TOLLGATE_USER_POOL_ID",))
     try:
-        issued = issue(tenant, user, ttl, environ)
+        issued = issue(tenant, user, ttl, environ, scopes=scopes, administrator=admin)
     except CannotIssue as error:
         raise Fail(str(error)) from None
     if as_json:

@@ -13,7 +13,12 @@ from typing import Any
 USER_POOL = "tollgate"
 CLIENT = "tollgate-people"
 RESOURCE_SERVER = "tollgate"
-SCOPE = "invoke"
+SCOPES = {
+    "invoke": "Call models, list them and read the caller's own usage",
+    "models.read": "List models",
+    "usage.read": "Read the caller's own limits and usage",
+}
+ADMINISTRATORS = "tollgate-admins"
 PROXY_LOG_GROUP = "/aws/lambda/tollgate-proxy"
 DEAD_LETTERS = "tollgate-dead-letters"
 
@@ -51,6 +56,8 @@ class Resources:
             "TOLLGATE_KEY_PEPPER": self.key_pepper,
             "TOLLGATE_USER_POOL_ID": self.user_pool_id,
             "TOLLGATE_CLIENT_IDS": self.client_id,
+            "TOLLGATE_DEFAULT_SCOPES": "none",
+            "TOLLGATE_ADMIN_GROUPS": ADMINISTRATORS,
             "TOLLGATE_DEAD_LETTER_QUEUE_URL": self.dead_letter_url,
         }
 
@@ -173,8 +180,9 @@ def _user_pool(cognito: Any) -> tuple[str, str]:
             UserPoolId=pool_id,
             Identifier=RESOURCE_SERVER,
             Name=RESOURCE_SERVER,
-            Scopes=[{"ScopeName": SCOPE, "ScopeDescription": "Call models through the gateway"}],
+            Scopes=[{"ScopeName": name, "ScopeDescription": what} for name, what in SCOPES.items()],
         )
+        cognito.create_group(UserPoolId=pool_id, GroupName=ADMINISTRATORS)
     clients = cognito.list_user_pool_clients(UserPoolId=pool_id, MaxResults=60)["UserPoolClients"]
     client_id = next((client["ClientId"] for client in clients if client["ClientName"] == CLIENT), None)
     if client_id is None:
@@ -182,7 +190,7 @@ def _user_pool(cognito: Any) -> tuple[str, str]:
             UserPoolId=pool_id,
             ClientName=CLIENT,
             AllowedOAuthFlows=["code"],
-            AllowedOAuthScopes=["openid", f"{RESOURCE_SERVER}/{SCOPE}"],
+            AllowedOAuthScopes=["openid", *(f"{RESOURCE_SERVER}/{name}" for name in SCOPES)],
             AllowedOAuthFlowsUserPoolClient=True,
             CallbackURLs=["http://localhost:8400/callback"],
             WriteAttributes=["email"],

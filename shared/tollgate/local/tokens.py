@@ -18,7 +18,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from tollgate.local.functions import LogLines
-from tollgate.local.provision import RESOURCE_SERVER, SCOPE
+from tollgate.local.provision import ADMINISTRATORS, RESOURCE_SERVER
 
 MAX_TTL_S = 365 * 86_400
 MAX_NAME = 63
@@ -43,8 +43,17 @@ class CannotIssue(Exception):
     """No token can be made; the message is one line for the user."""
 
 
-def issue(tenant: str, user: str, ttl_s: int = 3600, environ: Mapping[str, str] | None = None) -> str:
-    """An access token for `user` of `tenant`, valid for `ttl_s` seconds. The user is created if there is none.
+def issue(
+    tenant: str,
+    user: str,
+    ttl_s: int = 3600,
+    environ: Mapping[str, str] | None = None,
+    *,
+    scopes: Sequence[str] = ("invoke",),
+    administrator: bool = False,
+) -> str:
+    """An access token for `user` of `tenant`, valid for `ttl_s` seconds. The user is created if there is none;
+    `administrator` puts them into the administrators' group first.
 
     `environ` has what `discovery.find` returns, and becomes part of this process's environment: the trigger handler
     reads it there, as it does on Lambda. Raises `CannotIssue`.
@@ -64,7 +73,11 @@ def issue(tenant: str, user: str, ttl_s: int = 3600, environ: Mapping[str, str] 
     key = _signing_key(pool, client)
     username = f"{tenant}/{user}"  # a pool has one space of names, tenants have many
     attributes = _ensure_user(pool, username, tenant)
-    claims = _trigger(pool, client, username, attributes)
+    groups = _groups(pool, username, administrator)
+    asked = [f"{RESOURCE_SERVER}/{scope}" for scope in scopes]
+    claims = _trigger(pool, client, username, attributes, groups, asked)
+    if groups:
+        claims["cognito:groups"] = groups
     now = int(time.time())
     region = pool.partition("_")[0]
     payload = {
@@ -74,7 +87,7 @@ def issue(tenant: str, user: str, ttl_s: int = 3600, environ: Mapping[str, str] 
         "origin_jti": str(uuid.uuid4()),
         "event_id": str(uuid.uuid4()),
         "token_use": "access",
-        "scope": f"{RESOURCE_SERVER}/{SCOPE}",
+        "scope": " ".join(asked),
         "auth_time": now,
         "iat": now,
         "exp": now + ttl_s,
@@ -136,7 +149,25 @@ def _ensure_user(pool: str, username: str, tenant: str) -> dict[str, str]:
     return {attribute["Name"]: attribute["Value"] for attribute in found}
 
 
-def _trigger(pool: str, client: str, username: str, attributes: Mapping[str, str]) -> dict[str, Any]:
+def _groups(pool: str, username: str, administrator: bool) -> list[str]:
+    """The names of the user's groups, which Cognito puts into access tokens by itself."""
+    import boto3
+
+    cognito = boto3.client("cognito-idp")
+    if administrator:
+        cognito.admin_add_user_to_group(UserPoolId=pool, Username=username, GroupName=ADMINISTRATORS)
+    found = cognito.admin_list_groups_for_user(UserPoolId=pool, Username=username)["Groups"]
+    return [group["GroupName"] for group in found]
+
+
+def _trigger(
+    pool: str,
+    client: str,
+    username: str,
+    attributes: Mapping[str, str],
+    groups: Sequence[str],
+    scopes: Sequence[str],
+) -> dict[str, Any]:
     """The claims that the pre-token-generation trigger adds to the access token."""
     from functions.token_trigger.handler import NoToken, handler
 
@@ -149,8 +180,8 @@ def _trigger(pool: str, client: str, username: str, attributes: Mapping[str, str
         "callerContext": {"awsSdkVersion": "local", "clientId": client},
         "request": {
             "userAttributes": dict(attributes),
-            "groupConfiguration": {"groupsToOverride": [], "iamRolesToOverride": [], "preferredRole": None},
-            "scopes": [f"{RESOURCE_SERVER}/{SCOPE}"],
+            "groupConfiguration": {"groupsToOverride": list(groups), "iamRolesToOverride": [], "preferredRole": None},
+            "scopes": list(scopes),
         },
         "response": {"claimsAndScopeOverrideDetails": None},
     }
