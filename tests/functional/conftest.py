@@ -9,7 +9,11 @@ import pytest
 
 from tests.functional.callers import Callers
 from tests.functional.scripted import ScriptedUpstream
+from tests.functional.shell import applied, endpoint, environ, shell
 from tests.functional.stack import DevStack, lab_policy
+
+__all__ = ["applied", "endpoint", "environ", "shell"]
+"""Fixtures of the `tollgate` command's tests."""
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tollgate.adapters import telemetry
@@ -174,14 +174,18 @@ class PolicyTables:
         items = await self.items()
         return _item_changes(items, policy) + await self._tenant_changes(policy)
 
-    async def apply(self, policy: Policy, actor: str) -> Applied:
+    async def apply(self, policy: Policy, actor: str, seen: Sequence[Change] | None = None) -> Applied:
         """Make `policy` the policy: change the items that differ, remove those that it lacks, publish the snapshot.
 
         Tenants that it names are made or changed; what it does not say of them stays, and a suspended one stays
-        suspended. Up to a hundred items change in one transaction, so that nobody sees half of it. Raises `Conflict`
+        suspended. Up to a hundred items change in one transaction, so that nobody sees half of it. `seen`: the
+        difference that somebody has agreed to, and no other. Raises `Conflict` if it is another by now,
         if a plan that tenants are on would go, or if somebody else was publishing; `PolicyErrors` if it is too large.
         """
-        return await self._apply(policy, await self.items(), actor)
+        items = await self.items()
+        if seen is not None and _item_changes(items, policy) + await self._tenant_changes(policy) != list(seen):
+            raise Conflict("the policy or its tenants have changed since you looked: look at the difference again")
+        return await self._apply(policy, items, actor)
 
     async def _apply(self, policy: Policy, items: Mapping[str, Item], actor: str) -> Applied:
         """Turn `items`, which were read from the table and have led to `policy`, into it."""

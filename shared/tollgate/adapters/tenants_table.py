@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 
 from tollgate.adapters.document_table import Client, Condition, ConditionFailed, DocumentTable, Item, as_read
 from tollgate.domain.policy import TenantRecord, TenantSpec
 from tollgate.domain.policy_check import check_record
-from tollgate.domain.policy_document import Document, Place, canonical
+from tollgate.domain.policy_document import Document, Place, PolicyErrors, canonical
 from tollgate.domain.policy_paths import Path
 from tollgate.domain.schema import plain
 
@@ -128,6 +129,13 @@ class TenantsTable:
                 return rows, rows[-1].tenant
             rows.append(_row(item))
         return rows, None
+
+    async def records(self) -> AsyncIterator[TenantRecord]:
+        """Every tenant whose record is right; `page` has the others, too."""
+        async for item in self._table.scan():
+            if is_tenant(item["tenant"]):
+                with suppress(PolicyErrors):
+                    yield record_of(item)
 
     async def count(self) -> int:
         return len([None async for item in self._table.scan() if is_tenant(item["tenant"])])

@@ -7,7 +7,18 @@ import sys
 
 import click
 
-from tollgate.cli import audit, credit, keys, plans, policy, prices, running, tenants, usage
+from tollgate.cli import (
+    audit,
+    boosts,
+    credit,
+    keys,
+    plans,
+    policy,
+    prices,
+    running,
+    tenants,
+    usage,
+)
 from tollgate.cli.connect import connection_options, leaves
 from tollgate.cli.failures import EXIT_CODES, describe
 
@@ -18,6 +29,7 @@ HELP = f"""Run the gateway, and manage its policy, plans and tenants.
   tollgate policy apply                        make policy.yaml the running policy
   tollgate tenant create acme --plan pro       a tenant; it may call at once
   tollgate token --tenant acme --user ann      a token for one of its users
+  tollgate boost acme requests=500 per=minute --for 2h
   tollgate usage --by tenant,model             what was used, and what it costs
 
 Commands find the newest local stack that runs. To manage a deployed one, name its CloudFormation stack, and the AWS
@@ -49,6 +61,7 @@ for command in (
     keys.key,
     plans.plan,
     policy.policy,
+    boosts.boost,
     prices.price,
     credit.credit,
     usage.usage,

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from tollgate.cli.output import flow
 from tollgate.domain.policy_paths import Path, parse, render
 
 _ASSIGNMENT = re.compile(r"(?s)(?P<path>(?:[^=\"]|\"(?:[^\"\\]|\\.)*\")*?)\s*(?P<more>\+?)=(?P<value>.*)")
@@ -110,27 +111,14 @@ def _position(entries: list[Any], part: str | int, path: Path) -> int:
         if part < len(entries):
             return part
         raise click.UsageError(f"{where} has {len(entries)} entries, counted from 0: there is no [{part}]")
-    ids = [entry_id(entry) for entry in entries]
+    from tollgate.domain.policy_entries import entry_id
+
+    ids: list[str] = [entry_id(entry) for entry in entries]
     if ids.count(part) == 1:
         return ids.index(part)
     if part in ids:
         raise click.UsageError(f"{where} has several {part}: name one by its position")
     raise click.UsageError(f"{where} has no {part}: it has {', '.join(ids) or 'no entries'}")
-
-
-def entry_id(entry: Any) -> str:
-    """What a limit or budget limits: its id; a plain entry is its own."""
-    from tollgate.domain.policy import BudgetOverride, LimitOverride
-    from tollgate.domain.policy_document import Document
-    from tollgate.domain.schema import read
-
-    if not isinstance(entry, dict):
-        return str(entry)
-    document = Document(entry)
-    spec = read(LimitOverride, document)[0] or read(BudgetOverride, document)[0]
-    if spec is None:
-        return "?"
-    return spec.id + (f"@{spec.user}" if spec.user else "")
 
 
 def _delete(data: Any, path: Path) -> None:
@@ -150,13 +138,6 @@ def _order(path: Path) -> tuple[tuple[int, str], ...]:
 
 def entry_line(entry: dict[str, Any]) -> str:
     """A limit or budget in one line: its id, then what it says."""
-    return f"[{entry_id(entry)}]  {short(entry)}"
+    from tollgate.domain.policy_entries import entry_id
 
-
-def short(value: Any) -> str:
-    """Plain data in one line, as policy.yaml would have it."""
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{name}: {short(inner)}' for name, inner in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(short, value))}]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return f"[{entry_id(entry)}]  {flow(entry)}"

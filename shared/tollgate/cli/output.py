@@ -50,6 +50,22 @@ def money(microusd: int) -> str:
     return f"{'-' if microusd < 0 else ''}${dollars:,}.{cents:02d}" + (f"{more:04d}" if more else "")
 
 
+def flow(value: Any) -> str:
+    """Plain data in one line, as one would write it in policy.yaml."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {flow(inner)}' for name, inner in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(flow, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return _shown("null" if value is None else value)
+
+
+def attended() -> bool:
+    """Whether somebody sits there who can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def card(fields: Mapping[str, Any]) -> str:
     """One thing, a field a line."""
     width = max(map(len, fields), default=0)
@@ -92,7 +108,7 @@ def confirm(question: str, yes: bool, *, unattended: bool = False) -> None:
     """
     if yes:
         return
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not attended():
         if unattended:
             return
         raise Fail(f"{question} Nobody can be asked here: add --yes", USAGE)

@@ -6,10 +6,13 @@ from typing import Any
 
 import click
 
+from tollgate.cli import complete
+from tollgate.cli.changes import describe
 from tollgate.cli.connect import actor, with_tables
 from tollgate.cli.failures import NOT_FOUND, Fail
 from tollgate.cli.output import echo_json, json_option, table
 
+PLAN = click.argument("name", metavar="PLAN", shell_complete=complete.plans)
 CHANGES = """\b
   limits[0].requests=5                         the first limit's requests
   limits[user.requests.minute].requests=5      the same, by what it limits
@@ -31,7 +34,12 @@ def plan() -> None:
 @plan.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """List the plans that the tables hold."""
+    """List the plans that the tables hold.
+
+    \b
+      tollgate plan list
+      tollgate plan list --json | jq -r '.plans[].plan'
+    """
     from tollgate.domain.schema import plain
 
     policy = with_tables(lambda tables: tables.edited())
@@ -46,10 +54,14 @@ def list_(as_json: bool) -> None:
 
 
 @plan.command()
-@click.argument("name")
+@PLAN
 @json_option
 def show(name: str, as_json: bool) -> None:
-    """Show a plan. The words in brackets name its limits and budgets in `tollgate plan set`."""
+    """Show a plan. The words in brackets name its limits and budgets in `tollgate plan set`.
+
+    \b
+      tollgate plan show free
+    """
     _show(with_tables(lambda tables: tables.edited()), name, as_json)
 
 
@@ -64,7 +76,7 @@ def show(name: str, as_json: bool) -> None:
   tollgate plan set trial --create 'models=[small]' 'budgets+={{scope: tenant, usd: 1, per: life}}'
 """,
 )
-@click.argument("name")
+@PLAN
 @click.argument("changes", nargs=-1, metavar="[CHANGE]...")
 @click.option("--unset", multiple=True, metavar="PATH", help="Take something away.")
 @click.option("--create", "new", is_flag=True, help="Make a plan that is not there yet.")
@@ -87,8 +99,8 @@ def set_(name: str, changes: tuple[str, ...], unset: tuple[str, ...], new: bool,
 
     applied, policy = with_tables(run)
     if not as_json:
-        for change in applied.changes:
-            click.echo(str(change))
+        if applied.changes:
+            click.echo(describe(applied.changes))
         click.echo(f"revision {applied.revision}" if applied.changes else "nothing changed")
         return
     _show(policy, name, as_json)

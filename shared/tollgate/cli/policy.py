@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tollgate.cli.changes import describe, plans_of
 from tollgate.cli.connect import actor, local_stack, with_tables
 from tollgate.cli.failures import BAD_POLICY
-from tollgate.cli.output import echo_json, json_option
+from tollgate.cli.output import attended, confirm, echo_json, json_option, yes_option
 from tollgate.cli.prices import names_without_price
 
 if TYPE_CHECKING:
+    from tollgate.adapters.policy_tables import PolicyTables
     from tollgate.domain.policy import Policy
+    from tollgate.domain.policy_diff import Change
 
 FILE = click.argument("file", required=False, type=click.Path(dir_okay=False))
 
@@ -23,6 +27,11 @@ def policy() -> None:
     """The policy: models, plans and routes, in policy.yaml and in the tables.
 
     FILE is TOLLGATE_POLICY, or policy.yaml, if it is not given.
+
+    \b
+      tollgate policy check          is the file right?
+      tollgate policy diff           what would it change?
+      tollgate policy apply          make it so
     """
 
 
@@ -61,43 +70,81 @@ def check(ctx: click.Context, file: str | None, as_json: bool) -> None:
 @FILE
 @json_option
 def diff(file: str | None, as_json: bool) -> None:
-    """Show what `apply` would change."""
-    found = _for_the_tables(_path(file))
-    changes = with_tables(lambda tables: tables.diff(found))
-    if as_json:
-        echo_json({"changes": [change.as_dict() for change in changes]})
-        return
-    for change in changes:
-        click.echo(str(change))
-    if not changes:
-        click.echo("no difference")
+    """Show what `apply` would change, for which plans, models, upstreams and tenants. Nothing is written.
+
+    \b
+      tollgate policy diff
+      tollgate policy diff staging.yaml --stack tollgate-staging
+    """
+    _preview(_for_the_tables(_path(file)), as_json)
 
 
 @policy.command()
 @FILE
+@click.option("--dry-run", is_flag=True, help="Show what would change, and stop: `tollgate policy diff`.")
+@yes_option
 @json_option
-def apply(file: str | None, as_json: bool) -> None:
+def apply(file: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Make a file the policy: all of it, or nothing if it has a mistake. Felt within 10 s, without a deploy.
 
-    Plans, models and upstreams that it lacks are removed. Tenants that it names are made or changed; others stay as
-    they are, and a suspended one stays suspended. Overrides of the environment are not written. A local stack sends
+    On a terminal it shows what will change, and asks. If somebody else changes it meanwhile, nothing is written.
+
+    Plans, models and upstreams that the file lacks are removed. Tenants that it names are made or changed; others stay
+    as they are, and a suspended one stays suspended. Overrides of the environment are not written. A local stack sends
     the upstreams to where it has sent them before.
+
+    \b
+      tollgate policy apply
+      tollgate policy apply --dry-run staging.yaml
+      tollgate policy apply --yes                      in scripts
     """
     found = _for_the_tables(_path(file))
-    applied = with_tables(lambda tables: tables.apply(found, actor()))
+    if dry_run:
+        _preview(found, as_json)
+        return
+    seen = None
+    if not yes and not as_json and attended():
+        seen = _preview(found, as_json)
+        if not seen:
+            return
+        confirm("Apply this?", yes)
+    applied = with_tables(lambda tables: tables.apply(found, actor(), seen))
     if as_json:
         changes = [change.as_dict() for change in applied.changes]
         echo_json({"revision": applied.revision, "changes": changes, "tenants": applied.tenants})
         return
-    for change in applied.changes:
-        click.echo(str(change))
+    if seen is None and applied.changes:
+        click.echo(describe(applied.changes))
     click.echo(f"revision {applied.revision}" if applied.changes else f"no difference; revision {applied.revision}")
+
+
+def _preview(found: Policy, as_json: bool) -> list[Change]:
+    """Say what would change."""
+
+    async def run(tables: PolicyTables) -> tuple[list[Change], Counter[str]]:
+        changes = await tables.diff(found)
+        plans = plans_of(changes)
+        on_plans = await tables.tenants.on_plans(plans) if plans else []
+        return changes, Counter(plan for _, plan in on_plans)
+
+    changes, tenants_on = with_tables(run)
+    if as_json:
+        said = {plan: tenants_on[plan] for plan in plans_of(changes)}
+        echo_json({"changes": [change.as_dict() for change in changes], "tenants_on_plans": said})
+    else:
+        click.echo(describe(changes, tenants_on) if changes else "no difference")
+    return changes
 
 
 @policy.command()
 @json_option
 def show(as_json: bool) -> None:
-    """Print the policy of the tables, as a file that `check` and `apply` take."""
+    """Print the policy of the tables, as a file that `check` and `apply` take.
+
+    \b
+      tollgate policy show > policy.yaml
+      tollgate policy show --json | jq .revision
+    """
     found = with_tables(lambda tables: tables.edited())
     from tollgate.domain.policy_document import jsonable
     from tollgate.domain.schema import plain

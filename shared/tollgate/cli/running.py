@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from tollgate.cli import complete
 from tollgate.cli.connect import TABLES, environment, local_stack, with_http
 from tollgate.cli.failures import FAILED, Fail
 from tollgate.cli.output import echo_json, json_option
@@ -68,7 +69,7 @@ def serve(ctx: click.Context, host: str, port: int, workers: int, as_json: bool)
 
 
 @click.command()
-@click.option("--tenant", required=True, help="Whose token.")
+@click.option("--tenant", required=True, shell_complete=complete.tenants, help="Whose token.")
 @click.option("--user", required=True, help="Which user of the tenant; made if there is none.")
 @click.option("--ttl", type=click.IntRange(1), default=3600, show_default=True, metavar="SECONDS", help="How long.")
 @click.option(
@@ -106,7 +107,12 @@ def token(tenant: str, user: str, ttl: int, scopes: tuple[str, ...], admin: bool
 @json_option
 @click.pass_context
 def status(ctx: click.Context, as_json: bool) -> None:
-    """Say what runs, and whether it is well. Exit code 1 if the gateway does not answer."""
+    """Say what runs, and whether it is well. Exit code 1 if the gateway does not answer.
+
+    \b
+      tollgate status
+      tollgate status --stack tollgate-prod --json
+    """
     environ = environment(())
     if not environ.get("TOLLGATE_URL") and not all(environ.get(name) for name in TABLES):
         environ = environment()  # says what is missing

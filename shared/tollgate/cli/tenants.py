@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tollgate.cli import complete
 from tollgate.cli.connect import actor, with_tables
-from tollgate.cli.output import echo_json, json_option, table
+from tollgate.cli.output import echo_json, flow, json_option, table
 
 if TYPE_CHECKING:
     from tollgate.domain.policy import TenantRecord
+
+TENANT = click.argument("name", metavar="TENANT", shell_complete=complete.tenants)
 
 
 @click.group()
@@ -26,7 +29,7 @@ def tenant() -> None:
 
 @tenant.command()
 @click.argument("name")
-@click.option("--plan", required=True, help="What it has bought (tollgate plan list).")
+@click.option("--plan", required=True, shell_complete=complete.plans, help="What it has bought (tollgate plan list).")
 @click.argument("changes", nargs=-1, metavar="[CHANGE]...")
 @json_option
 def create(name: str, plan: str, changes: tuple[str, ...], as_json: bool) -> None:
@@ -59,7 +62,12 @@ def create(name: str, plan: str, changes: tuple[str, ...], as_json: bool) -> Non
 @click.option("--after", metavar="TENANT", help="The next page: what `next` said.")
 @json_option
 def list_(limit: int, after: str | None, as_json: bool) -> None:
-    """List tenants, in the table's own order."""
+    """List tenants, in the table's own order.
+
+    \b
+      tollgate tenant list
+      tollgate tenant list --limit 1000 --json | jq -r '.tenants[] | select(.plan == "free").tenant'
+    """
     rows, following = with_tables(lambda tables: tables.tenants.page(limit, after))
     if as_json:
         echo_json({"tenants": [row.as_dict() for row in rows], "next": following})
@@ -71,15 +79,20 @@ def list_(limit: int, after: str | None, as_json: bool) -> None:
 
 
 @tenant.command()
-@click.argument("name")
+@TENANT
 @json_option
 def show(name: str, as_json: bool) -> None:
-    """Show a tenant, with its own limits and budgets."""
+    """Show a tenant, with its own limits and budgets. The words in brackets name them in `tollgate tenant set`.
+
+    \b
+      tollgate tenant show acme
+      tollgate tenant show acme --json | jq .limits
+    """
     _show(with_tables(lambda tables: tables.tenants.get(name)), as_json)
 
 
 @tenant.command("set")
-@click.argument("name")
+@TENANT
 @click.argument("changes", nargs=-1, metavar="[CHANGE]...")
 @click.option("--unset", multiple=True, metavar="PATH", help="Take something away.")
 @json_option
@@ -106,23 +119,35 @@ def set_(name: str, changes: tuple[str, ...], unset: tuple[str, ...], as_json: b
 
 
 @tenant.command()
-@click.argument("name")
+@TENANT
 @json_option
 def suspend(name: str, as_json: bool) -> None:
-    """Refuse a tenant's calls (403) until it is resumed. Felt within 10 s, whatever tokens it holds."""
+    """Refuse a tenant's calls (403) until it is resumed. Felt within 10 s, whatever tokens it holds.
+
+    Nothing is lost: limits, budgets, credit, users and clients stay. No new tokens are issued to its people and
+    machines. Doing it twice changes nothing.
+
+    \b
+      tollgate tenant suspend acme
+      tollgate tenant resume acme
+    """
     _show(with_tables(lambda tables: tables.tenants.set_state(name, "suspended", actor())), as_json, "suspended")
 
 
 @tenant.command()
-@click.argument("name")
+@TENANT
 @json_option
 def resume(name: str, as_json: bool) -> None:
-    """Let a suspended tenant call again."""
+    """Let a suspended tenant call again. Felt within 10 s.
+
+    \b
+      tollgate tenant resume acme
+    """
     _show(with_tables(lambda tables: tables.tenants.set_state(name, "active", actor())), as_json, "active again")
 
 
 def _show(record: TenantRecord, as_json: bool, done: str = "") -> None:
-    from tollgate.cli.edits import entry_line, short
+    from tollgate.cli.edits import entry_line
     from tollgate.domain.schema import plain
 
     if as_json:
@@ -136,6 +161,6 @@ def _show(record: TenantRecord, as_json: bool, done: str = "") -> None:
         for entry in shown.get(group, []):
             click.echo(f"{group[:-1].ljust(8)} {entry_line(entry)}")
     if "data" in shown:
-        click.echo(f"data     {short(shown['data'])}")
+        click.echo(f"data     {flow(shown['data'])}")
     for team, own in shown.get("teams", {}).items():
-        click.echo(f"team     {team} {short(own)}")
+        click.echo(f"team     {team} {flow(own)}")

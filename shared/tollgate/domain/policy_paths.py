@@ -11,6 +11,13 @@ import re
 
 Path = tuple[str | int, ...]
 
+
+class EntryId(str):
+    """A list's entry by what it limits, such as ``user.requests.minute``, where its position says little."""
+
+    __slots__ = ()
+
+
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _INDEX = re.compile(r"\[(0|[1-9][0-9]{0,5})\]")
 _QUOTED = re.compile(r'\[("(?:[^"\\]|\\.)*")\]')
@@ -21,7 +28,7 @@ def render(path: Path) -> str:
     """The path as text; empty for the whole document."""
     text = ""
     for part in path:
-        if isinstance(part, int):
+        if isinstance(part, int) or (isinstance(part, EntryId) and _BRACKETED.fullmatch(f"[{part}]")):
             text += f"[{part}]"
         elif _BARE.fullmatch(part):
             text += f".{part}" if text else part
