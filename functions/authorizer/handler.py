@@ -22,8 +22,8 @@ from tollgate.wire.credentials import presented
 EVERYTHING = ("*/*",)
 """What the scope `invoke` opens, administration excepted: unknown routes too, which get the proxy's 404."""
 ROUTES = {
-    MODELS_READ: ("GET/v1/models", "GET/v1/models/*"),
-    USAGE_READ: ("GET/v1/usage",),
+    MODELS_READ: ("GET/v1/models", "GET/v1/models/*", "GET/anthropic/v1/models", "GET/anthropic/v1/models/*"),
+    USAGE_READ: ("GET/v1/usage", "GET/anthropic/v1/usage"),
     ADMIN: ("GET/admin/*",),
 }
 """What each other scope opens, as method and path. The proxy checks scopes again: this spares it the others' calls."""

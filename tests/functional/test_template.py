@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.functional.cloudformation import TEMPLATE, deployed, references, resources, source, statements, translated
+from tollgate.adapters import key_records
 from tollgate.domain.identity import ADMIN, SCOPES
 from tollgate.domain.issuer_settings import issuers
 from tollgate.domain.issuers import Issuer
@@ -58,24 +59,38 @@ def test_routes_are_those_of_the_local_stand_in() -> None:
         (path, method.lower()): asks for path, methods in api_gateway.ROUTES.items() for method, asks in methods.items()
     }
     template = {
-        route: operation["security"] == [{"TokenAuthorizer": []}]
-        for route, operation in operations().items()
-        if route[0] != "/{path+}"
+        route: identity_source(operation) for route, operation in operations().items() if "{path+}" not in route[0]
     }
     assert template == local
 
 
+def identity_source(operation: dict[str, Any]) -> bytes | None:
+    """The header that the operation's authorizer is asked about."""
+    (scheme,) = [name for security in operation["security"] for name in security]
+    if scheme == "NONE":
+        return None
+    authorizer = api()["components"]["securitySchemes"][scheme]["x-amazon-apigateway-authorizer"]
+    named: str = authorizer["identitySource"]
+    return named.removeprefix("method.request.header.").lower().encode()
+
+
 def test_unknown_paths_go_to_the_proxy_of_authorised_callers() -> None:
-    operation = api()["paths"]["/{path+}"]["x-amazon-apigateway-any-method"]
-    assert operation["security"] == [{"TokenAuthorizer": []}]
+    for beginning, header in api_gateway.CATCH_ALL:
+        operation = api()["paths"][beginning + "{path+}"]["x-amazon-apigateway-any-method"]
+        assert identity_source(operation) == header
 
 
-def test_the_authorizer_sees_the_request_and_is_cached_by_the_authorization_header_alone() -> None:
-    (scheme,) = api()["components"]["securitySchemes"].values()
-    authorizer = scheme["x-amazon-apigateway-authorizer"]
-    assert authorizer["type"] == "request"
-    assert authorizer["identitySource"] == "method.request.header.Authorization"
-    assert authorizer["authorizerResultTtlInSeconds"] == 60
+def test_each_authorizer_sees_the_request_and_is_cached_by_one_header_alone() -> None:
+    """With a second identity source, requests that lack one of them would never reach the function."""
+    schemes = api()["components"]["securitySchemes"]
+    sources = {name: it["x-amazon-apigateway-authorizer"]["identitySource"] for name, it in schemes.items()}
+    header = "method.request.header."
+    assert sources == {"TokenAuthorizer": header + "Authorization", "KeyAuthorizer": header + "x-api-key"}
+    for scheme in schemes.values():
+        authorizer = scheme["x-amazon-apigateway-authorizer"]
+        assert authorizer["type"] == "request"
+        assert "AuthorizerFunction" in references(authorizer["authorizerUri"])
+        assert authorizer["authorizerResultTtlInSeconds"] == 60
     assert source()["Parameters"]["AuthorizerCacheSeconds"]["MaxValue"] == 60
 
 
@@ -262,15 +277,24 @@ def test_only_functions_in_a_vpc_may_make_network_interfaces() -> None:
             )
 
 
-def test_only_the_proxy_reads_provider_keys_and_only_under_the_prefix() -> None:
+def test_only_the_proxy_reads_provider_keys_and_only_the_authorizer_what_api_keys_are_hashed_with() -> None:
     readers = {
-        name: statement["Resource"]["Fn::Sub"]
+        name: statement["Resource"]
         for name, role in resources("AWS::IAM::Role").items()
         for statement in statements(role)
         if "secretsmanager" in str(statement["Action"])
     }
-    assert readers.keys() == {"ProxyRole"}
-    assert readers["ProxyRole"].endswith(":secret:${SecretPrefix}/*")
+    assert readers.keys() == {"ProxyRole", "AuthorizerRole"}
+    assert readers["ProxyRole"]["Fn::Sub"].endswith(":secret:${SecretPrefix}/*")
+    assert readers["AuthorizerRole"] == {"Ref": "KeyPepper"}
+    (pepper,) = [it for name, it in resources("AWS::SecretsManager::Secret").items() if name == "KeyPepper"]
+    assert "Name" not in pepper  # one that begins with the stack's name, not with the provider keys' prefix
+    made = pepper["GenerateSecretString"]
+    text = json.dumps(
+        json.loads(made["SecretStringTemplate"]) | {made["GenerateStringKey"]: "x" * made["PasswordLength"]}
+    )
+    assert key_records.peppers_of(text).keys() == {"1"}
+    assert translated()["Resources"]["KeyPepper"]["DeletionPolicy"] == "Retain"
 
 
 # -- tables and identity -------------------------------------------------------------------------------------------
@@ -278,7 +302,7 @@ def test_only_the_proxy_reads_provider_keys_and_only_under_the_prefix() -> None:
 
 def test_tables_are_on_demand_recoverable_encrypted_and_outlive_the_stack() -> None:
     tables = resources("AWS::DynamoDB::Table")
-    assert tables.keys() == {"PolicyTable", "TenantsTable", "LimitsTable", "LedgerTable", "AuditTable"}
+    assert tables.keys() == {"PolicyTable", "TenantsTable", "LimitsTable", "LedgerTable", "AuditTable", "KeysTable"}
     for name, table in tables.items():
         assert table["BillingMode"] == "PAY_PER_REQUEST"
         assert table["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}

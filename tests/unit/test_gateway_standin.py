@@ -131,7 +131,7 @@ async def call(
     serving.set()
     async with proxy or Proxy() as url:
         integration = Integration(url, serving, "us-east-1", timeout_s=timeout_s)
-        gateway = ApiGateway(Authorizer(function or FakeAuthorizer()), integration, http)
+        gateway = ApiGateway(function or FakeAuthorizer(), integration, http)
         try:
             await gateway(client.scope, client.receive, client.send)
         finally:
@@ -174,6 +174,7 @@ def test_forged_context_headers_never_arrive() -> None:
         ("DELETE", "/v1/models", 404),
         ("GET", "/", 404),
         ("POST", "/v1/models", 404),
+        ("GET", "/anthropic/v1/messages", 404),
         ("GET", "/v1/nothing", 200),  # the catch-all: the proxy decides
         ("GET", "/v1/models", 200),
         ("GET", "/healthz", 200),
@@ -192,6 +193,36 @@ def test_without_the_identity_source_no_function_runs(headers: list[tuple[bytes,
     client = asyncio.run(call(scope(headers=headers), function=function, proxy=proxy))
     assert (client.status, client.error["code"]) == (401, "invalid_api_key")
     assert (function.events, proxy.requests) == ([], [])
+
+
+def test_each_authorizer_is_asked_about_its_own_header_and_remembers_by_it() -> None:
+    async def run() -> None:
+        function = FakeAuthorizer()
+        http = HttpClient()
+        async with Proxy() as url:
+            serving = asyncio.Event()
+            serving.set()
+            gateway = ApiGateway(function, Integration(url, serving, "us-east-1"), http)
+
+            async def status(path: str, *headers: tuple[bytes, bytes]) -> int:
+                client = Client(scope("POST", path, list(headers)), b"{}")
+                await gateway(client.scope, client.receive, client.send)
+                return client.status
+
+            token, key = (b"authorization", b"Bearer same"), (b"x-api-key", b"same")
+            keyed = ("/anthropic/v1/messages", "/anthropic/v1/anything")
+            assert [await status(path, token) for path in keyed] == [401, 401]
+            assert [await status(path, key) for path in ("/v1/messages", "/v1/anything")] == [401, 401]
+            assert function.events == []
+            for _ in range(2):
+                assert [await status(path, key) for path in keyed] == [200, 200]
+            assert [event["path"] for event in function.events] == ["/anthropic/v1/messages"]
+            # one function, but what it said of one header is not what it said of the other
+            assert await status("/v1/messages", (b"authorization", b"same")) == 200
+            assert len(function.events) == 2
+        await http.aclose()
+
+    asyncio.run(run())
 
 
 def test_health_needs_no_authorizer() -> None:
@@ -322,7 +353,7 @@ def test_chunks_are_passed_on_as_they_come() -> None:
         serving = asyncio.Event()
         serving.set()
         async with Proxy(two) as url:
-            gateway = ApiGateway(Authorizer(FakeAuthorizer()), Integration(url, serving, "us-east-1"), http)
+            gateway = ApiGateway(FakeAuthorizer(), Integration(url, serving, "us-east-1"), http)
             await asyncio.wait_for(gateway(client.scope, client.receive, client.send), 5)
             await http.aclose()
         assert [m.get("body") for m in client.sent[1:]] == [b"one", b"two", b""]
@@ -358,7 +389,7 @@ def test_a_request_waits_while_the_proxy_is_restarted() -> None:
     async def run() -> None:
         client, http, serving = Client(scope(), b"{}"), HttpClient(), asyncio.Event()
         async with Proxy() as url:
-            gateway = ApiGateway(Authorizer(FakeAuthorizer()), Integration(url, serving, "us-east-1"), http)
+            gateway = ApiGateway(FakeAuthorizer(), Integration(url, serving, "us-east-1"), http)
             asyncio.get_running_loop().call_later(0.05, serving.set)
             await gateway(client.scope, client.receive, client.send)
             await http.aclose()
@@ -380,15 +411,6 @@ _Loader.add_multi_constructor("!", lambda loader, tag, node: f"!{tag}")
 @pytest.fixture(scope="module")
 def resources() -> dict[str, Any]:
     return dict(yaml.load(TEMPLATE.read_text(), _Loader)["Resources"])
-
-
-def test_routes_are_the_templates(resources: dict[str, Any]) -> None:
-    found: dict[str, dict[str, bool]] = {}
-    for event in resources["ProxyFunction"]["Properties"]["Events"].values():
-        route = event["Properties"]
-        found.setdefault(route["Path"], {})[route["Method"]] = route.get("Auth", {}).get("Authorizer") != "NONE"
-    assert found.pop("/{path+}") == {"ANY": True}
-    assert found == api_gateway.ROUTES
 
 
 def test_answers_are_the_templates(resources: dict[str, Any]) -> None:

@@ -59,6 +59,11 @@ class DynamoKeyRecords:
             raise KeysUnavailable(str(failure)) from failure
         return peppers_of(text)
 
+    def close(self) -> None:
+        """Close this thread's connections."""
+        self._dynamodb.close()
+        self._secrets.close()
+
 
 def record_of(item: Mapping[str, Any]) -> KeyRecord:
     """What an item says. Raises KeyError, TypeError or ValueError for what cannot be one: nobody gets in by that."""

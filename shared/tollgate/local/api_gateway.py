@@ -19,25 +19,31 @@ from typing import Any
 from tollgate.adapters.http import ConnectFailed, Header, HttpClient, Response, TimedOut, Timeouts, UpstreamError
 from tollgate.local.aws import ACCOUNT
 from tollgate.local.children import say
-from tollgate.local.gateway_auth import Authorizer, AuthorizerFailed, Denied, NotAuthenticated
+from tollgate.local.gateway_auth import Authorize, Authorizer, AuthorizerFailed, Denied, NotAuthenticated
 from tollgate.wire import errors
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-ROUTES: dict[str, dict[str, bool]] = {
-    "/v1/chat/completions": {"POST": True},
-    "/v1/completions": {"POST": True},
-    "/v1/embeddings": {"POST": True},
-    "/v1/responses": {"POST": True},
-    "/v1/messages": {"POST": True},
-    "/v1/models": {"GET": True},
-    "/v1/usage": {"GET": True},
-    "/healthz": {"GET": False},
+TOKEN, KEY = b"authorization", b"x-api-key"
+"""The identity sources of the template's two authorizers, which are one function: a header each."""
+ROUTES: dict[str, dict[str, bytes | None]] = {
+    "/v1/chat/completions": {"POST": TOKEN},
+    "/v1/completions": {"POST": TOKEN},
+    "/v1/embeddings": {"POST": TOKEN},
+    "/v1/responses": {"POST": TOKEN},
+    "/v1/messages": {"POST": TOKEN},
+    "/v1/models": {"GET": TOKEN},
+    "/v1/usage": {"GET": TOKEN},
+    "/anthropic/v1/messages": {"POST": KEY},
+    "/anthropic/v1/models": {"GET": KEY},
+    "/healthz": {"GET": None},
 }
-"""The template's routes: path, method, and whether the authorizer is asked. Its catch-all takes every other path but
-the root; a path that has a route never falls to it, whatever the method."""
+"""The template's routes: path, method, and the header that the authorizer is asked about. Its catch-alls take every
+other path but the root; a path that has a route never falls to them, whatever the method."""
+CATCH_ALL = (("/anthropic/", KEY), ("/", TOKEN))
+"""What a path begins with, the longest first."""
 
 # The template's gateway responses, by API Gateway's names for them
 UNAUTHORIZED = errors.invalid_api_key("Incorrect API key or token provided.")
@@ -102,8 +108,9 @@ class Integration:
 class ApiGateway:
     """The ASGI application."""
 
-    def __init__(self, authorizer: Authorizer, integration: Integration, http: HttpClient) -> None:
-        self._authorizer = authorizer
+    def __init__(self, authorize: Authorize, integration: Integration, http: HttpClient) -> None:
+        # each remembers what the function said by its own header
+        self._authorizers = {source: Authorizer(authorize) for source in (TOKEN, KEY)}
         self._integration = integration
         self._http = http
 
@@ -118,15 +125,13 @@ class ApiGateway:
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         method, path = scope["method"], scope["path"]
-        authorized = ROUTES[path].get(method) if path in ROUTES else True if path != "/" else None
-        if authorized is None:
-            raise Refused(MISSING_AUTHENTICATION_TOKEN)
+        source = _identity_source(method, path)
         headers: list[Header] = scope["headers"]
         if sum(len(name) + len(value) + 4 for name, value in headers) + len(scope["raw_path"]) > MAX_HEADERS:
             raise Refused(errors.headers_too_large())
         context = self._request_context(scope, request_id)
-        if authorized:
-            context["authorizer"] = await self._authorize(scope, context)
+        if source is not None:
+            context["authorizer"] = await self._authorize(source, scope, context)
         body = await _body(receive, headers)
         response = await self._forward(scope, body, context)
         await _pass_on(response, send, request_id)
@@ -155,13 +160,13 @@ class ApiGateway:
             },
         }
 
-    async def _authorize(self, scope: Scope, context: Mapping[str, Any]) -> Mapping[str, Any]:
-        values = _values(scope["headers"], b"authorization")
+    async def _authorize(self, source: bytes, scope: Scope, context: Mapping[str, Any]) -> Mapping[str, Any]:
+        values = _values(scope["headers"], source)
         if not values or not values[0].strip():
             raise Refused(UNAUTHORIZED)
         event = authorizer_event(scope, context, self._integration.region)
         try:
-            return await self._authorizer.check(",".join(values), event)
+            return await self._authorizers[source].check(",".join(values), event)
         except NotAuthenticated:
             raise Refused(UNAUTHORIZED) from None
         except Denied:
@@ -218,6 +223,19 @@ class ApiGateway:
                 "log_group": f"/aws/lambda/{integration.function}",
             },
         }
+
+
+def _identity_source(method: str, path: str) -> bytes | None:
+    """The header that the route's authorizer is asked about; None where there is no authorizer. Raises `Refused` for
+    what is no route."""
+    if path in ROUTES:
+        if method not in ROUTES[path]:
+            raise Refused(MISSING_AUTHENTICATION_TOKEN)
+        return ROUTES[path][method]
+    for beginning, source in CATCH_ALL:
+        if path.startswith(beginning) and path != beginning:
+            return source
+    raise Refused(MISSING_AUTHENTICATION_TOKEN)
 
 
 def authorizer_event(scope: Scope, context: Mapping[str, Any], region: str) -> dict[str, Any]:

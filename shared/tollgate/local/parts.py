@@ -301,10 +301,9 @@ async def _gateway(
     """Serve the stand-in for API Gateway on the port that the user asked for."""
     from tollgate.adapters.http_server import HttpServer
     from tollgate.local.api_gateway import ApiGateway, Integration
-    from tollgate.local.gateway_auth import Authorizer
 
     integration = Integration(f"http://127.0.0.1:{proxy_port}", proxy.serving, environ["AWS_REGION"])
-    application = ApiGateway(Authorizer(authorizer.invoke), integration, http)
+    application = ApiGateway(authorizer.invoke, integration, http)
     server = HttpServer(application)
     await server.start(listener)
     exits.push_async_callback(server.stop, DRAIN_S)

@@ -13,8 +13,9 @@ from tollgate.domain.restrictions import restrictions
 from tollgate.domain.terms import Claim, Cost
 from tollgate.ports import PolicyUnavailable, Spending, StoreUnavailable
 from tollgate.services.admit import RETRY_AFTER_US, check_standing
-from tollgate.services.directory import Directory
+from tollgate.services.directory import Directory, speaking
 from tollgate.wire import errors
+from tollgate.wire.errors import Api
 
 NOTHING = Cost(0, 0, 0, 0)
 
@@ -27,9 +28,9 @@ class Account:
         self._spending = spending
         self._clock = clock
 
-    async def models(self, who: Identity) -> list[str]:
-        """The models that plan, data rules and API key let the caller name, as the plan lists them. Raises
-        `ApiError`."""
+    async def models(self, who: Identity, api: Api = "openai") -> list[str]:
+        """The models that plan, data rules and API key let the caller name, as the plan lists them; to callers of
+        Anthropic's API only those that speak it. Raises `ApiError`."""
         policy, record = await self._standing(who)
         rules, upstreams = record.data_rules(who.team), policy.upstreams
         allowed = restrictions(who.restrictions).allows_model
@@ -38,6 +39,7 @@ class Account:
             for model in policy.plans[record.plan].models
             if model in policy.models
             and allowed(model)
+            and (api == "openai" or speaking(policy, model, api))
             and not objection(rules, model, policy.models[model].route, upstreams)
         ]
 

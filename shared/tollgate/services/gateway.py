@@ -46,9 +46,10 @@ from tollgate.wire import errors
 from tollgate.wire.body import Body
 from tollgate.wire.capabilities import cut_short
 from tollgate.wire.credentials import TwoCredentials
-from tollgate.wire.errors import ApiError
+from tollgate.wire.errors import Api, ApiError
 from tollgate.wire.headers import from_upstream, to_upstream, use_case
-from tollgate.wire.routes import ROUTES, Call, Route
+from tollgate.wire.models import model_entry, model_list
+from tollgate.wire.routes import KEYED_PREFIX, ROUTES, Call, Route
 from tollgate.wire.usage import UsageReader, reader_for
 
 MAX_BODY = 4 * 1024 * 1024
@@ -136,6 +137,9 @@ class Gateway:
         """Answer one request, whatever happens."""
         request_id = "req_" + os.urandom(16).hex()
         route = ROUTES.get(exchange.path)
+        if route is None and exchange.path.startswith(KEYED_PREFIX):
+            exchange.path = exchange.path.removeprefix("/anthropic")
+            route = ROUTES.get(exchange.path)
         self._in_flight += 1
         try:
             if 0 < self._max_in_flight < self._in_flight and exchange.path != "/healthz":
@@ -473,17 +477,22 @@ class Gateway:
         if path == "/v1/usage":
             await _answer(exchange, 200, await self._account.usage(who), request_id)
             return
-        names = await self._account.models(who)
-        models = [{"id": name, "object": "model", "created": 0, "owned_by": "tollgate"} for name in names]
+        api = _api(exchange, None)
+        names = await self._account.models(who, api)
         if path == "/v1/models":
-            await _answer(exchange, 200, {"object": "list", "data": models}, request_id)
+            await _answer(exchange, 200, model_list(names, api), request_id)
             return
         wanted = path.removeprefix("/v1/models/")
-        for model in models:
-            if model["id"] == wanted:
-                await _answer(exchange, 200, model, request_id)
-                return
-        raise errors.model_not_found(wanted)
+        if wanted not in names:
+            raise errors.model_not_found(wanted)
+        await _answer(exchange, 200, model_entry(wanted, api), request_id)
+
+
+def _api(exchange: Exchange, route: Route | None) -> Api:
+    """Whose shapes the caller speaks: the route's, else the SDK's; Anthropic's always tells."""
+    if route is not None:
+        return route.api
+    return "anthropic" if b"anthropic-version" in exchange.headers else "openai"
 
 
 async def _answer(exchange: Exchange, status: int, payload: object, request_id: str) -> None:
@@ -494,10 +503,10 @@ async def _answer_error(exchange: Exchange, error: ApiError, route: Route | None
     """Tell the caller, unless an answer has begun already: then the stream just ends."""
     if exchange.started:
         if exchange.streams:
-            await exchange.send(error.event(route.api if route is not None else "openai", request_id))
+            await exchange.send(error.event(_api(exchange, route), request_id))
         await exchange.finish()
         return
-    body = error.body(route.api if route is not None else "openai", request_id)
+    body = error.body(_api(exchange, route), request_id)
     await _respond(exchange, error.status, body, {**error.headers, "x-request-id": request_id})
 
 

@@ -18,6 +18,10 @@ from tollgate.wire.body import Body, BodyError
 from tollgate.wire.errors import Api, invalid_request, not_available, shown
 from tollgate.wire.prompt import IMAGE_TOKENS, Prompt, are_integers
 
+KEYED_PREFIX = "/anthropic/v1/"
+"""The same routes once more, for callers who send `x-api-key`: API Gateway can ask only for one header per route. It is
+what Anthropic's SDK makes of a `base_url` that ends in ``/anthropic``."""
+
 
 class Shape(StrEnum):
     """How requests and answers of a route look."""
