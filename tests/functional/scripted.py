@@ -101,6 +101,12 @@ def answer_plainly(exchange: Exchange) -> None:
     exchange.whole(200, completion())
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+
+
 @dataclass
 class ScriptedUpstream:
     """The server. `play` a script, and every request is answered by it meanwhile."""
@@ -132,6 +138,12 @@ class ScriptedUpstream:
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True
 
+            def handle(self) -> None:
+                try:
+                    super().handle()
+                except ConnectionError:
+                    pass  # the gateway was killed
+
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", "0")))
                 received = Received(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
@@ -148,9 +160,7 @@ class ScriptedUpstream:
             def log_message(self, format: str, *args: Any) -> None:
                 """Nobody reads it."""
 
-        server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        server.daemon_threads = True
-        server.block_on_close = False
+        server = _Server(("127.0.0.1", self.port), Handler)
         self.port = server.server_address[1]
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()

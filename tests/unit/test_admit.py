@@ -208,3 +208,16 @@ def test_what_credit_does_not_cover_now_may_be_topped_up(tmp_path: Path) -> None
     error = asyncio.run(ask())
     assert (error.status, error.code) == (402, "insufficient_quota")
     assert "has to be topped up. GET /v1/usage" in error.message
+
+
+def test_what_nobody_settles_is_held_until_the_call_must_have_ended(tmp_path: Path) -> None:
+    """By the total timeout of its routes (300 s each where the policy says nothing), or by the process's deadline."""
+
+    async def held(longest_us: int) -> int:
+        two = POLICY.replace("{upstream: here, model: s}", "{upstream: here, model: s}, {upstream: here, model: t}")
+        world = World(tmp_path, two)
+        request = Request("r", "openai", "small", 1, 1, longest_us)
+        return (await world.admitter.admit(ALICE, "192.0.2.1", request, 0)).admission.expires_us
+
+    assert asyncio.run(held(900 * SECOND)) == (2 * 300 + 30) * SECOND
+    assert asyncio.run(held(60 * SECOND)) == (60 + 30) * SECOND

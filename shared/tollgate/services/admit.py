@@ -44,6 +44,8 @@ MAX_ROUNDS = 6
 """Admission, and at most a reload of the policy, of a budget and of the day, and a lesser model; then once more."""
 UNTOUCHED = State(0)
 """A bucket that nothing was taken from."""
+HOLD_MARGIN_US = 30_000_000
+"""A hold outlives its call by this, so that a slow settlement still finds it."""
 RETRY_AFTER_US = 2_000_000
 """What a caller is told to wait when no store answers: longer than the breaker needs to notice."""
 
@@ -58,8 +60,8 @@ class Request:
     model: str
     input_tokens: int
     output_tokens: int | None
-    expires_us: int
-    """How long what it takes is held, from now, if nobody settles it."""
+    longest_us: int
+    """How long the call may take, from now: until the process's deadline."""
     answers: int = 1
     """How many answers share the maximum."""
     limit_field: str = "max_tokens"
@@ -134,7 +136,7 @@ class Admitter:
             if seeds:
                 taken = [_seeded(take, seeds) for take in taken]
             versions = entitlement.record.version, entitlement.policy.revision
-            admission = Admission(request.id, taken, request.expires_us, who.tenant, *versions, request.ask)
+            admission = Admission(request.id, taken, _hold_us(request, entitlement), who.tenant, *versions, request.ask)
             if (known := impossible(admission, now)) is not None:
                 if await self._directory.recheck(who.tenant):  # no store is asked, so none can say that this is old
                     continue
@@ -179,7 +181,7 @@ class Admitter:
         claim = Claim(self._directory.upstream_bounds(entitlement.policy, upstream))
         taken = claim.takes(grant.cost, self._cache.now_us(self._clock()))
         admission = Admission(
-            f"{grant.admission.id}.{attempt}", taken, grant.request.expires_us, grant.admission.tenant
+            f"{grant.admission.id}.{attempt}", taken, grant.admission.expires_us, grant.admission.tenant
         )
         try:
             decision = await self._store.admit(admission)
@@ -307,6 +309,12 @@ def _cut(guess: int, request: Request) -> int:
     if degraded is None or degraded.max_output is None:
         return guess
     return min(guess, degraded.max_output * request.answers)
+
+
+def _hold_us(request: Request, entitlement: Entitlement) -> int:
+    """How long what a call takes is held if nobody settles it: until it must have ended, and a while for a slow
+    settlement. Longer would keep what a killed process held from its tenant for nothing."""
+    return min(request.longest_us, entitlement.longest_us) + HOLD_MARGIN_US
 
 
 def _seeded(take: Take, seeds: Mapping[str, int]) -> Take:

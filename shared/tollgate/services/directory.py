@@ -41,6 +41,8 @@ class Entitlement:
     """The model's upstreams that speak the caller's API and break none of the caller's data rules; at least one."""
     retains_nothing: bool
     """Whether the caller's data rules forbid that the provider keeps content."""
+    longest_us: int
+    """How long a call can take: the total timeouts of its routes, one after the other."""
     claim: Claim
     """Every limit of the caller, of the address, of the model, of its first upstream, and of everybody."""
     told: RateHeaders
@@ -125,13 +127,14 @@ class Directory:
         terms = self.terms(policy, record, who, model)
         rules = record.data_rules(who.team)
         routes = permitted(rules, speaking(policy, model, api), policy.upstreams)
+        longest = int(sum(policy.upstreams[route.upstream].timeouts.total for route in routes) * 1_000_000)
         upstream = self.upstream_bounds(policy, routes[0].upstream)
         claim = Claim((*self.ip_bounds(policy, ip), *terms.bounds, *upstream))
         dated = any(o.until for o in record.limits) or any(o.until for o in record.budgets)
         now = self._clock()
         until = min(now + TERMS_LIFE_US if dated else 2**63, terms.tariffs.until_us(now))
         made = Entitlement(
-            policy, record, terms, routes, retains_nothing(rules), claim, RateHeaders(claim.rates), until
+            policy, record, terms, routes, retains_nothing(rules), longest, claim, RateHeaders(claim.rates), until
         )
         self._entitlements[_name(who, model, api, ip)] = made
         if len(self._entitlements) > MAX_ENTITLEMENTS:

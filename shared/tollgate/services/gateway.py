@@ -58,10 +58,8 @@ MAX_ANSWER = 64 * 1024 * 1024
 """Bytes of an answer that is not streamed (a batch of embeddings is the largest)."""
 LEAVE_US = 5_000_000
 """How long before the function's deadline the upstream is stopped, to settle and record."""
-DEFAULT_HOLD_US = 15 * 60 * 1_000_000
-"""How long what a request took is held if nobody settles it."""
-HOLD_MARGIN_US = 30_000_000
-"""A hold outlives its upstream's total timeout by this, so that a slow settlement still finds it."""
+LONGEST_US = 15 * 60 * 1_000_000
+"""How long a call may take where no deadline says so."""
 
 Identify = Callable[[Exchange], Awaitable[tuple[Identity, str]]]
 """Who calls, and from which address."""
@@ -169,7 +167,7 @@ class Gateway:
         body = Body(await exchange.body(self._max_body))
         call = route.read(body)
         deadline = self._deadline(exchange)
-        expires = DEFAULT_HOLD_US if deadline is None else max(deadline - started, 0) + HOLD_MARGIN_US
+        longest = LONGEST_US if deadline is None else max(deadline - started, 0)
         likely = self._estimates.of(who.tenant, call.model)
         learned = likely.learned
         wanted = Request(
@@ -178,7 +176,7 @@ class Gateway:
             call.model,
             call.prompt_estimate(learned.bytes_per_token),
             call.max_output,
-            expires,
+            longest,
             call.answers,
             call.max_output_field,
             call.retained,
@@ -246,7 +244,7 @@ class Gateway:
                     continue
             job.upstream, job.upstream_model = candidate.upstream, candidate.model
             call = UpstreamCall(job.route.upstream_path, headers, _body(job, candidate.model))
-            seconds = DEFAULT_HOLD_US / 1e6 if deadline_us is None else (deadline_us - LEAVE_US - self._clock()) / 1e6
+            seconds = LONGEST_US / 1e6 if deadline_us is None else (deadline_us - LEAVE_US - self._clock()) / 1e6
             try:
                 response = await self._forwarder.send(policy.upstreams[candidate.upstream], call, max(seconds, 0.1))
             except (UpstreamError, SecretUnavailable) as error:
@@ -372,7 +370,7 @@ class Gateway:
             cost_microusd=grant.cost.microusd,
             price=tariff.id,
             priced=tariff.priced,
-            expires_us=grant.decision.now_us + request.expires_us,
+            expires_us=grant.decision.now_us + grant.admission.expires_us,
             degraded_from=request.degraded.replaced if request.degraded is not None else "",
             use_case=job.label,
         )
