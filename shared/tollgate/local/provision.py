@@ -142,6 +142,8 @@ def _table(
     """`index`: the name and hash key of a global index of whole items."""
     options: dict[str, Any] = {}
     attributes = dict.fromkeys([*keys, *(index or ())[1:]])
+    if stream:
+        options["StreamSpecification"] = {"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"}
     if index is not None:
         schema = [{"AttributeName": index[1], "KeyType": "HASH"}]
         projection = {"ProjectionType": "ALL"}
