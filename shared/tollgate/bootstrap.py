@@ -189,9 +189,9 @@ class Adapters:
         return AuditTable(self.aws("dynamodb"), self.settings.audit_table)
 
     def secrets(self) -> Secrets:
-        from tollgate.adapters.aws import Secrets as SecretsManager
+        from tollgate.adapters.provider_keys import ProviderKeys
 
-        return SecretsManager(self.aws("secretsmanager"))
+        return ProviderKeys(self.aws("secretsmanager"))
 
     async def sign(self, upstream: UpstreamSpec, url: str, headers: Sequence[Header], body: bytes) -> list[Header]:
         """Headers with the signature of this process's own role, for Bedrock. Raises `SecretUnavailable`."""

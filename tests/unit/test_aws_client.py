@@ -26,7 +26,6 @@ from tollgate.adapters.aws import (
     AwsError,
     CredentialSource,
     NoCredentials,
-    Secrets,
     from_dynamo,
     to_dynamo,
 )
@@ -34,7 +33,6 @@ from tollgate.adapters.aws_environment import endpoint
 from tollgate.adapters.http import ClosedEarly, TimedOut, Timeouts
 from tollgate.adapters.server_clock import ServerClock
 from tollgate.adapters.sigv4 import Credentials
-from tollgate.ports import SecretUnavailable
 
 
 @pytest.fixture(scope="module")
@@ -149,61 +147,6 @@ def test_other_peoples_sets_can_be_read() -> None:
 def test_what_dynamodb_cannot_hold_is_a_type_error(value: Any) -> None:
     with pytest.raises(TypeError):
         to_dynamo(value)
-
-
-# -- Secrets Manager ---------------------------------------------------------------------------------------------------
-
-
-def test_secrets_are_read_once_until_they_are_rotated(url: str) -> None:
-    async def use(manager: AwsClient) -> None:
-        await manager.call("CreateSecret", {"Name": "tollgate/openai", "SecretString": "sk-one\n"})
-        await manager.call("CreateSecret", {"Name": "tollgate/json", "SecretString": '{"api_key": "sk-json"}'})
-        calls: list[str] = []
-        counted = manager.call
-
-        async def count(operation: str, payload: dict[str, Any], *, retry: bool = False) -> dict[str, Any]:
-            calls.append(payload["SecretId"])
-            return await counted(operation, payload, retry=retry)
-
-        manager.call = count  # type: ignore[method-assign]
-        secrets = Secrets(manager)
-        assert set(await asyncio.gather(*(secrets.get("tollgate/openai") for _ in range(20)))) == {"sk-one"}
-        assert await secrets.get("tollgate/openai") == "sk-one"
-        assert await secrets.get("tollgate/json") == "sk-json"
-        assert calls == ["tollgate/openai", "tollgate/json"]
-
-        await counted("PutSecretValue", {"SecretId": "tollgate/openai", "SecretString": "sk-two"})
-        assert await secrets.get("tollgate/openai") == "sk-one"
-        secrets.invalidate("tollgate/openai")
-        assert await secrets.get("tollgate/openai") == "sk-two"
-
-    with_service("secretsmanager", url, use)
-
-
-def test_an_impatient_reader_does_not_fail_the_others(url: str) -> None:
-    async def use(manager: AwsClient) -> None:
-        await manager.call("CreateSecret", {"Name": "tollgate/shared", "SecretString": "sk"})
-        secrets = Secrets(manager)
-        first, second = (asyncio.ensure_future(secrets.get("tollgate/shared")) for _ in range(2))
-        await asyncio.sleep(0)
-        first.cancel()
-        assert await second == "sk"
-
-    with_service("secretsmanager", url, use)
-
-
-def test_a_secret_that_cannot_be_read_is_tried_again_next_time(url: str) -> None:
-    async def use(manager: AwsClient) -> None:
-        secrets = Secrets(manager)
-        with pytest.raises(SecretUnavailable, match="ResourceNotFoundException"):
-            await secrets.get("tollgate/late")
-        await manager.call("CreateSecret", {"Name": "tollgate/late", "SecretString": "sk"})
-        assert await secrets.get("tollgate/late") == "sk"
-        await manager.call("CreateSecret", {"Name": "tollgate/wrong", "SecretString": '{"other": 1}'})
-        with pytest.raises(SecretUnavailable):
-            await secrets.get("tollgate/wrong")
-
-    with_service("secretsmanager", url, use)
 
 
 # -- Failures ----------------------------------------------------------------------------------------------------------

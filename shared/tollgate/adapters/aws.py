@@ -24,7 +24,6 @@ from tollgate.adapters.http import HttpClient
 from tollgate.adapters.http_message import TimedOut, Timeouts, UpstreamError
 from tollgate.adapters.server_clock import ServerClock
 from tollgate.adapters.sigv4 import Credentials, signed_headers
-from tollgate.ports import SecretUnavailable
 
 TIMEOUTS = Timeouts(connect=1.0, first_byte=2.0, idle=2.0, total=5.0)
 MAX_ANSWER = 20 * 1024 * 1024
@@ -214,47 +213,6 @@ class AwsClient:
         code = str(parsed.get("__type") or parsed.get("code") or response.status).rpartition("#")[2].partition(":")[0]
         message = parsed.get("message") or parsed.get("Message") or ""
         raise AwsError(code, str(message), response.status, parsed)
-
-
-class Secrets:
-    """Provider keys from Secrets Manager, read once and kept until `invalidate`."""
-
-    def __init__(self, client: AwsClient) -> None:
-        self._client = client
-        self._known: dict[str, str] = {}
-        self._reading: dict[str, asyncio.Future[str]] = {}
-
-    async def get(self, name: str) -> str:
-        """The secret's text; of a JSON object its `api_key`. Raises `SecretUnavailable`."""
-        known = self._known.get(name)
-        if known is not None:
-            return known
-        reading = self._reading.get(name)
-        if reading is None:
-            reading = self._reading[name] = asyncio.ensure_future(self._read(name))
-            reading.add_done_callback(lambda _: self._reading.pop(name, None))
-        return await asyncio.shield(reading)
-
-    def invalidate(self, name: str) -> None:
-        """Read it again at the next use: it was rotated."""
-        self._known.pop(name, None)
-
-    async def _read(self, name: str) -> str:
-        try:
-            answer = await self._client.call("GetSecretValue", {"SecretId": name}, retry=True)
-        except (AwsError, UpstreamError) as error:
-            code = error.code if isinstance(error, AwsError) else type(error).__name__
-            raise SecretUnavailable(f"the provider key {name!r} cannot be read: {code}") from error
-        text = answer.get("SecretString")
-        if isinstance(text, str) and text.lstrip().startswith("{"):
-            try:
-                text = orjson.loads(text).get("api_key")
-            except ValueError:
-                text = None
-        if not isinstance(text, str) or not text.strip() or not text.strip().isascii():
-            raise SecretUnavailable(f"the provider key {name!r} is neither text nor JSON with an api_key")
-        secret = self._known[name] = text.strip()
-        return secret
 
 
 # -- DynamoDB's values -----------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from tollgate.cli import (
     policy,
     prices,
     running,
+    secrets,
     tenants,
     usage,
 )
@@ -66,6 +67,7 @@ for command in (
     credit.credit,
     usage.usage,
     audit.audit,
+    secrets.secret,
     running.status,
 ):
     tollgate.add_command(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,8 @@ Header = tuple[bytes, bytes]
 NEXT_ROUTE = frozenset({408, 429, 500, 502, 503, 504, 529})
 """Answers that say nothing about the request, only about the upstream: another one may serve it. (529: Anthropic's
 "overloaded".)"""
+KEY_REFUSED = frozenset({401, 403})
+"""Our key is not, or no longer, the provider's: it was rotated, or the new one is not known there yet."""
 ERROR_BODY_LIMIT = 64 * 1024
 """Bytes of an upstream's error that are read; the rest is not worth a caller's time."""
 
@@ -50,24 +53,43 @@ class Forwarder:
         self._sign = sign
 
     async def send(self, upstream: UpstreamSpec, call: UpstreamCall, seconds: float) -> Response:
-        """The upstream's answer as soon as its head is there. `seconds` bounds the whole call, below the policy's own
-        total. Raises `UpstreamError`, `SecretUnavailable`."""
+        """The upstream's answer as soon as its head is there; asked twice where it refused the provider key and there
+        is another. `seconds` bounds the whole call, below the policy's own total. Raises `UpstreamError`,
+        `SecretUnavailable`."""
+        name = upstream.secret
+        if name is None:
+            return await self._request(upstream, call, "", seconds)
+        began = time.monotonic()
+        key = await self._secrets.get(name)
+        response = await self._request(upstream, call, key, seconds)
+        if response.status not in KEY_REFUSED:
+            return response
+        try:
+            other = await self._secrets.another(name, refused=key)
+        except SecretUnavailable:
+            other = None
+        left = seconds - (time.monotonic() - began)
+        if other is None or left <= 0:
+            return response
+        await response.aclose()
+        return await self._request(upstream, call, other, left)  # the model never saw the first: it costs nothing twice
+
+    async def _request(self, upstream: UpstreamSpec, call: UpstreamCall, key: str, seconds: float) -> Response:
         headers = list(call.headers)
         url = upstream.url + call.path
         if upstream.api == "bedrock":
             headers = await self._sign(upstream, url, headers, call.body)
-        elif upstream.secret is not None:
-            secret = await self._secrets.get(upstream.secret)
-            if upstream.api == "anthropic":
-                headers.append((b"x-api-key", secret.encode()))
-            else:
-                headers.append((b"authorization", b"Bearer " + secret.encode()))
+        elif key:
+            headers.append(_credential(upstream.api, key))
         limits = upstream.timeouts
         timeouts = _timeouts(limits.connect, limits.first_byte, limits.idle, min(limits.total, seconds))
-        response = await self._http.request("POST", url, headers, call.body, timeouts)
-        if response.status in (401, 403) and upstream.secret is not None:
-            self._secrets.invalidate(upstream.secret)  # rotated meanwhile: the next call reads it again
-        return response
+        return await self._http.request("POST", url, headers, call.body, timeouts)
+
+
+def _credential(api: str, key: str) -> Header:
+    if api == "anthropic":
+        return b"x-api-key", key.encode()
+    return b"authorization", b"Bearer " + key.encode()
 
 
 _timeouts = lru_cache(maxsize=256)(Timeouts)  # the same few, but behind Lambda's deadlines
