@@ -18,7 +18,11 @@ from tollgate import bootstrap
 from tollgate.adapters.telemetry import emf, log, service
 from tollgate.domain.audit import REFUSALS, Refusals
 from tollgate.domain.records import BadRecord
+from tollgate.services.alerts import Budgets
 from tollgate.services.meter import DeadLetter, MeterReport, meter
+
+_budgets = Budgets()
+"""What this container remembers between invocations."""
 
 
 def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
@@ -31,8 +35,9 @@ def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
 async def _enter(event: Mapping[str, Any]) -> MeterReport:
     lines, unreadable = unpack(event)
     usage, refusals, wrong = split(lines)
-    async with bootstrap.metering() as (ledger, store, dead_letters):
-        report = await meter(usage, ledger, store, dead_letters, bootstrap.clock_us(), [*unreadable, *wrong])
+    async with bootstrap.metering(_budgets) as (ledger, store, dead_letters, thresholds):
+        poison = [*unreadable, *wrong]
+        report = await meter(usage, ledger, store, dead_letters, bootstrap.clock_us(), poison, thresholds)
     if refusals:
         async with bootstrap.audit_log() as audit:
             await audit.note(refusals)
@@ -68,8 +73,11 @@ def _note(report: MeterReport) -> None:
         LedgerConflicts=report.conflicts,
         UsageEstimated=report.resolved,
         UsageSettledLate=report.settled,
+        AlertsRaised=report.alerts,
         MeteringLag=(report.lag_ms, "Milliseconds"),
     )
     log("INFO", "usage entered", opened=report.opened, replaced=report.replaced, floors=report.floors, **metrics)
     if report.store_failure:
         log("WARNING", "the limit store was not told what is spent", reason=report.store_failure)
+    if report.alert_failure:
+        log("WARNING", "budgets were not compared with their thresholds", reason=report.alert_failure)

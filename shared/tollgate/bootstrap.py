@@ -18,15 +18,18 @@ from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.ports import LimitStore, PolicySource, Secrets, SecretUnavailable, Spending
 
 if TYPE_CHECKING:
+    from tollgate.adapters.alert_table import AlertTable
     from tollgate.adapters.audit_table import AuditTable
     from tollgate.adapters.aws import AwsClient, CredentialSource
     from tollgate.adapters.dynamodb_ledger import DynamoLedger
     from tollgate.adapters.dynamodb_limits import DynamoLimitStore
+    from tollgate.adapters.event_bus import EventBridge
     from tollgate.adapters.failover import FailoverLimitStore, FailureMode
     from tollgate.adapters.policy_tables import PolicyTables
     from tollgate.adapters.sigv4 import Credentials as SigningCredentials
     from tollgate.domain.limits import BudgetTake
     from tollgate.domain.policy import UpstreamSpec
+    from tollgate.services.alerts import Budgets, Thresholds
     from tollgate.services.application import Application
     from tollgate.services.directory import Directory
     from tollgate.services.exchange import Exchange, Header
@@ -362,14 +365,33 @@ def serve(host: str = "127.0.0.1", port: int = 8080, workers: int = 1) -> int:
 
 
 @asynccontextmanager
-async def metering() -> AsyncIterator[tuple[DynamoLedger, LimitStore, DeadLetters]]:
-    """What `functions.metering` works with. Raises `BadSetting`."""
+async def metering(budgets: Budgets) -> AsyncIterator[tuple[DynamoLedger, LimitStore, DeadLetters, Thresholds | None]]:
+    """What `functions.metering` works with; without the policy's tables nothing is known of thresholds.
+    Raises `BadSetting`."""
+    from tollgate.adapters.alert_table import AlertTable
     from tollgate.adapters.dead_letters import LoggedDeadLetters, QueuedDeadLetters
+    from tollgate.services.alerts import Thresholds
 
     async with _adapters() as adapters:
         queue = adapters.settings.environ.get("TOLLGATE_DEAD_LETTER_QUEUE_URL")
         letters = QueuedDeadLetters(adapters.aws("sqs"), queue) if queue else LoggedDeadLetters()
-        yield adapters.ledger(), adapters.limit_store(lambda: "fallback"), letters
+        thresholds: Thresholds | None = None
+        if adapters.settings.policy_table and adapters.settings.tenants_table:
+            outbox = AlertTable(adapters.aws("dynamodb"), adapters.settings.ledger_table)
+            thresholds = Thresholds(budgets, adapters.policy_source(), outbox)
+        yield adapters.ledger(), adapters.limit_store(lambda: "fallback"), letters, thresholds
+
+
+@asynccontextmanager
+async def alerts() -> AsyncIterator[tuple[AlertTable, EventBridge, DynamoLedger, PolicySource]]:
+    """What `functions.alerts` works with. Raises `BadSetting`."""
+    from tollgate.adapters.alert_table import AlertTable
+    from tollgate.adapters.event_bus import EventBridge
+
+    async with _adapters() as adapters:
+        bus = adapters.settings.environ.get("TOLLGATE_EVENT_BUS") or "default"
+        table = AlertTable(adapters.aws("dynamodb"), adapters.settings.ledger_table)
+        yield table, EventBridge(adapters.aws("events"), bus), adapters.ledger(), adapters.policy_source()
 
 
 @asynccontextmanager

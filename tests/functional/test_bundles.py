@@ -25,7 +25,10 @@ from tests.servers import free_port
 pytestmark = pytest.mark.sam
 
 ROOT = TEMPLATE.parent
-FUNCTIONS = ("AuthorizerFunction", "MeteringFunction", "ProxyFunction", "PublisherFunction", "TokenTriggerFunction")
+FUNCTIONS = (
+    "AlertsFunction", "AuthorizerFunction", "MeteringFunction", "ProxyFunction", "PublisherFunction",
+    "TokenTriggerFunction",
+)  # fmt: skip
 AARCH64 = 0xB7
 """ELF's number for the machine."""
 UNCHECKED_HASH = 0b01

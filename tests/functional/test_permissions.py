@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import boto3
 import pytest
 
+from functions.alerts import handler as alerts
 from functions.authorizer import handler as authorizer
 from functions.metering import handler as metering
 from functions.publisher import handler as publisher
@@ -28,7 +29,7 @@ from functions.token_trigger import handler as token_trigger
 from tests.aws_fixture import ENVIRON, aws_endpoint
 from tests.functional.cloudformation import references, resources, statements
 from tests.functional.test_metering_handler import subscription
-from tests.records import an_open
+from tests.records import a_close, an_open
 from tollgate import bootstrap
 from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.http import HttpClient
@@ -36,6 +37,7 @@ from tollgate.adapters.keys_table import KeysTable, Owner
 from tollgate.adapters.policy_file import parse
 from tollgate.adapters.policy_tables import PolicyTables
 from tollgate.bootstrap import clock_us, lambda_application
+from tollgate.domain.alerts import Alert
 from tollgate.domain.identity import Identity, granted
 from tollgate.domain.policy import TenantSpec
 from tollgate.local import provision
@@ -160,6 +162,9 @@ def permissions(target: str, body: dict[str, Any]) -> Iterator[Call]:
     elif service == "AmazonSQS":
         assert body["QueueUrl"].endswith(provision.DEAD_LETTERS)
         yield f"sqs:{operation}", "MeteringDeadLetters"
+    elif service == "AWSEvents":
+        for entry in body["Entries"]:
+            yield f"events:{operation}", f"event-bus/{entry['EventBusName']}"
     elif operation == "TransactWriteItems":
         for action in body["TransactItems"]:
             ((kind, inner),) = action.items()
@@ -188,7 +193,7 @@ def allowed(function: str) -> set[Call]:
                     case {"Fn::GetAtt": [str(name), "Arn"]}:
                         found.add((action, name))
                     case {"Fn::Sub": str(arn)}:
-                        found.add((action, arn.rpartition(":secret:")[2]))
+                        found.add((action, arn.rpartition(":secret:")[2].rpartition("${AWS::AccountId}:")[2]))
                     case {"Ref": str(name)}:
                         found.add((action, name))
     return {(action, on) for action, on in found if not action.startswith(("logs:", "bedrock:", "elasticache:"))}
@@ -320,6 +325,22 @@ def run_metering(aws: Aws) -> None:
     metering.handler({"source": "aws.events", "detail-type": "Scheduled Event"}, None)
 
 
+def run_alerts(aws: Aws) -> None:
+    """What metering has raised, and an hour that cost as much as the dearest of the days before."""
+    asyncio.run(raise_one())
+    assert alerts.handler({"task": alerts.LOOK_BACK}, None)["sent"] > 0
+
+
+async def raise_one() -> None:
+    """As metering does; and use in the hour to look back upon."""
+    async with bootstrap.alerts() as (outbox, _, ledger, _):
+        hour_ago = clock_us() - 3600_000_000
+        facts = {"used": 1}
+        await outbox.put([Alert("other", "usage.anomaly", "acme", hour_ago, "an alert", facts)])
+        # acme's budget of 5 dollars a month, and enough of it that the look back raises, too
+        await ledger.enter([a_close("hour", ts_us=hour_ago, cost_microusd=9_000_000)])
+
+
 def run_publisher(aws: Aws) -> None:
     """What operators do in the console: take a plan's limits away, and a tenant's."""
     publisher.handler(aws.edit("tollgate-policy", {"id": {"S": "plan#pro"}}, "limits", {"L": []}), None)
@@ -356,6 +377,7 @@ def run_authorizer(aws: Aws) -> None:
     [
         ("ProxyFunction", run_proxy),
         ("MeteringFunction", run_metering),
+        ("AlertsFunction", run_alerts),
         ("PublisherFunction", run_publisher),
         ("TokenTriggerFunction", run_token_trigger),
         ("AuthorizerFunction", run_authorizer),

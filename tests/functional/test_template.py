@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from functions.alerts import handler as alerts
 from tests.functional.cloudformation import TEMPLATE, deployed, references, resources, source, statements, translated
-from tollgate.adapters import key_records
+from tollgate.adapters import event_bus, key_records
 from tollgate.domain.identity import ADMIN, SCOPES
 from tollgate.domain.issuer_settings import issuers
 from tollgate.domain.issuers import Issuer
@@ -16,7 +17,10 @@ from tollgate.local import api_gateway, log_pipe, provision
 from tollgate.wire import errors
 
 ROOT = TEMPLATE.parent
-FUNCTIONS = ("AuthorizerFunction", "MeteringFunction", "ProxyFunction", "PublisherFunction", "TokenTriggerFunction")
+FUNCTIONS = (
+    "AlertsFunction", "AuthorizerFunction", "MeteringFunction", "ProxyFunction", "PublisherFunction",
+    "TokenTriggerFunction",
+)  # fmt: skip
 STORES: dict[str, dict[str, str]] = {
     "dynamodb": {},
     "redis": {"StoreUrl": "rediss://cache.example:6379"},
@@ -227,10 +231,37 @@ def test_usage_records_reach_metering_and_what_fails_is_kept() -> None:
 
 
 def test_calls_that_were_never_closed_are_looked_for_now_and_then() -> None:
-    (rule,) = resources("AWS::Events::Rule").values()
-    assert rule["ScheduleExpression"] == "rate(5 minutes)"
+    assert schedules("MeteringFunction") == {"rate(5 minutes)": None}
+
+
+def schedules(function: str) -> dict[str, Any]:
+    """When a function is called by itself, and the event that it gets then, if not the schedule's own."""
+    return {
+        rule["ScheduleExpression"]: target.get("Input")
+        for rule in resources("AWS::Events::Rule").values()
+        for target in rule["Targets"]
+        if target["Arn"] == {"Fn::GetAtt": [function, "Arn"]}
+    }
+
+
+def test_alerts_are_delivered_every_minute_and_each_hour_is_looked_back_upon() -> None:
+    assert schedules("AlertsFunction") == {
+        "rate(1 minute)": None,
+        "cron(5 * * * ? *)": json.dumps({"task": alerts.LOOK_BACK}),
+    }
+
+
+def test_alerts_go_from_the_bus_to_the_topic_and_nobody_else_publishes_there() -> None:
+    rule = resources("AWS::Events::Rule")["AlertRule"]
+    assert rule["EventPattern"] == {"source": [event_bus.SOURCE], "account": [{"Ref": "AWS::AccountId"}]}
     (target,) = rule["Targets"]
-    assert target["Arn"] == {"Fn::GetAtt": ["MeteringFunction", "Arn"]}
+    assert (target["Arn"], target["InputPath"]) == ({"Ref": "AlertTopic"}, "$.detail")
+    (policy,) = resources("AWS::SNS::TopicPolicy").values()
+    (statement,) = policy["PolicyDocument"]["Statement"]
+    assert statement["Principal"] == {"Service": "events.amazonaws.com"}
+    assert statement["Condition"] == {"ArnEquals": {"aws:SourceArn": {"Fn::GetAtt": ["AlertRule", "Arn"]}}}
+    assert "AlertSubscription" not in deployed()
+    assert "AlertSubscription" in deployed(AlertEmail="ops@example.com")
 
 
 def test_edits_of_both_tables_reach_the_publisher_but_its_own_do_not() -> None:
@@ -273,7 +304,7 @@ def test_only_functions_in_a_vpc_may_make_network_interfaces() -> None:
             assert ("ManagedPolicyArns" in role) == in_vpc
             assert in_vpc == (
                 ("VPC" in store or store == "elasticache-vpc")
-                and name not in ("AuthorizerFunction", "TokenTriggerFunction")
+                and name not in ("AlertsFunction", "AuthorizerFunction", "TokenTriggerFunction")
             )
 
 

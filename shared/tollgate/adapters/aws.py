@@ -1,4 +1,4 @@
-"""AWS's JSON services (DynamoDB, Secrets Manager, SQS), signed and called over the gateway's own HTTP client.
+"""AWS's JSON services (DynamoDB, SQS, EventBridge ...), signed and called over the gateway's own HTTP client.
 
 boto3 costs 120 ms to import and 220 ms for its first client, and blocks a thread per call; these few services need
 one POST each. Credentials come from the environment (as on Lambda), or from botocore's resolver (profiles, SSO,
@@ -38,6 +38,7 @@ _PROTOCOLS = {
     "dynamodb": ("DynamoDB_20120810", "1.0"),
     "secretsmanager": ("secretsmanager", "1.1"),
     "sqs": ("AmazonSQS", "1.0"),
+    "events": ("AWSEvents", "1.1"),
 }
 _RETRYABLE = frozenset(
     {
@@ -161,7 +162,7 @@ class AwsClient:
 
     @classmethod
     def for_service(cls, service: str, http: HttpClient, environ: Mapping[str, str]) -> AwsClient:
-        """`service`: dynamodb, secretsmanager or sqs."""
+        """`service`: dynamodb, secretsmanager, sqs or events."""
         region = region_of(environ)
         prefix, version = _PROTOCOLS[service]
         source = CredentialSource(environ)

@@ -91,7 +91,7 @@ class DynamoLedger:
         until: str | None = None,
         where: Mapping[str, str] = MappingProxyType({}),
     ) -> list[UsageRow]:
-        tenants = [tenant] if tenant is not None else [item["tenant"] for item in await self._listed("tenants")]
+        tenants = [tenant] if tenant is not None else await self.tenants()
         busy = asyncio.Semaphore(QUERIES_AT_ONCE)
 
         async def rows(name: str, first: str, last: str) -> list[UsageRow]:
@@ -149,6 +149,9 @@ class DynamoLedger:
         if len(self._indexed) > REMEMBERED:
             self._indexed.clear()
         self._indexed.update(new)
+
+    async def tenants(self) -> list[str]:
+        return [item["tenant"] for item in await self._listed("tenants")]
 
     async def budget_models(self) -> dict[str, tuple[str, ...]]:
         """What the digests in the keys of budgets stand for, as far as usage was counted against them."""

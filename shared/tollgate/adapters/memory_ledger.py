@@ -75,6 +75,9 @@ class MemoryLedger:
             and all(getattr(row, name) == value for name, value in where.items())
         )
 
+    async def tenants(self) -> list[str]:
+        return sorted({place.tenant for place in self._sums if isinstance(place, Row)})
+
     async def opened(self, opens: Sequence[UsageOpen]) -> None:
         for open_ in opens:
             self._opens[open_.id] = open_

@@ -8,6 +8,7 @@ import sys
 import click
 
 from tollgate.cli import (
+    alerts,
     audit,
     boosts,
     credit,
@@ -66,6 +67,7 @@ for command in (
     prices.price,
     credit.credit,
     usage.usage,
+    alerts.alert,
     audit.audit,
     secrets.secret,
     running.status,

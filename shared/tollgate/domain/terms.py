@@ -183,6 +183,12 @@ def budgets(
     return list(found.values())
 
 
+def budget_bounds(policy: Policy, record: TenantRecord, who: Identity, now_us: int) -> list[Bound]:
+    """Every budget of a user, of whatever models. Raises KeyError where the plan does not exist."""
+    found = budgets(policy.plans[record.plan], record, who.user, now_us)
+    return [bound for owned in found for bound in _bind(owned, who)]
+
+
 def credit_budget(scope: Scope) -> str:
     """The id of the budget that prepaid credit is."""
     return f"{scope}.{Unit.MICROUSD}.{Window.LIFE}"

@@ -24,7 +24,7 @@ WsgiApp = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 ACCOUNT = "123456789012"
 """The account in which moto creates everything."""
-BACKENDS = ("dynamodb", "dynamodbstreams", "cognitoidp", "sqs", "logs", "secretsmanager")
+BACKENDS = ("dynamodb", "dynamodbstreams", "cognitoidp", "sqs", "logs", "secretsmanager", "events")
 """What the stack uses: imported while others still start. Everything else that moto has is imported when asked for."""
 
 

@@ -32,6 +32,8 @@ DRAIN_S = 20
 PUBLISHED_WITHIN_S = 15.0
 PROXY_DRAIN_S = 7
 PROXY_STOP_S = PROXY_DRAIN_S + 3.0
+ALERTS_EVERY_S = 3.0
+"""Alerts are delivered this often; on AWS, every minute."""
 STOP_S = 3.0
 """How long another process may take to end before it is killed, in seconds."""
 
@@ -81,7 +83,7 @@ async def start(options: Options, exits: AsyncExitStack, gave_up: Callable[[], N
 
     http = HttpClient()
     exits.push_async_callback(http.aclose)
-    functions = {name: _function(name, environ, exits) for name in ("authorizer", "metering", "publisher")}
+    functions = {name: _function(name, environ, exits) for name in ("authorizer", "metering", "publisher", "alerts")}
     if key := demo_policy.upstream_key(policy, environ):
         await asyncio.to_thread(provision.put_secret, demo_policy.SECRET, key)
     await _all(
@@ -89,6 +91,7 @@ async def start(options: Options, exits: AsyncExitStack, gave_up: Callable[[], N
         *(function.load() for function in functions.values()),
     )
 
+    exits.callback(asyncio.create_task(_schedule(functions["alerts"], ALERTS_EVERY_S)).cancel)
     proxy_port = free_port()
     proxy = await _proxy(proxy_port, environ, functions["metering"], options, http, exits)
     children.append(proxy)
@@ -202,6 +205,16 @@ def _function(name: str, environ: Mapping[str, str], exits: AsyncExitStack) -> F
     )
     exits.callback(function.close)
     return function
+
+
+async def _schedule(function: Function, every_s: float) -> None:
+    """What EventBridge's schedule does. A run that fails is said, and the next one tries again."""
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            await function.invoke({"source": "aws.events", "detail-type": "Scheduled Event"})
+        except Exception as error:  # noqa: BLE001 - whatever a function raises is its failure, not ours
+            say(f"{function.name} failed and is tried again: {error!r}")
 
 
 async def _publish(

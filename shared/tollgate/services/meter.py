@@ -2,7 +2,8 @@
 
 The story, in order: read each line; what cannot be read becomes a dead letter, and holds up nothing. Settlements that
 the limit store never got are made again. Closes are entered, each id once. Opens are remembered, unless their close is
-in the same batch. Then the ledger's totals are pushed to the limit store as floors.
+in the same batch. Then the ledger's totals are pushed to the limit store as floors, and compared with the thresholds at
+which budgets alert.
 
 Settlements come before the ledger, because a floor must not count what is still to be settled: it would count twice.
 A hold that lives is replaced by what was used; one that is gone is left alone, and the floor brings what was used.
@@ -24,6 +25,7 @@ from tollgate.domain.limits import DAY_US, SECOND_US
 from tollgate.domain.records import BadRecord, UsageClose, UsageOpen
 from tollgate.domain.replay import settlement_of
 from tollgate.ports import Ledger, LimitStore, StoreUnavailable
+from tollgate.services.alerts import Thresholds
 
 MAX_AGE_US = 90 * DAY_US
 """Older records are refused: the ledger knows an id for 100 days, and could not tell that it has been entered."""
@@ -93,6 +95,10 @@ class MeterReport:
     """Age of the oldest close in the batch, counted from the end of its call."""
     store_failure: str = ""
     """Why the limit store could not be told; the next batch of the same budgets, or the reconciler, tells it."""
+    alerts: int = 0
+    """Thresholds of budgets that were reached."""
+    alert_failure: str = ""
+    """Why thresholds could not be looked at; the next batch of the same budgets, or the look back, is compared."""
     resolved: int = 0
     """Calls billed at their estimates, because nobody said how they ended."""
 
@@ -104,11 +110,14 @@ async def meter(
     dead_letters: DeadLetters,
     now_us: int,
     unreadable: Sequence[DeadLetter] = (),
+    thresholds: Thresholds | None = None,
 ) -> MeterReport:
     """Enter a batch, which may be repeated and come in any order. `unreadable` could not even be split into lines.
 
-    Raises `StoreUnavailable` if the ledger or the dead letters cannot be written: then the whole batch is to be
-    delivered again.
+    `thresholds`: whom to tell what the budgets have used now.
+
+    Raises `StoreUnavailable` if the ledger, the dead letters or an alert cannot be written: then the whole batch is to
+    be delivered again.
     """
     closes: list[UsageClose] = []
     closing: list[str] = []
@@ -151,6 +160,9 @@ async def meter(
             report.floors = len(entry.floors)
         except StoreUnavailable as failure:
             report.store_failure = str(failure)
+        if thresholds is not None:
+            checked = await thresholds.check(closes, entry.floors, now_us)
+            report.alerts, report.alert_failure = checked.raised, checked.failure
     return report
 
 
