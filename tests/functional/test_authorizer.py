@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,8 @@ from hypothesis import strategies as st
 
 from functions.authorizer import handler as authorizer
 from tests.functional.cognito import Pool, user_pool
-from tests.tokens import key_set
+from tests.hostile_tokens import HOSTILE
+from tests.tokens import CLIENT, ISSUER, key_set, token
 from tollgate.adapters.jwks import FetchFailed, Jwks, fetch_document
 from tollgate.domain.identity import Identity, KeysUnavailable, granted
 from tollgate.local.gateway_auth import Answer
@@ -232,6 +235,32 @@ def test_an_unreachable_issuer_is_our_fault_not_the_callers(
     denied(request("Bearer x.y.z"), capsys)
 
 
+def test_no_hostile_token_is_accepted_or_makes_the_function_ask_anybody(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[object] = []
+    with answering(200, key_set()) as url:
+        for name in authorizer_variables():
+            monkeypatch.delenv(name, raising=False)
+        settings = {"TOLLGATE_ISSUER": ISSUER, "TOLLGATE_CLIENT_IDS": CLIENT, "TOLLGATE_JWKS_URL": url}
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        authorizer.verifier.cache_clear()
+        assert authorizer.handler(request(f"Bearer {token()}"), None)["context"]["tenant"] == "acme"
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *words: asked.append(words))
+    for number, make in enumerate(HOSTILE.values()):
+        event = request(f"Bearer {make()}")
+        event["requestContext"]["identity"]["sourceIp"] = (
+            f"2001:db8:{number:x}::1"  # none hides behind another's bucket
+        )
+        denied(event, capsys)
+    assert not asked
+
+
+def authorizer_variables() -> list[str]:
+    return [name for name in os.environ if name.startswith(("TOLLGATE_", "AWS_ENDPOINT"))]
+
+
 def test_moto_serves_the_pools_keys(pool: Pool) -> None:
     assert Jwks(f"{pool.endpoint}/{pool.id}/.well-known/jwks.json").find("dummy", "RS256") is not None
 
@@ -256,7 +285,7 @@ def answering(status: int, body: bytes, **headers: str) -> Iterator[str]:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/keys?v=1"
     finally:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 
@@ -13,6 +15,7 @@ from tests.tokens import (
     Clock,
     KeySet,
     authenticator,
+    b64,
     claims,
     ec_jwk,
     key_set,
@@ -21,8 +24,8 @@ from tests.tokens import (
     rsa_key,
     token,
 )  # fmt: skip
-from tollgate.adapters.jwks import Jwks, check_url, emulator_hosts, parse
-from tollgate.domain.identity import KeysUnavailable
+from tollgate.adapters.jwks import MAX_WAITING, Jwks, check_url, emulator_hosts, parse
+from tollgate.domain.identity import KeysUnavailable, Unauthorized
 from tollgate.services.authorize import Authenticator
 
 
@@ -46,21 +49,49 @@ def known(issuer: KeySet, clock: Clock) -> Authenticator:
     return authenticator(issuer, clock)
 
 
-def test_a_storm_of_unknown_keys_fetches_once_per_30_s(known: Authenticator, issuer: KeySet, clock: Clock) -> None:
-    def storm() -> None:
-        for i in range(50):
-            refused(lambda i=i: known.verify(token(headers={"kid": f"k{i}"}).encode(), f"192.0.2.{i}"))
+def unknown_key_ids(count: int) -> Iterator[bytes]:
+    """Tokens of key ids that nobody has, each with claims that pass (and a signature that nothing will look at)."""
+    body, signature = token().split(".")[1:]
+    for i in range(count):
+        yield f"{b64(json.dumps({'alg': 'RS256', 'kid': f'k{i}'}))}.{body}.{signature}".encode()
 
-    known.verify(token().encode())
-    assert issuer.fetches == 1
-    storm()
-    assert issuer.fetches == 1
-    clock.ahead_s = 31
-    storm()
-    assert issuer.fetches == 2
-    clock.ahead_s = 59
-    storm()
-    assert issuer.fetches == 2
+
+def test_ten_thousand_unknown_key_ids_fetch_once_per_30_s_and_concern_nobody_else(
+    known: Authenticator, issuer: KeySet, clock: Clock
+) -> None:
+    friends = [token(claims(sub=f"u{i}")).encode() for i in range(100)]
+    fetched_at = []
+    for i, credential in enumerate(unknown_key_ids(10_000)):
+        clock.ahead_s = i * 0.03  # five minutes
+        before = issuer.fetches
+        with pytest.raises(Unauthorized):
+            known.verify(credential, f"2001:db8:{i:x}::1")
+        if issuer.fetches > before:
+            fetched_at.append(clock.ahead_s)
+        if i % 100 == 0:
+            assert known.verify(friends[i // 100], "192.0.2.1").user == f"u{i // 100}"
+    assert all(later - earlier >= 30 for earlier, later in pairwise(fetched_at))
+    assert len(fetched_at) == issuer.fetches == 10
+
+
+def test_a_storm_while_the_issuer_hangs_leaves_threads_for_everybody_else(jwks: Jwks, clock: Clock) -> None:
+    release = threading.Event()
+
+    def hanging(url: str) -> bytes:
+        assert release.wait(30)
+        return key_set()
+
+    assert jwks.ready()
+    jwks._fetch = hanging
+    clock.ahead_s = 3600
+    with ThreadPoolExecutor(MAX_WAITING + 1) as pool:
+        waiting = [pool.submit(jwks.find, f"k{i}", "RS256") for i in range(MAX_WAITING)]
+        while jwks._waiting._value:  # type: ignore[attr-defined]
+            assert not any(found.done() for found in waiting)
+        assert jwks.find("one more", "RS256") is None, "answered at once, from what is known"
+        assert jwks.find("rsa", "RS256") is not None, "and so is whoever has a good key"
+        release.set()
+        assert [found.result() for found in waiting] == [None] * MAX_WAITING
 
 
 def test_a_rotated_key_is_found_and_a_withdrawn_one_forgotten(jwks: Jwks, issuer: KeySet, clock: Clock) -> None:
@@ -69,6 +100,42 @@ def test_a_rotated_key_is_found_and_a_withdrawn_one_forgotten(jwks: Jwks, issuer
     clock.ahead_s = 31
     assert jwks.find("new", "RS256") is not None
     assert jwks.find("rsa", "RS256") is None
+
+
+def test_an_issuer_down_for_an_hour_hurts_nobody_and_its_new_key_counts_within_30_s(
+    known: Authenticator, issuer: KeySet, clock: Clock
+) -> None:
+    assert known.verify(token().encode()).tenant == "acme"
+    issuer.down = True
+    for minute in range(1, 61):
+        clock.ahead_s = minute * 60
+        fresh = token(claims(sub=f"u{minute}", iat=clock(), exp=clock() + 60))
+        assert known.verify(fresh.encode()).user == f"u{minute}"
+    assert issuer.fetches <= 60, "asked, but no more than twice a minute"
+    issuer.body = key_set(rsa_jwk("new", rsa_key("new")))
+    issuer.down = False
+    published = clock.ahead_s
+    while True:
+        clock.ahead_s += 1
+        rotated = token(claims(exp=clock() + 60), key=rsa_key("new"), headers={"kid": "new"})
+        try:
+            known.verify(rotated.encode())
+            break
+        except Unauthorized:
+            assert clock.ahead_s < published + 30
+    refused(lambda: known.verify(token(claims(sub="late", exp=clock() + 60)).encode()))
+
+
+def test_a_key_that_could_not_be_fetched_is_no_forgery(known: Authenticator, issuer: KeySet, clock: Clock) -> None:
+    known.warm()
+    issuer.down = True
+    clock.ahead_s = 60
+    rotated = token(claims(exp=clock() + 3600), key=rsa_key("new"), headers={"kid": "new"}).encode()
+    for _ in range(30):
+        assert refused(lambda: known.verify(rotated, "192.0.2.1")) == "unknown signing key"
+    issuer.down, issuer.body = False, key_set(rsa_jwk("new", rsa_key("new")))
+    clock.ahead_s = 91
+    assert known.verify(rotated, "192.0.2.1").tenant == "acme"
 
 
 def test_an_old_set_is_fetched_again_and_serves_meanwhile(jwks: Jwks, issuer: KeySet, clock: Clock) -> None:
@@ -81,6 +148,8 @@ def test_an_old_set_is_fetched_again_and_serves_meanwhile(jwks: Jwks, issuer: Ke
     issuer.down = False
     issuer.body = key_set(ec_jwk())
     clock.ahead_s += 31
+    jwks.find("rsa", "RS256")
+    assert jwks.ready()
     assert jwks.find("rsa", "RS256") is None
     assert jwks.find("ec", "ES256") is not None
 

@@ -140,6 +140,10 @@ class Jwks:
             raise KeysUnavailable(f"no signing keys from {self._url}")
         return self._keys.get((kid, alg))
 
+    def current(self) -> bool:
+        """Whether the last fetch brought the set."""
+        return not self._failures
+
     def refresh(self) -> None:
         """Begin to fetch the set, unless that is being done or was tried just now."""
         with self._lock:

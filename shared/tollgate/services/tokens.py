@@ -39,6 +39,10 @@ class SigningKeys(Protocol):
         """Raises `KeysUnavailable`."""
         ...
 
+    def current(self) -> bool:
+        """Whether the last look for them brought them."""
+        ...
+
     def refresh(self) -> None:
         """Begin to fetch them, if that is due; does not wait."""
         ...
@@ -78,8 +82,11 @@ class TokenVerifier:
             raise Unauthorized("algorithm is not allowed")
         identity = issuer.identify(token.typ, token.claims, now)
         key = keys.find(token.kid, token.alg)
-        if key is None or not key.verify(token.message, token.signature):
-            raise Forged("unknown signing key" if key is None else "bad signature")
+        if key is None:
+            # while the issuer is away, its newest key may be one that we could not fetch: an honest caller's
+            raise (Forged if keys.current() else Unauthorized)("unknown signing key")
+        if not key.verify(token.message, token.signature):
+            raise Forged("bad signature")
         return identity
 
 
