@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import sha256
+from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 Header = tuple[bytes, bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """Keys of an IAM principal; `token` for temporary ones. Never printed."""
+class Credentials(NamedTuple):
+    """Keys of an IAM principal; `token` for temporary ones. (Not a dataclass: the authorizer would import those for
+    this alone.)"""
 
     access_key: str
-    secret_key: str = field(repr=False)
-    token: str = field(default="", repr=False)
+    secret_key: str
+    token: str = ""
+
+    def __repr__(self) -> str:
+        """Without what nobody may see."""
+        return f"Credentials({self.access_key!r})"
 
 
 def signed_headers(
