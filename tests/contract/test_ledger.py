@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import hashlib
+import io
+import json
 from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -25,7 +29,7 @@ from tollgate.domain.limits import DAY_US, Budget, BudgetTake, Scope, Unit, Wind
 from tollgate.domain.records import UsageClose
 from tollgate.domain.reports import ALL_KEYS, PARTS, Line, grouped
 from tollgate.ports import StoreUnavailable
-from tollgate.services.meter import Entries
+from tollgate.services.billing import Bill, export
 
 T = TypeVar("T")
 USER = keys.member_subject("acme", "u", "alice")
@@ -35,7 +39,7 @@ TENANT = keys.tenant_subject("acme")
 class Books:
     """A ledger, driven synchronously."""
 
-    def __init__(self, ledger: Entries, runner: asyncio.Runner) -> None:
+    def __init__(self, ledger: DynamoLedger | MemoryLedger, runner: asyncio.Runner) -> None:
         self.ledger = ledger
         self._runner = runner
 
@@ -53,6 +57,18 @@ class Books:
         """By all keys, unless some are named: then with every kind of token."""
         days = {name: where.pop(name) for name in ("tenant", "since", "until") if name in where}
         return grouped(self.run(self.ledger.report(**days, where=where)), by or ALL_KEYS, kinds=bool(by))
+
+    def entries(self, tenant: str, day: str) -> list[UsageClose]:
+        async def read() -> list[UsageClose]:
+            return [entry async for entry in self.ledger.entries(tenant, day)]
+
+        return self.run(read())
+
+    def bill(self, **how: Any) -> tuple[Bill, bytes]:
+        """Of acme, in November 2026, and what was written."""
+        out = io.BytesIO()
+        days = [f"2026-11-{day:02}" for day in range(1, 31)]
+        return self.run(export(self.ledger, "acme", days, out.write, **how)), out.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -294,6 +310,39 @@ class TestReport:
         assert books.rows(tenant="nobody") == []
 
 
+class TestEntries:
+    def test_of_a_tenants_day(self, books: Books) -> None:
+        books.enter(*[a_close(f"a{i}") for i in range(30)], a_close("late", ts_us=NOON + DAY_US))
+        books.enter(a_close("theirs", tenant="acme#2026-11-21"), a_close("gone", outcome="not_sent"))
+        books.enter(a_close("guess", input_tokens=900, estimated=True), provisional=True)
+        books.enter(a_close("guess", input_tokens=7))
+        found = books.entries("acme", "2026-11-21")
+        assert {e.id for e in found} == {f"a{i}" for i in range(30)} | {"gone", "guess"}
+        assert [e.input_tokens for e in found if e.id == "guess"] == [7]
+        assert [e.id for e in books.entries("acme", "2026-11-22")] == ["late"]
+        assert books.entries("nobody", "2026-11-21") == []
+
+    def test_a_bill_is_the_sum_of_its_entries(self, books: Books) -> None:
+        books.enter(*[a_close(f"{i}", use_case=f"case{i}", cost_microusd=i, team=f"t{i % 3}") for i in range(120)])
+        books.enter(a_close("open", priced="ceiling", cost_microusd=9, estimated=True, user="=1+1"), provisional=True)
+        bill, lines = books.bill(verify=True)
+        assert (bill.differences, bill.manifest["verified_entries"]) == ([], 121)
+        assert bill.manifest["sha256"] == hashlib.sha256(lines).hexdigest()
+        rows = [json.loads(line) for line in lines.splitlines()]
+        assert len(rows) == bill.manifest["lines"] == 104  # the labels beyond a hundred are one, by team
+        sums = {name: sum(row[name] for row in rows) for name in ("requests", "cost_microusd", "estimated", "ceiling")}
+        assert sums == {"requests": 121, "cost_microusd": sum(range(120)) + 9, "estimated": 1, "ceiling": 1}
+        assert sums.items() <= bill.manifest["totals"].items()
+        detailed, each = books.bill(entries=True, kind="csv")
+        told = list(csv.DictReader(io.StringIO(each.decode())))
+        assert sum(int(line["cost_microusd"]) for line in told) == sums["cost_microusd"]
+        assert [(e["estimated"], e["priced"], e["user"]) for e in told if e["id"] == "open"] == [
+            ("true", "ceiling", "'=1+1")
+        ]
+        assert detailed.manifest["totals"] == bill.manifest["totals"]
+        assert (books.bill(verify=True)[1], books.bill(entries=True, kind="csv")[1]) == (lines, each)
+
+
 entries = st.builds(
     a_close,
     st.integers(0, 12).map("id{}".format),
@@ -319,6 +368,7 @@ def test_same_batches_same_books(runner: asyncio.Runner, request: pytest.Fixture
             once = list({entry.id: entry for entry in batch}.values())
             assert mine.enter(*once, provisional=provisional) == theirs.enter(*once, provisional=provisional)
         assert mine.rows() == theirs.rows()
+        assert [books.bill(verify=True)[0].differences for books in (mine, theirs)] == [[], []]
         asked = [take(unit, window, subject=s) for s in (USER, TENANT) for window in Window for unit in list(Unit)[:3]]
         assert mine.spent(*asked) == theirs.spent(*asked)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import hashlib
 import io
+import json
 import os
 import subprocess
 import sys
 import uuid
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -381,6 +384,39 @@ def test_usage_is_narrowed_and_added_up(used: Shell) -> None:
     assert "expected a month such as" in used.fails(2, "usage", "--month", "2026-13")
     assert "a time of its own" in used.fails(2, "usage", "--month", "2026-11", "--since", "7d")
     assert "expected a day such as" in used.fails(2, "usage", "--since", "yesterday-ish")
+
+
+def test_a_bill_is_a_file_with_a_manifest(
+    used: Shell, environ: dict[str, str], endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tollgate.cli.usage._today", lambda: date(2026, 12, 5))
+    words = ("usage", "export", "--tenant", "acme", "--month", "2026-11", "--verify")
+    assert "equal to the sum of 3 entries" in used(*words).out
+    file = tmp_path / "bill-acme-2026-11.jsonl"
+    bill, manifest = file.read_bytes(), file.with_name(f"{file.name}.manifest.json")
+    told = json.loads(manifest.read_text())
+    assert (told["sha256"], told["bytes"]) == (hashlib.sha256(bill).hexdigest(), len(bill))
+    assert told["totals"]["cost_microusd"] == sum(json.loads(line)["cost_microusd"] for line in bill.splitlines())
+    entries = used(*words, "--entries", "--csv", "--output", "acme.csv", "--json")
+    assert entries.json["manifest"]["lines"] == 3
+    with (tmp_path / "acme.csv").open() as lines:
+        assert sum(int(line["cost_microusd"]) for line in csv.DictReader(lines)) == told["totals"]["cost_microusd"]
+
+    # somebody has changed a row by hand
+    with asyncio.Runner() as runner, dynamodb(endpoint, runner) as client:
+        table = environ["TOLLGATE_LEDGER_TABLE"]
+        query = {"KeyConditionExpression": "pk = :t", "ExpressionAttributeValues": {":t": {"S": "t#acme"}}}
+        item = runner.run(client.call("Query", {"TableName": table, **query}))["Items"][0]
+        item["cost_microusd"] = {"N": "1"}
+        runner.run(client.call("PutItem", {"TableName": table, "Item": item}))
+    manifest.unlink()
+    file.unlink()
+    lied = used(*words)
+    assert lied.code == 1
+    assert "cost_microusd is 1 in the report, 90 by the entries" in lied.err
+    assert [path.name for path in tmp_path.iterdir() if "jsonl" in path.name] == []
+    assert "kept for 100 days" in used.fails(3, "usage", "export", "--tenant", "acme", "--month", "2026-01", "--verify")
 
 
 def test_usage_for_people_and_for_spreadsheets(used: Shell) -> None:

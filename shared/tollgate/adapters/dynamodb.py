@@ -158,10 +158,13 @@ class Table:
         return decode_item((await self._call("DeleteItem", payload)).get("Attributes", {}))
 
     async def query(
-        self, expression: Expression, condition: str, *, limit: int = 0, consistent: bool = False
+        self, expression: Expression, condition: str, *, limit: int = 0, consistent: bool = False, index: str = ""
     ) -> AsyncIterator[Plain]:
-        """Items of one partition in the order of their sort keys, page by page; at most `limit`, if it is given."""
-        payload = {"TableName": self.name, "KeyConditionExpression": condition, **expression.payload()}
+        """Items of one partition in the order of their sort keys, page by page; at most `limit`, if it is given.
+        `index`: of that index, not of the table itself."""
+        payload: dict[str, Any] = {"TableName": self.name, "KeyConditionExpression": condition, **expression.payload()}
+        if index:
+            payload["IndexName"] = index
         if limit:
             payload["Limit"] = limit
         if consistent:

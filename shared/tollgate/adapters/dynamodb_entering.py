@@ -197,5 +197,10 @@ def entry_item(entry: UsageClose, provisional: bool) -> Plain:
     del record["settle"], record["rates_us"], record["budget_models"]  # long, and of no use later
     ttl = entry.ts_us // SECOND_US + ENTRIES_KEPT_S
     item: Plain = {**entry_key(entry.id), "r": orjson.dumps(record).decode(), "ttl": ttl}
-    item["e"] = f"{entry.tenant}#{day_of(entry)}#{zlib.crc32(entry.id.encode()) % ENTRY_SHARDS}"
+    item["e"] = entry_partitions(entry.tenant, day_of(entry))[zlib.crc32(entry.id.encode()) % ENTRY_SHARDS]
     return item | {"p": 1} if provisional else item
+
+
+def entry_partitions(tenant: str, day: str) -> list[str]:
+    """Where the index has the entries of a tenant's UTC day."""
+    return [f"{tenant}#{day}#{shard}" for shard in range(ENTRY_SHARDS)]

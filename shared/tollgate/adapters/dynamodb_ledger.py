@@ -21,13 +21,13 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from types import MappingProxyType
 
 from tollgate.adapters.dynamodb import Client, Expression, Key, Plain, Table
 from tollgate.adapters.dynamodb_counters import COLUMNS, Counters
-from tollgate.adapters.dynamodb_entering import Entering, Pending
+from tollgate.adapters.dynamodb_entering import Entering, Pending, entry_partitions
 from tollgate.adapters.dynamodb_use_cases import UseCases
 from tollgate.domain.bookkeeping import (
     FIGURES,
@@ -108,6 +108,15 @@ class DynamoLedger:
             add(sums, {row: dict(more)})
         found = (UsageRow(row, total) for row, total in sums.items())
         return used(r for r in found if all(getattr(r.row, name) == value for name, value in where.items()))
+
+    async def entries(self, tenant: str, day: str) -> AsyncIterator[UsageClose]:
+        """A tenant's entries of one UTC day, in no order; without what only settling needs. An index follows its table
+        after a moment."""
+        for name in entry_partitions(tenant, day):
+            ex = Expression()
+            condition = f"{ex.name('e')} = {ex.value(name)}"
+            async for item in self._table.query(ex, condition, index="entries"):
+                yield UsageClose.parse(json.loads(item["r"]))
 
     # -- open calls ----------------------------------------------------------------------------------------------
 

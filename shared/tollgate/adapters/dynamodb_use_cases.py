@@ -31,18 +31,18 @@ class UseCases:
 
     async def learn(self, entries: Iterable[UsageClose]) -> None:
         """Find or make a place for every label of the entries. Raises `StoreUnavailable`."""
-        labels: dict[Day, set[str]] = {}
+        labels: dict[Day, dict[str, None]] = {}  # in their order: who comes first has a row
         for entry in entries:
             if entry.use_case:
-                labels.setdefault(_day(entry), set()).add(entry.use_case)
+                labels.setdefault(_day(entry), {})[entry.use_case] = None
         unread = [day for day in labels if day not in self._known]
         items = {(item["pk"], item["sk"]): item for item in await self._table.get_many([_key(day) for day in unread])}
         for day in unread:
             key = _key(day)
             self._known[day] = _labels(items.get((key["pk"], key["sk"]), {}))
         for day, wanted in labels.items():
-            for label in sorted(wanted - self._known[day]):
-                if (day, label) not in self._others:
+            for label in wanted:
+                if label not in self._known[day] and (day, label) not in self._others:
                     await self._claim(day, label)
 
     def row(self, entry: UsageClose) -> str:

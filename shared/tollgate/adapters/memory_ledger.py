@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import MappingProxyType
 
 from tollgate.domain.bookkeeping import (
@@ -77,6 +77,11 @@ class MemoryLedger:
 
     async def tenants(self) -> list[str]:
         return sorted({place.tenant for place in self._sums if isinstance(place, Row)})
+
+    async def entries(self, tenant: str, day: str) -> AsyncIterator[UsageClose]:
+        for entry, _ in self._entries.values():
+            if entry.tenant == tenant and day_of(entry) == day:
+                yield entry
 
     async def opened(self, opens: Sequence[UsageOpen]) -> None:
         for open_ in opens:

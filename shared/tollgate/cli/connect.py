@@ -271,8 +271,7 @@ def actor() -> str:
 
 def leaves(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     """Every command that does something, with the words that name it."""
-    if not isinstance(command, click.Group):
+    if not isinstance(command, click.Group) or command.invoke_without_command:
         yield words, command
-        return
-    for name, inner in command.commands.items():
+    for name, inner in command.commands.items() if isinstance(command, click.Group) else ():
         yield from leaves(inner, (*words, name))

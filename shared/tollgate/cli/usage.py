@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tollgate.cli.connect import Stack, with_stack
-from tollgate.cli.output import echo_json, json_option, money, table
+from tollgate.cli.failures import FAILED, NOT_FOUND, Fail
+from tollgate.cli.output import echo_json, json_option, money, progress, table
+from tollgate.domain.bills import written
 from tollgate.domain.reports import ALL_KEYS, COUNTS, KEYS, PARTS, Line, grouped
 
 if TYPE_CHECKING:
     from tollgate.domain.reports import UsageRow
+
+ENTRIES_KEPT_DAYS = 100
+"""As long as the ledger's table keeps them (`dynamodb_entering`)."""
 
 
 def _keys(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -31,7 +37,7 @@ def _keys(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 def _day(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     if value is None:
         return None
-    today = datetime.now(UTC).date()
+    today = _today()
     if value == "today":
         return today.isoformat()
     if found := re.fullmatch(r"([0-9]{1,4})d", value):
@@ -55,7 +61,7 @@ def _month(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     return first.isoformat(), (following - timedelta(days=1)).isoformat()
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--tenant", help="Of one tenant only.")
 @click.option("--user", help="Of one user only.")
 @click.option("--team", help="Of one team only.")
@@ -75,7 +81,10 @@ def _month(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @click.option("--kinds", is_flag=True, help="Tell kinds of tokens, and what was estimated or had no price, too.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, for spreadsheets.")
 @json_option
+@click.pass_context
 def usage(
+    ctx: click.Context,
+    /,
     tenant: str | None,
     by: tuple[str, ...],
     since: str | None,
@@ -97,13 +106,16 @@ def usage(
       tollgate usage --by model,day --json
       tollgate usage --by team,use_case --tenant acme --month 2026-11 --kinds
       tollgate usage --by tenant --month 2026-11 --csv > november.csv
+      tollgate usage export --tenant acme --month 2026-11 --verify
     """
+    if ctx.invoked_subcommand is not None:
+        return
     if month is not None:
         if since or until:
             raise click.UsageError("--month is a time of its own: leave out --since and --until")
         since, until = month
     elif since is not None and until is None:
-        until = (datetime.now(UTC).date() + timedelta(days=1)).isoformat()
+        until = (_today() + timedelta(days=1)).isoformat()
     where = {name: value for name, value in only.items() if value is not None}
 
     async def run(stack: Stack) -> list[UsageRow]:
@@ -114,25 +126,11 @@ def usage(
     if as_json:
         echo_json({"rows": rows})
     elif as_csv:
-        click.echo(_csv((*by, *counts), rows), nl=False)
+        click.echo(written(rows, (*by, *counts), "csv", head=True).decode(), nl=False)
     elif rows:
         click.echo(_table(by, counts, rows))
     else:
         click.echo("nothing was used")
-
-
-def _csv(columns: Sequence[str], rows: Sequence[Line]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: _not_a_formula(value) for name, value in row.items()})
-    return out.getvalue()
-
-
-def _not_a_formula(value: Any) -> Any:
-    """Names come from callers' tokens, and a spreadsheet runs a cell that begins like a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
 def _table(keys: Sequence[str], counts: Sequence[str], rows: Sequence[Line]) -> str:
@@ -145,3 +143,106 @@ def _table(keys: Sequence[str], counts: Sequence[str], rows: Sequence[Line]) -> 
 
 def _count(name: str, amount: int) -> str:
     return money(amount) if name == "cost_microusd" else f"{amount:,}"
+
+
+# -- the billing export ----------------------------------------------------------------------------------------------
+
+
+@usage.command()
+@click.option("--tenant", required=True, help="Whose bill.")
+@click.option("--month", callback=_month, required=True, metavar="MONTH", help="The UTC month: 2026-11.")
+@click.option("--entries", is_flag=True, help="A line for each call, not for each row of the report.")
+@click.option("--csv", "as_csv", is_flag=True, help="Write CSV, not lines of JSON.")
+@click.option("--verify", is_flag=True, help="Sum the ledger's entries, and fail where the report says something else.")
+@click.option("--output", type=click.Path(dir_okay=False), help="The file (default: bill-TENANT-MONTH.jsonl or .csv).")
+@json_option
+@click.pass_context
+def export(
+    ctx: click.Context,
+    tenant: str,
+    month: tuple[str, str],
+    entries: bool,
+    as_csv: bool,
+    verify: bool,
+    output: str | None,
+    as_json: bool,
+) -> None:
+    """Write a tenant's bill of a month: a file, and a manifest beside it with its SHA-256 and totals.
+
+    The same ledger makes the same file, byte for byte. Costs are whole micro-dollars; input tokens include cached ones.
+    Each line says what was estimated (`estimated`) and what was reckoned at the ceiling price for want of a price
+    (`ceiling`; of entries `priced`). --verify reads every entry of the month: they are kept for 100 days. Calls are
+    entered until 90 days after they were made, nearly all within seconds.
+
+    \b
+      tollgate usage export --tenant acme --month 2026-11 --verify
+      tollgate usage export --tenant acme --month 2026-11 --entries --csv --output acme.csv
+    """
+    from tollgate.services.billing import Bill
+    from tollgate.services.billing import export as write_bill
+
+    days = _days(*month)
+    today = _today()
+    if (entries or verify) and (today - date.fromisoformat(days[0])).days > ENTRIES_KEPT_DAYS:
+        raise Fail(f"entries are kept for {ENTRIES_KEPT_DAYS} days: leave out --entries and --verify", NOT_FOUND)
+    if days[-1] >= today.isoformat():
+        click.echo(f"{days[0][:7]} is not over: this bill will grow", err=True)
+    path = Path(output or f"bill-{_file_name(tenant)}-{days[0][:7]}.{'csv' if as_csv else 'jsonl'}")
+    partial = path.with_name(f".{path.name}.part")
+
+    async def run(stack: Stack) -> Bill:
+        with progress("days", len(days)) as passed, partial.open("wb") as file:
+            return await write_bill(
+                stack.ledger(),
+                tenant,
+                days,
+                file.write,
+                kind="csv" if as_csv else "jsonl",
+                entries=entries,
+                verify=verify,
+                passed=passed,
+            )
+
+    try:
+        bill = with_stack(run, ("TOLLGATE_LEDGER_TABLE",))
+        if not bill.differences:
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    if bill.differences:
+        shown = [
+            {**d.row._asdict(), "figure": d.figure, "told": d.told, "entered": d.entered} for d in bill.differences
+        ]
+        if as_json:
+            echo_json({"ok": False, "differences": shown})
+        for one in bill.differences[:10]:
+            where = "/".join(part for part in one.row if part)
+            click.echo(f"{where}: {one.figure} is {one.told:,} in the report, {one.entered:,} by the entries", err=True)
+        click.echo(f"{len(shown)} figures differ; nothing was written", err=True)
+        ctx.exit(FAILED)
+    manifest = {**bill.manifest, "file": path.name}
+    beside = path.with_name(f"{path.name}.manifest.json")
+    beside.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    if as_json:
+        echo_json({"ok": True, "path": str(path), "manifest": manifest})
+        return
+    totals = manifest["totals"]
+    click.echo(f"{path}: {manifest['lines']:,} lines, {totals['requests']:,} calls, {money(totals['cost_microusd'])}")
+    if verify:
+        click.echo(f"equal to the sum of {manifest['verified_entries']:,} entries")
+    click.echo(f"sha256 {manifest['sha256']} (in {beside})")
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
+
+
+def _days(first: str, last: str) -> list[str]:
+    day, end = date.fromisoformat(first), date.fromisoformat(last)
+    return [(day + timedelta(days=i)).isoformat() for i in range((end - day).days + 1)]
+
+
+def _file_name(tenant: str) -> str:
+    """A tenant's name as part of a file's: no separators, and no two tenants the same."""
+    safe = re.sub(r"[^A-Za-z0-9._@-]", "_", tenant)
+    return safe if safe == tenant else f"{safe}-{hashlib.sha256(tenant.encode()).hexdigest()[:8]}"

@@ -79,7 +79,8 @@ def subjects(entry: UsageClose) -> list[str]:
 def moves(entry: UsageClose, use_case: str | None = None) -> Moves:
     """What entering `entry` adds. A call that never left the gateway used nothing, and moves nothing; one at which the
     upstream failed is in the report, but no budget pays for it. `use_case`: what its row says, if not its own label."""
-    if entry.outcome == "not_sent":
+    row = row_move(entry, use_case)
+    if row is None:
         return {}
     requests = int(counts_as_request(entry.outcome, entry.status, entry.total_tokens))
     amounts = {Unit.REQUESTS: requests, Unit.TOKENS: entry.total_tokens, Unit.MICROUSD: entry.cost_microusd}
@@ -90,11 +91,18 @@ def moves(entry: UsageClose, use_case: str | None = None) -> Moves:
             found[Counter(subject, label)] = {
                 figure(unit, model): amount for unit, amount in amounts.items() for model in ("", entry.model) if amount
             }
+    found[row[0]] = row[1]
+    return found
+
+
+def row_move(entry: UsageClose, use_case: str | None = None) -> tuple[Row, dict[str, int]] | None:
+    """The row that an entry is counted in, and by how much each of its figures moves; None where nothing was used."""
+    if entry.outcome == "not_sent":
+        return None
     who = entry.tenant, day_of(entry), entry.user, entry.model, entry.upstream, entry.team, entry.key
     sums = {name: getattr(entry, name) for name in FIGURES[1:-2]}
     sums |= {"requests": 1, "estimated": int(entry.estimated), "ceiling": int(entry.priced == "ceiling")}
-    found[Row(*who, entry.use_case if use_case is None else use_case)] = sums
-    return found
+    return Row(*who, entry.use_case if use_case is None else use_case), sums
 
 
 def day_of(entry: UsageClose) -> str:
