@@ -11,6 +11,7 @@ from tollgate.cli import (
     alerts,
     audit,
     boosts,
+    clients,
     credit,
     keys,
     plans,
@@ -20,6 +21,7 @@ from tollgate.cli import (
     secrets,
     tenants,
     usage,
+    users,
 )
 from tollgate.cli.connect import connection_options, leaves
 from tollgate.cli.failures import EXIT_CODES, describe
@@ -60,6 +62,8 @@ for command in (
     running.serve,
     running.token,
     tenants.tenant,
+    users.user,
+    clients.client,
     keys.key,
     plans.plan,
     policy.policy,

@@ -71,8 +71,7 @@ def issue(
             f"no local stack is running, and {missing.args[0]} is not set: start `tollgate dev`"
         ) from None
     key = _signing_key(pool, client)
-    username = f"{tenant}/{user}"  # a pool has one space of names, tenants have many
-    attributes = _ensure_user(pool, username, tenant)
+    username, attributes = _ensure_user(pool, tenant, user)
     groups = _groups(pool, username, administrator)
     asked = [f"{RESOURCE_SERVER}/{scope}" for scope in scopes]
     claims = _trigger(pool, client, username, attributes, groups, asked)
@@ -132,21 +131,36 @@ def _moto_key() -> dict[str, str] | None:
     return dict(json.loads(plain.read_bytes())) if plain.exists() else None
 
 
-def _ensure_user(pool: str, username: str, tenant: str) -> dict[str, str]:
-    """The user's attributes."""
+def _ensure_user(pool: str, tenant: str, user: str) -> tuple[str, dict[str, str]]:
+    """The name and attributes of the tenant's user: one that `tollgate user create` has made, or else one of our own.
+
+    A pool has one space of names, tenants have many: so ours is ``tenant/user``. Raises `CannotIssue` for a user who
+    was disabled.
+    """
     import boto3
 
     cognito = boto3.client("cognito-idp")
-    try:
-        found = cognito.admin_get_user(UserPoolId=pool, Username=username)["UserAttributes"]
-    except cognito.exceptions.UserNotFoundException:
-        found = cognito.admin_create_user(
-            UserPoolId=pool,
-            Username=username,
-            UserAttributes=[{"Name": "custom:tenant", "Value": tenant}],
-            MessageAction="SUPPRESS",
-        )["User"]["Attributes"]
-    return {attribute["Name"]: attribute["Value"] for attribute in found}
+    for name in (ours := f"{tenant}/{user}", user):
+        try:
+            known = cognito.admin_get_user(UserPoolId=pool, Username=name)
+        except cognito.exceptions.UserNotFoundException:
+            continue
+        attributes = _attributes(known["UserAttributes"])
+        if attributes.get("custom:tenant") == tenant:
+            if not known["Enabled"]:
+                raise CannotIssue(f"the user {name!r} is disabled: `tollgate user enable {name}`")
+            return name, attributes
+    made = cognito.admin_create_user(
+        UserPoolId=pool,
+        Username=ours,
+        UserAttributes=[{"Name": "custom:tenant", "Value": tenant}],
+        MessageAction="SUPPRESS",
+    )
+    return ours, _attributes(made["User"]["Attributes"])
+
+
+def _attributes(listed: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    return {attribute["Name"]: attribute["Value"] for attribute in listed}
 
 
 def _groups(pool: str, username: str, administrator: bool) -> list[str]:
