@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: help setup dev test faults long dynamodb-local dynamodb-check dynamodb-long lint types check clean
+.PHONY: help setup dev test faults long dynamodb-local dynamodb-check dynamodb-long oidc-check lint types check clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -48,6 +48,15 @@ dynamodb-check: setup dynamodb-local ## the limit store on DynamoDB Local, under
 
 dynamodb-long: setup dynamodb-local ## the thousand sequences on DynamoDB Local
 	@$(BIN)/python -m pytest -m 'long and dynamodb_local' tests/contract $(ARGS)
+
+OIDC := .tools/oidc
+
+oidc-check: setup $(OIDC)/.ready ## a foreign OpenID provider, really running, and its tokens (needs node and npm)
+	@$(BIN)/python -m pytest -m oidc tests/oidc $(ARGS)
+
+$(OIDC)/.ready: tests/oidc/package.json tests/oidc/package-lock.json
+	@mkdir -p $(@D) && cp $^ $(@D) && npm --prefix $(@D) ci --silent --ignore-scripts --no-fund --no-audit
+	@touch $@
 
 lint: setup ## ruff, both as linter and as formatter
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
