@@ -1,4 +1,4 @@
-"""Alerts on moto's server: each once per budget, window and threshold, delivered at least once, never in the way."""
+"""Alerts in DynamoDB: each once per budget, window and threshold, delivered at least once, never in the way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from tests.aws_fixture import Recorder, aws_endpoint, dynamodb, make_table
+from tests.contract.conftest import LOCAL
 from tests.records import NOON, a_close
+from tests.servers import dynamodb_local
 from tollgate.adapters.alert_table import AlertTable
 from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.memory_ledger import MemoryLedger
@@ -23,7 +25,7 @@ from tollgate.domain.identity import Identity
 from tollgate.domain.limits import DAY_US, SECOND_US
 from tollgate.domain.policy import CreditSpec, Policy, TenantRecord
 from tollgate.domain.records import UsageClose
-from tollgate.domain.terms import budget_bounds
+from tollgate.domain.terms import bind_budgets, budgets
 from tollgate.ports import PolicyUnavailable, StoreUnavailable
 from tollgate.services.alerts import Budgets, Thresholds, deliver, look_back
 from tollgate.services.meter import DeadLetter, MeterReport, meter
@@ -119,16 +121,17 @@ def close(
     """A call that was counted against every budget of its user, as the proxy writes it."""
     record = source.record or TenantRecord(tenant="acme", plan="pro", version=0)
     settle = []
-    for bound in budget_bounds(POLICY, record, Identity("acme", user), at):
+    for bound in bind_budgets(budgets(POLICY.plans["pro"], record, user, at), Identity("acme", user)):
         label = bound.limit.window.bounds(at)[0]  # type: ignore[union-attr]
         settle.append(("b", f"{bound.key}:{label}", 1))
     amounts = {"input_tokens": tokens, "cost_microusd": round(usd * 1e6), "ts_us": at}
     return a_close(id, user=user, settle=tuple(settle), **amounts)
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[tuple[AwsClient, asyncio.Runner]]:
-    with aws_endpoint() as url, asyncio.Runner() as runner, dynamodb(url, runner) as found:
+@pytest.fixture(scope="module", params=["moto", LOCAL])
+def client(request: pytest.FixtureRequest) -> Iterator[tuple[AwsClient, asyncio.Runner]]:
+    server = aws_endpoint if request.param == "moto" else dynamodb_local
+    with server() as url, asyncio.Runner() as runner, dynamodb(url, runner) as found:
         yield found, runner
 
 

@@ -1,4 +1,4 @@
-"""Prepaid credit on moto's server: never lost and never doubled, whatever is repeated, lost or done at once."""
+"""Prepaid credit in DynamoDB: never lost and never doubled, whatever is repeated, lost or done at once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.aws_fixture import Recorder, aws_endpoint, dynamodb, make_table
+from tests.contract.conftest import LOCAL
 from tests.contract.test_policy_tables import Tables
 from tests.records import a_close
+from tests.servers import dynamodb_local
 from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.credit_table import CreditTable
 from tollgate.adapters.dynamodb_ledger import DynamoLedger
@@ -67,9 +69,10 @@ class World:
         return {b.id: b for b in budgets(policy.plans["pro"], record, user, NOW_US)}[credit_budget(scope)]
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[tuple[AwsClient, asyncio.Runner]]:
-    with aws_endpoint() as url, asyncio.Runner() as runner, dynamodb(url, runner) as found:
+@pytest.fixture(scope="module", params=["moto", LOCAL])
+def client(request: pytest.FixtureRequest) -> Iterator[tuple[AwsClient, asyncio.Runner]]:
+    server = aws_endpoint if request.param == "moto" else dynamodb_local
+    with server() as url, asyncio.Runner() as runner, dynamodb(url, runner) as found:
         yield found, runner
 
 

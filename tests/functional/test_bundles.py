@@ -129,7 +129,7 @@ def test_the_lua_scripts_go_with_the_redis_store() -> None:
     for name in FUNCTIONS:
         bundle = for_aws(name)
         has_store = (bundle / "tollgate" / "adapters" / "redis_limits.py").exists()
-        assert has_store == (name in ("MeteringFunction", "ProxyFunction", "PublisherFunction"))
+        assert has_store == (name not in ("AuthorizerFunction", "TokenTriggerFunction"))
         assert {path.name for path in bundle.glob("lua/*")} == (scripts if has_store else set())
 
 

@@ -548,3 +548,9 @@ def test_credit_has_a_history_and_repeats_nothing(applied: Shell) -> None:
 def test_credit_refuses(applied: Shell, words: list[str], code: int, said: str) -> None:
     applied.ok("tenant", "create", "acme", "--plan", "pro")
     assert said in applied.fails(code, "credit", *words)
+
+
+def test_no_alerts_is_an_answer_too(shell: Shell) -> None:
+    assert shell.ok("alert", "list").out == "no alerts\n"
+    assert shell.ok("alert", "list", "--json").json == {"alerts": []}
+    assert "0 is not in the range" in shell.fails(2, "alert", "list", "--days", "0")

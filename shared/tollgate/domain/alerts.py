@@ -50,15 +50,16 @@ def crossed(bound: Bound, spent: int, who: Identity, plan: str, used_us: int, no
     limit = bound.limit
     if not isinstance(limit, Budget):
         return []
-    label, _, end_us = limit.window.bounds(used_us)
     amount, used = limit.amount - limit.before, spent - limit.before
-    if amount <= 0 or now_us >= end_us + LATE_US:
+    reached = [at for at in limit.alert_at if used * MILLION >= round(at * MILLION) * amount]
+    if not reached or amount <= 0:
+        return []
+    label, _, end_us = limit.window.bounds(used_us)
+    if now_us >= end_us + LATE_US:
         return []
     for_life = limit.window is Window.LIFE
     found: list[Alert] = []
-    for at in sorted(set(limit.alert_at)):
-        if used * MILLION < round(at * MILLION) * amount:
-            continue
+    for at in sorted(set(reached)):
         about = f"{bound.key}:{label}|{at:g}" + (f"|{limit.amount}" if for_life else "")
         facts = {
             "scope": limit.scope.value,
@@ -105,6 +106,7 @@ def _name(scope: Scope, who: Identity) -> str:
 def _said(facts: Mapping[str, Any], tenant: str) -> str:
     unit, name = Unit(facts["unit"]), facts["name"]
     whose = f"{facts['scope']} {name}'s" if name else "the tenant's"
-    window = "for life" if facts["ends_at"] is None else f"for {facts['window']}"
+    for_life = "credit" if unit is Unit.MICROUSD else "budget for life"
+    what = for_life if facts["ends_at"] is None else f"budget for {facts['window']}"
     share = f"{shown(facts['used'], unit)} of {shown(facts['amount'], unit)}"
-    return f"{tenant}: {whose} budget {window} has reached {facts['threshold']:.0%} ({share} used)"
+    return f"{tenant}: {whose} {what} has reached {facts['threshold']:.0%} ({share} used)"

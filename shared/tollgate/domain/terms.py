@@ -183,10 +183,15 @@ def budgets(
     return list(found.values())
 
 
-def budget_bounds(policy: Policy, record: TenantRecord, who: Identity, now_us: int) -> list[Bound]:
-    """Every budget of a user, of whatever models. Raises KeyError where the plan does not exist."""
-    found = budgets(policy.plans[record.plan], record, who.user, now_us)
+def bind_budgets(found: Iterable[Budget], who: Identity) -> list[Bound]:
+    """Budgets with the subjects and keys that count them for this caller."""
     return [bound for owned in found for bound in _bind(owned, who)]
+
+
+def all_alike(record: TenantRecord) -> bool:
+    """Whether `budgets` gives the same for all users, at any time."""
+    own = any(override.user is not None or override.until is not None for override in record.budgets)
+    return not own and all(account.user is None for account in record.credit)
 
 
 def credit_budget(scope: Scope) -> str:

@@ -21,7 +21,7 @@ from tollgate.domain.identity import Identity
 from tollgate.domain.limits import DAY_US, SECOND_US, Budget, BudgetTake, Scope, Unit, Window
 from tollgate.domain.policy import Policy, TenantRecord
 from tollgate.domain.records import UsageClose
-from tollgate.domain.terms import Bound, budget_bounds
+from tollgate.domain.terms import Bound, all_alike, bind_budgets, budgets
 from tollgate.ports import PolicySource, PolicyUnavailable, Spending
 
 FRESH_US = 30 * SECOND_US
@@ -80,11 +80,14 @@ class Budgets:
     def __init__(self) -> None:
         self._policy: tuple[Policy, int] | None = None
         self._records: OrderedDict[str, tuple[TenantRecord | None, int]] = OrderedDict()
+        self._shared: dict[tuple[str, str], list[Budget]] = {}
+        """By tenant and plan: the budgets of tenants whose users all have the same, whenever it is."""
 
     async def policy(self, source: PolicySource, now_us: int) -> Policy:
         """Raises `PolicyUnavailable` where none was ever read."""
         known = self._policy
         if known is None or not 0 <= now_us - known[1] < FRESH_US:
+            self._shared.clear()
             try:
                 known = await source.policy(), now_us
             except PolicyUnavailable:
@@ -99,7 +102,9 @@ class Budgets:
         for at in range(0, len(old), AT_ONCE):
             names = old[at : at + AT_ONCE]
             found = await asyncio.gather(*(source.tenant(name) for name in names))
-            self._records.update((name, (record, now_us)) for name, record in zip(names, found, strict=True))
+            for name, record in zip(names, found, strict=True):
+                self._records[name] = record, now_us
+                self._shared.pop((name, record.plan if record is not None else ""), None)
         while len(self._records) > MAX_RECORDS:
             self._records.popitem(last=False)
 
@@ -107,9 +112,15 @@ class Budgets:
         """The plan and the budgets of a user at a moment; precondition: `records` was asked for the tenant."""
         known, _ = self._records.get(who.tenant, (None, 0))
         record = known or TenantRecord(tenant=who.tenant, plan=who.plan, version=0)
-        if record.plan not in policy.plans:
+        plan = policy.plans.get(record.plan)
+        if plan is None:
             return record.plan, []
-        return record.plan, budget_bounds(policy, record, who, used_us)
+        found = self._shared.get((who.tenant, record.plan))
+        if found is None:
+            found = budgets(plan, record, who.user, used_us)
+            if all_alike(record):
+                self._shared[who.tenant, record.plan] = found
+        return record.plan, bind_budgets(found, who)
 
 
 @dataclass(slots=True)
