@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tollgate.adapters.event_bus import EventBridge
     from tollgate.adapters.failover import FailoverLimitStore, FailureMode
     from tollgate.adapters.policy_tables import PolicyTables
+    from tollgate.adapters.redis_cluster_limits import RedisClusterLimitStore
+    from tollgate.adapters.redis_limits import RedisLimitStore
     from tollgate.adapters.sigv4 import Credentials as SigningCredentials
     from tollgate.domain.limits import BudgetTake
     from tollgate.domain.policy import UpstreamSpec
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from tollgate.services.exchange import Exchange, Header
     from tollgate.services.gateway import Gateway, Identify
     from tollgate.services.meter import DeadLetters
+    from tollgate.services.reconcile import BudgetStore
 
     Deadline = Callable[[Exchange], int | None]
 
@@ -154,12 +157,8 @@ class Adapters:
         if scheme == "dynamodb":
             return self._dynamodb(rest, "full")
         from tollgate.adapters.failover import FailoverLimitStore
-        from tollgate.adapters.redis_store import redis_limit_store
 
-        try:
-            redis = redis_limit_store(settings.store_url, settings.environ)
-        except ValueError as error:
-            raise BadSetting(f"TOLLGATE_STORE_URL: {error}") from error
+        redis = self._redis()
         fallback = self._dynamodb(settings.limits_table, "half") if settings.limits_table else None
         if fallback is None:
             store = FailoverLimitStore(redis, None, self.local, mode)
@@ -167,6 +166,21 @@ class Adapters:
             store = FailoverLimitStore(redis, fallback, self.local, mode, outage_begins=fallback.outage_begins)
         self._stores.append(store)
         return store
+
+    def compared_stores(self) -> list[RedisLimitStore | RedisClusterLimitStore | DynamoLimitStore]:
+        """Every store that counts budgets, each by itself."""
+        scheme, _, rest = self.settings.store_url.partition("://")
+        tables = rest if scheme == "dynamodb" else self.settings.limits_table
+        redis = [self._redis()] if scheme in ("redis", "rediss") else []
+        return [*redis, *([self._dynamodb(tables, "full")] if tables else [])]
+
+    def _redis(self) -> RedisLimitStore | RedisClusterLimitStore:
+        from tollgate.adapters.redis_store import redis_limit_store
+
+        try:
+            return redis_limit_store(self.settings.store_url, self.settings.environ)
+        except ValueError as error:
+            raise BadSetting(f"TOLLGATE_STORE_URL: {error}") from error
 
     def _dynamodb(self, table: str, unknown: Literal["full", "half"]) -> DynamoLimitStore:
         """`unknown`: how a rate starts that the table does not know: half empty, where Redis has counted it before."""
@@ -392,6 +406,18 @@ async def alerts() -> AsyncIterator[tuple[AlertTable, EventBridge, DynamoLedger,
         bus = adapters.settings.environ.get("TOLLGATE_EVENT_BUS") or "default"
         table = AlertTable(adapters.aws("dynamodb"), adapters.settings.ledger_table)
         yield table, EventBridge(adapters.aws("events"), bus), adapters.ledger(), adapters.policy_source()
+
+
+@asynccontextmanager
+async def reconciler() -> AsyncIterator[tuple[DynamoLedger, Sequence[BudgetStore]]]:
+    """What `functions.reconciler` works with: the ledger, and the stores to compare it with. Raises `BadSetting`."""
+    async with _adapters() as adapters:
+        stores = adapters.compared_stores()
+        try:
+            yield adapters.ledger(), stores
+        finally:
+            for store in stores:
+                await store.aclose()
 
 
 @asynccontextmanager

@@ -25,6 +25,7 @@ from functions.alerts import handler as alerts
 from functions.authorizer import handler as authorizer
 from functions.metering import handler as metering
 from functions.publisher import handler as publisher
+from functions.reconciler import handler as reconciler
 from functions.token_trigger import handler as token_trigger
 from tests.aws_fixture import ENVIRON, aws_endpoint
 from tests.functional.cloudformation import references, resources, statements
@@ -137,6 +138,13 @@ class Aws:
             return made.key
 
         return asyncio.run(make())
+
+    @contextmanager
+    def unrecorded(self) -> Iterator[Any]:
+        """A client for what others do meanwhile; neither its calls nor anybody's inside count."""
+        start = len(self.calls)
+        yield boto3.client("dynamodb", endpoint_url=self._backend)
+        del self.calls[start:]
 
     def close(self) -> None:
         self._server.shutdown()
@@ -341,6 +349,29 @@ async def raise_one() -> None:
         await ledger.enter([a_close("hour", ts_us=hour_ago, cost_microusd=9_000_000)])
 
 
+def run_reconciler(aws: Aws) -> None:
+    """A budget that lost what the ledger knows, and a call that nobody closed."""
+    now = clock_us()
+    dead = an_open("dead", ts_us=now - 3600_000_000, expires_us=now - 3000_000_000)
+
+    async def remember() -> None:
+        async with bootstrap.reconciler() as (ledger, *_):
+            await ledger.opened([dead])
+
+    with aws.unrecorded() as console:
+        if not aws.records:
+            run_proxy(aws)
+        metering.handler(subscription(*[json.dumps(record) for record in aws.records]), None)
+        asyncio.run(remember())
+        for item in console.scan(TableName="tollgate-limits")["Items"]:
+            lost = {name: {"N": "0"} for name in item if name.endswith(":spent")}
+            console.put_item(TableName="tollgate-limits", Item=item | lost)
+    report = reconciler.handler({"source": "aws.events", "detail-type": "Scheduled Event"}, None)
+    assert (report["resolved"], report["failures"], report["unbalanced"]) == (1, [], [])
+    assert report["behind"] > 0
+    assert reconciler.handler({"source": "aws.events"}, None)["behind"] == 0
+
+
 def run_publisher(aws: Aws) -> None:
     """What operators do in the console: take a plan's limits away, and a tenant's."""
     publisher.handler(aws.edit("tollgate-policy", {"id": {"S": "plan#pro"}}, "limits", {"L": []}), None)
@@ -378,6 +409,7 @@ def run_authorizer(aws: Aws) -> None:
         ("ProxyFunction", run_proxy),
         ("MeteringFunction", run_metering),
         ("AlertsFunction", run_alerts),
+        ("ReconcilerFunction", run_reconciler),
         ("PublisherFunction", run_publisher),
         ("TokenTriggerFunction", run_token_trigger),
         ("AuthorizerFunction", run_authorizer),

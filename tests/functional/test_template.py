@@ -19,7 +19,7 @@ from tollgate.wire import errors
 ROOT = TEMPLATE.parent
 FUNCTIONS = (
     "AlertsFunction", "AuthorizerFunction", "MeteringFunction", "ProxyFunction", "PublisherFunction",
-    "TokenTriggerFunction",
+    "ReconcilerFunction", "TokenTriggerFunction",
 )  # fmt: skip
 STORES: dict[str, dict[str, str]] = {
     "dynamodb": {},
@@ -222,7 +222,8 @@ def test_usage_records_reach_metering_and_what_fails_is_kept() -> None:
         True,
         False,
     ]
-    (invocation,) = resources("AWS::Lambda::EventInvokeConfig").values()
+    invocations = resources("AWS::Lambda::EventInvokeConfig").values()
+    (invocation,) = (found for found in invocations if found["FunctionName"] == {"Ref": "MeteringFunction"})
     kept = {"Fn::GetAtt": ["MeteringDeadLetters", "Arn"]}
     assert invocation["DestinationConfig"]["OnFailure"]["Destination"] == kept
     variables = resources("AWS::Lambda::Function")["MeteringFunction"]["Environment"]["Variables"]
@@ -242,6 +243,10 @@ def schedules(function: str) -> dict[str, Any]:
         for target in rule["Targets"]
         if target["Arn"] == {"Fn::GetAtt": [function, "Arn"]}
     }
+
+
+def test_limit_stores_are_compared_with_the_ledger_every_hour() -> None:
+    assert schedules("ReconcilerFunction") == {"rate(1 hour)": None}
 
 
 def test_alerts_are_delivered_every_minute_and_each_hour_is_looked_back_upon() -> None:

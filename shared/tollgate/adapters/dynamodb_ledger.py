@@ -80,8 +80,11 @@ class DynamoLedger:
                 report.floors[key], report.moved[key] = answer, q.of(batch.moved)
         return report
 
+    async def answers(self, asked: Sequence[Question]) -> list[int]:
+        return [answer or 0 for answer in await self._answers(asked)]
+
     async def spent(self, takes: Sequence[BudgetTake]) -> list[int]:
-        return [answer or 0 for answer in await self._answers([question(take) for take in takes])]
+        return await self.answers([question(take) for take in takes])
 
     async def report(
         self,

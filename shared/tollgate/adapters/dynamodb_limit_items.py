@@ -85,6 +85,13 @@ def budget_counter(key: str) -> tuple[str, str]:
     return subject_key(subject), f"b:b:{what}"
 
 
+def budget_keys(item: Plain) -> list[str]:
+    """The keys of the budgets that an item of the table has loaded."""
+    subject = item["pk"].removeprefix("s#") if str(item.get("pk", "")).startswith("s#") else ""
+    names = [name for name in item if name.startswith("b:b:") and name.endswith(":spent")] if subject else []
+    return [subject + name[1:].removesuffix(":spent") for name in names]
+
+
 def _spent(name: str) -> str:
     return f"{name}:spent"
 

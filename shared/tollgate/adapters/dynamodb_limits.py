@@ -23,7 +23,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -54,6 +54,8 @@ MAX_TRIES = 8
 KNOWN_ITEMS = 10_000
 AGAIN_WITHIN_S = 1.0
 """How soon a reply must be lost for the write to be made again: nobody waits twice for a timeout."""
+PAGE = 500
+"""Budgets that are told at once to who asks for all of them."""
 SHED_S = 0.1
 """How long a subject is turned away, on average, after DynamoDB could not take all its writes."""
 T = TypeVar("T")
@@ -371,6 +373,22 @@ class DynamoLimitStore:
             floors.setdefault(pk, {})[name] = amount
         found = await self._table.get_many([{"pk": pk} for pk in floors])
         await _all(self._raise(item["pk"], floors[item["pk"]], Item.read(item)) for item in found)
+
+    async def budget_keys(self) -> AsyncIterator[Sequence[str]]:
+        found: list[str] = []
+        async for item in self._table.scan():
+            found += items.budget_keys(item)
+            if len(found) >= PAGE:
+                yield found
+                found = []
+        yield found
+
+    async def known_spent(self, budgets: Sequence[str]) -> dict[str, int]:
+        places = {key: items.budget_counter(key) for key in budgets}
+        pks = sorted({pk for pk, _ in places.values()})
+        found = {item["pk"]: item for item in await self._table.get_many([{"pk": pk} for pk in pks])}
+        spent = {key: found.get(pk, {}).get(f"{name}:spent") for key, (pk, name) in places.items()}
+        return {key: amount for key, amount in spent.items() if isinstance(amount, int)}
 
     async def _raise(self, pk: str, floors: Mapping[str, int], item: Item) -> None:
         """Raise TATs, and what budgets have spent, to `floors`, as far as they exist."""

@@ -15,6 +15,7 @@ from tollgate.domain.bookkeeping import (
     add,
     day_of,
     first_of_each,
+    models_digest,
     moves,
     question,
     questions,
@@ -54,8 +55,16 @@ class MemoryLedger:
             report.floors[key], report.moved[key] = self._answer(asked), asked.of(moved)
         return report
 
+    async def answers(self, asked: Sequence[Question]) -> list[int]:
+        return [self._answer(each) for each in asked]
+
+    async def budget_models(self) -> dict[str, tuple[str, ...]]:
+        return {
+            models_digest(key): models for entry, _ in self._entries.values() for key, models in entry.budget_models
+        }
+
     async def spent(self, takes: Sequence[BudgetTake]) -> list[int]:
-        return [self._answer(question(take)) for take in takes]
+        return await self.answers([question(take) for take in takes])
 
     async def report(
         self,

@@ -114,15 +114,25 @@ class RedisCluster:
 
     async def ping(self) -> None:
         """Raises `StoreUnavailable` unless every slot has a master, and every master answers."""
-        await self.refresh()
-        if None in self._owners:
-            raise StoreUnavailable("some slots of the Redis Cluster have no master")
-        for node in list(self._nodes.values()):
-            connection = await node.connected()
+        for connection in await self.masters():
             try:
                 await connection.call("PING")
             except RedisReplyError as error:
                 raise StoreUnavailable(f"Redis answered {error.code}") from error
+
+    async def masters(self) -> list[RedisConnection]:
+        """A connection to each. Raises `StoreUnavailable` unless every slot has a master."""
+        await self.refresh()
+        if None in self._owners:
+            raise StoreUnavailable("some slots of the Redis Cluster have no master")
+        return [await node.connected() for node in list(self._nodes.values())]
+
+    async def owned(self, keys: Iterable[str]) -> dict[RedisConnection, list[str]]:
+        """The keys by the connection to the master that has them. Raises `StoreUnavailable`."""
+        found: dict[RedisConnection, list[str]] = {}
+        for key in keys:
+            found.setdefault(await self._connected(slot_of(hash_tag(key))), []).append(key)
+        return found
 
     async def refresh(self) -> None:
         """Read the slot map again, once for all who ask, and not more often than every REFRESH_EVERY seconds. Raises

@@ -9,7 +9,7 @@ rare, a group that refused lately is first only looked at, together with all the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from tollgate.adapters.lru import Lru
 from tollgate.adapters.redis_cluster import Call, RedisCluster, hash_tag, slot_of
 from tollgate.adapters.redis_connection import REPLY_TIMEOUT, Login, RedisAddress
 from tollgate.adapters.redis_limits import (
+    BUDGET_KEYS,
     EPOCH,
     FORGET_MS,
     NOTHING_GRANTED,
@@ -28,7 +29,9 @@ from tollgate.adapters.redis_limits import (
     in_portions,
     nothing_used,
     read_decision,
+    scanned,
     settle_call,
+    spent_of,
     version_keys,
 )
 from tollgate.domain import keys
@@ -123,6 +126,17 @@ class RedisClusterLimitStore(ScriptedStore):
 
     async def raise_floor(self, spent: Mapping[str, int]) -> None:
         await self._for_each_tag(self._scripts.raise_floor, spent)
+
+    async def budget_keys(self) -> AsyncIterator[Sequence[str]]:
+        for connection in await self._cluster.masters():
+            async for page in scanned(connection, BUDGET_KEYS):
+                yield page
+
+    async def known_spent(self, budgets: Sequence[str]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for owner, names in (await self._cluster.owned(budgets)).items():
+            found |= await spent_of(owner, names)
+        return found
 
     async def publish(self, *, policy: int = 0, tenants: Mapping[str, int] | None = None) -> None:
         await self._for_each_tag(self._scripts.publish, version_keys(policy, tenants))

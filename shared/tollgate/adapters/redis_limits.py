@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,9 @@ SERVERS = keys.global_subject() + "servers"
 POLICY_VERSION = keys.global_subject() + "policy"
 
 PORTION = 500
-"""Markers that one script call looks at."""
+"""Keys that one call looks at."""
+BUDGET_KEYS = "{*}*:b:*"
+"""Matches every budget (`terms.py`), and perhaps something else."""
 FORGET_MS = 60_000
 """How long an admission is awaited that was cancelled: no network holds a command back for longer."""
 
@@ -132,6 +134,13 @@ class RedisLimitStore(ScriptedStore):
         if spent:
             await self._run(self._scripts.raise_floor, list(spent), list(spent.values()))
 
+    async def budget_keys(self) -> AsyncIterator[Sequence[str]]:
+        async for page in scanned(await self._node.connected(), BUDGET_KEYS):
+            yield page
+
+    async def known_spent(self, budgets: Sequence[str]) -> dict[str, int]:
+        return await spent_of(await self._node.connected(), budgets)
+
     async def publish(self, *, policy: int = 0, tenants: Mapping[str, int] | None = None) -> None:
         if versions := version_keys(policy, tenants):
             await self._run(self._scripts.publish, list(versions), list(versions.values()))
@@ -186,6 +195,34 @@ class RedisLimitStore(ScriptedStore):
             if again:
                 raise
         return await self._run(script, names, args, again=True)
+
+
+async def scanned(connection: RedisConnection, pattern: str) -> AsyncIterator[Sequence[str]]:
+    """The keys of one node that match, some perhaps twice. Raises `StoreUnavailable`."""
+    cursor = b"0"
+    while True:
+        try:
+            cursor, page = await connection.call("SCAN", cursor, "MATCH", pattern, "COUNT", PORTION)
+        except RedisReplyError as error:
+            raise refused(error) from error
+        if page:
+            yield [name.decode("utf-8", "replace") for name in page]
+        if cursor == b"0":
+            return
+
+
+async def spent_of(connection: RedisConnection, budgets: Sequence[str]) -> dict[str, int]:
+    """What those of them that this node has know to be spent. Raises `StoreUnavailable`."""
+    replies = [connection.call("HGET", name, "spent") for name in budgets]  # in one write
+    found: dict[str, int] = {}
+    for name, reply in zip(budgets, await asyncio.gather(*replies, return_exceptions=True), strict=True):
+        if isinstance(reply, RedisReplyError) and reply.code != "WRONGTYPE":
+            raise refused(reply)
+        if isinstance(reply, StoreUnavailable):
+            raise reply
+        if isinstance(reply, bytes) and reply.isdigit():
+            found[name] = int(reply)
+    return found
 
 
 def in_portions(settlements: Sequence[Settlement]) -> Iterator[Sequence[Settlement]]:

@@ -34,6 +34,8 @@ PROXY_DRAIN_S = 7
 PROXY_STOP_S = PROXY_DRAIN_S + 3.0
 ALERTS_EVERY_S = 3.0
 """Alerts are delivered this often; on AWS, every minute."""
+RECONCILED_EVERY_S = 30.0
+"""Stores are compared with the ledger this often; on AWS, every hour."""
 STOP_S = 3.0
 """How long another process may take to end before it is killed, in seconds."""
 
@@ -83,7 +85,10 @@ async def start(options: Options, exits: AsyncExitStack, gave_up: Callable[[], N
 
     http = HttpClient()
     exits.push_async_callback(http.aclose)
-    functions = {name: _function(name, environ, exits) for name in ("authorizer", "metering", "publisher", "alerts")}
+    functions = {
+        name: _function(name, environ, exits)
+        for name in ("authorizer", "metering", "publisher", "alerts", "reconciler")
+    }
     if key := demo_policy.upstream_key(policy, environ):
         await asyncio.to_thread(provision.put_secret, demo_policy.SECRET, key)
     await _all(
@@ -91,7 +96,8 @@ async def start(options: Options, exits: AsyncExitStack, gave_up: Callable[[], N
         *(function.load() for function in functions.values()),
     )
 
-    exits.callback(asyncio.create_task(_schedule(functions["alerts"], ALERTS_EVERY_S)).cancel)
+    for name, every_s in (("alerts", ALERTS_EVERY_S), ("reconciler", RECONCILED_EVERY_S)):
+        exits.callback(asyncio.create_task(_schedule(functions[name], every_s)).cancel)
     proxy_port = free_port()
     proxy = await _proxy(proxy_port, environ, functions["metering"], options, http, exits)
     children.append(proxy)
