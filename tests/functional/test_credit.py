@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 import redis
 
 from tests.functional.callers import Caller, Callers
-from tests.functional.stack import DevStack
+from tests.functional.stack import ROOT, DevStack, tollgate
 from tollgate.domain import keys
 
 WITHIN_S = 30.0
@@ -88,3 +91,24 @@ def test_while_it_is_used_it_is_topped_up(stack: DevStack, callers: Callers) -> 
         time.sleep(0.3)  # metering
     assert found["limit_microusd"] == 2500
     assert 2500 - COST < found["used_microusd"] <= 2500
+
+
+@pytest.mark.long
+def test_commands_killed_at_any_moment_and_repeated_add_what_they_say(stack: DevStack, callers: Callers) -> None:
+    """Forty payments, each command killed (-9) after up to a second, then repeated with its id until it ends."""
+    tenant = callers().tenant
+    chance, killed = random.Random(4), 0
+    env = {**stack.env, "TOLLGATE_URL": stack.url}
+    for i in range(40):
+        words = tollgate("credit", "add", tenant, "0.01", "--id", f"payment-{i}")
+        command = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env, cwd=ROOT)
+        try:
+            command.wait(chance.uniform(0.2, 1.0))
+        except subprocess.TimeoutExpired:
+            command.kill()
+            command.wait()
+            killed += 1
+        stack.run("credit", "add", tenant, "0.01", "--id", f"payment-{i}")
+    assert killed > 5
+    assert account(stack, tenant)["limit_microusd"] == 400_000
+    assert len(json.loads(stack.run("credit", "list", tenant, "--json").stdout)["entries"]) == 40

@@ -179,6 +179,16 @@ def test_what_the_cheaper_model_cannot_serve_it_is_not_given(tmp_path: Path, cha
     assert grant.request.degraded.header == b"model=large; max_output_tokens=100; budget=tenant.microusd.day; at=0.5"
 
 
+def test_a_model_that_costs_more_today_is_not_given(tmp_path: Path) -> None:
+    """By the price table, which the policy's check cannot hold against it: prices change with time."""
+    text = POLICY.replace(
+        "route: [{upstream: here, model: s}], price: {input: 1, output: 1}", "route: [{upstream: here, model: s}]"
+    )
+    text += "prices: {here: {s: [{input: 11, output: 1}]}}"
+    grant = Container(tmp_path, spent=50_000, text=text).first()
+    assert grant.request.model == "large"
+
+
 def test_what_it_can_serve_it_is_given(tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     assert Container(tmp_path, spent=50_000).first(tools=tools).request.model == "small"

@@ -72,6 +72,10 @@ class Price:
         """Micro-dollars to hold for a call: every token at its dearest kind, so that the hold covers the bill."""
         return -(-(input_tokens * self.dearest_input + output_tokens * self.dearest_output) // PICO)
 
+    def exceeds(self, other: Price) -> bool:
+        """Whether a hold at this price can be larger than one at the other."""
+        return self.dearest_input > other.dearest_input or self.dearest_output > other.dearest_output
+
     def affordable(self, microusd: int, input_tokens: int) -> int:
         """The most output tokens for which `estimate` stays within `microusd`; 0 if not even the prompt does."""
         left = microusd * PICO - input_tokens * self.dearest_input

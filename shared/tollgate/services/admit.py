@@ -29,13 +29,13 @@ from tollgate.domain.limits import (
     Unit,
     Window,
 )
-from tollgate.domain.policy import DegradeSpec, ModelSpec, Policy, TenantRecord
+from tollgate.domain.policy import DegradeSpec, Policy, TenantRecord
 from tollgate.domain.restrictions import restrictions
 from tollgate.domain.terms import Claim, Cost, Terms
 from tollgate.ports import LimitStore, Overloaded, PolicyUnavailable, Spending, StoreUnavailable
 from tollgate.services.directory import Directory, Entitlement, speaking
 from tollgate.wire import errors
-from tollgate.wire.capabilities import needs
+from tollgate.wire.capabilities import can_serve
 from tollgate.wire.errors import Api
 from tollgate.wire.refusals import refusal_error
 from tollgate.wire.routes import Call, Shape
@@ -215,15 +215,26 @@ class Admitter:
         degraded = Degraded(request.model, request.model, most, budget.id, rule.at)
         lower = replace(request, output_tokens=output, degraded=degraded)
         model = rule.models.get(request.model)
-        if model is not None and _can_serve(entitlement.policy.models[model], lower):
+        if model is not None:
             cheaper = replace(lower, model=model, degraded=replace(degraded, model=model))
-            try:
-                if self._directory.known(who, model, request.api, ip) is None:
-                    await self._entitlement(who, ip, cheaper)
-            except errors.ApiError:  # it may not be used for this, whatever the plan says
-                return lower if most is not None else None
-            return cheaper
+            if await self._may_serve(who, ip, cheaper, entitlement):
+                return cheaper
         return lower if most is not None else None
+
+    async def _may_serve(self, who: Identity, ip: str, cheaper: Request, asked: Entitlement) -> bool:
+        """Whether the cheaper model is able to, allowed to (by data rules, say), and really cheaper now."""
+        assert cheaper.call is not None
+        assert cheaper.fields is not None
+        model = asked.policy.models[cheaper.model]
+        longest = (cheaper.output_tokens or 0) // cheaper.answers
+        if not can_serve(model, cheaper.call, cheaper.fields, cheaper.input_tokens, longest):
+            return False
+        try:
+            found = self._directory.known(who, cheaper.model, cheaper.api, ip)
+            other = found or await self._entitlement(who, ip, cheaper)
+        except errors.ApiError:
+            return False
+        return not other.terms.price.exceeds(asked.terms.price)
 
     def _lowered(self, grant: Grant, who: Identity, ip: str, lower: Request, guess: int) -> Grant:
         """The grant of a request whose own admission told that it is to be degraded. What was taken is enough where the
@@ -291,16 +302,6 @@ class Admitter:
             raise errors.unavailable(message, RETRY_AFTER_US, "limits_unavailable") from error
         seeds.update((take.key, amount) for take, amount in zip(budgets, spent, strict=True))
         seeds.update((take.key, tat or 0) for take, tat in zip(rates, tats, strict=True))
-
-
-def _can_serve(model: ModelSpec, request: Request) -> bool:
-    """Whether the model has what the request needs. Its prompt's length is an estimate, hence the margin."""
-    assert request.call is not None
-    assert request.fields is not None
-    length = request.input_tokens * 5 // 4 + (request.output_tokens or 0) // request.answers
-    if model.context is None or length > model.context:
-        return False
-    return needs(request.call, request.fields) <= set(model.serves)
 
 
 def _cut(guess: int, request: Request) -> int:

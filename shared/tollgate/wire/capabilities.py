@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tollgate.domain.policy import ModelSpec
 from tollgate.wire.routes import Call, Shape
 
 OTHER = "other"
@@ -54,6 +55,13 @@ def needs(call: Call, fields: Mapping[str, Any]) -> set[str]:
     if any(_speaks_of_tools(message) for message in _messages(fields)):
         found.add("tools")
     return found
+
+
+def can_serve(model: ModelSpec, call: Call, fields: Mapping[str, Any], prompt_tokens: int, answer_tokens: int) -> bool:
+    """Whether a model has what the request needs. The prompt's length is an estimate, hence the margin."""
+    if model.context is None or prompt_tokens * 5 // 4 + answer_tokens > model.context:
+        return False
+    return needs(call, fields) <= set(model.serves)
 
 
 def cut_short(call: Call, fields: Mapping[str, Any], most: int) -> dict[str, str]:
