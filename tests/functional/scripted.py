@@ -50,10 +50,10 @@ class Exchange:
         handler.end_headers()
         handler.wfile.write(body)
 
-    def begin_stream(self) -> None:
+    def begin_stream(self, kind: str = "text/event-stream") -> None:
         handler = self._handler
         handler.send_response(200)
-        handler.send_header("content-type", "text/event-stream")
+        handler.send_header("content-type", kind)
         handler.send_header("transfer-encoding", "chunked")
         handler.end_headers()
 

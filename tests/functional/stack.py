@@ -46,14 +46,15 @@ def lab_policy(folder: Path, *, scripted: str = "http://127.0.0.1:1/v1", **chang
     five concurrent requests; `tight` has `small`, 3 requests per minute and 200 tokens per day; `soft` degrades `large`
     after two of four requests. A file's name.
 
-    More models of `lab`: `claude` is behind Anthropic's API; `scripted` is at the base URL of that name; `second-route`
-    and `second-answer` have a first route that cannot be reached, or fails, and a second that serves; so has `guarded`,
-    whose first route alone is fit for tenants with data rules.
+    More models of `lab`: `claude` is behind Anthropic's API, `nova` behind Bedrock's Converse; `scripted` is at the
+    base URL of that name; `second-route` and `second-answer` have a first route that cannot be reached, or fails, and a
+    second that serves; so has `guarded`, whose first route alone is fit for tenants with data rules.
     """
     policy = yaml.safe_load((ROOT / "policy.yaml").read_text())
     policy["upstreams"] |= {
         "anthropic": {"api": "anthropic", "base_url": "https://api.anthropic.com/v1", "secret": "tollgate/anthropic"},
         "scripted": {"api": "openai", "base_url": scripted},
+        "converse": {"api": "converse", "region": "eu-central-1"},
         "nowhere": {"api": "openai", "base_url": "http://127.0.0.1:1/v1"},
         "cleared": {
             "api": "openai",
@@ -71,6 +72,8 @@ def lab_policy(folder: Path, *, scripted: str = "http://127.0.0.1:1/v1", **chang
     policy["models"] |= {name: {"route": [{"upstream": "openai", "model": name}], "price": price} for name in FAULTS}
     routes = {
         "claude": [("anthropic", "claude-demo")],
+        "nova": [("converse", "eu.amazon.nova-lite-v1:0")],
+        "nova-breaks": [("converse", "fault-close-mid-stream")],
         "scripted": [("scripted", "scripted-model")],
         "guarded": [("cleared", "none"), ("scripted", "scripted-model")],
         "second-route": [("nowhere", "none"), ("openai", "gpt-4o")],

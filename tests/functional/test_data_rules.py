@@ -18,6 +18,12 @@ RULES: dict[str, Mapping[str, Any]] = {
     "no_content_logging": {"no_content_logging": True},
     "models": {"models": ["large"]},
 }
+LISTED = {
+    "phi": {"guarded"},
+    "regions": {"guarded", "nova", "nova-breaks"},
+    "no_content_logging": {"guarded"},
+    "models": {"large"},
+}
 PROMPTS: dict[str, Any] = {
     "messages": [{"role": "user", "content": "hi"}],
     "prompt": "hi",
@@ -45,9 +51,12 @@ def test_a_rule_holds_on_every_route(callers: Callers, upstream: ScriptedUpstrea
                 error = answer.json["error"]
                 assert error.get("code", "data_rule") == "data_rule"
                 assert "data rules" in error["message"]
+        for path in ("/model/nova/converse", "/model/nova/converse-stream"):
+            answer = caller.post(path, {"messages": [{"role": "user", "content": [{"text": "hi"}]}]}, HEADERS)
+            assert answer.status == (200 if rule == "regions" else 403), (path, answer.body)  # it is in Europe
         assert received == []
     listed = caller.get("/v1/models").json["data"]
-    assert {model["id"] for model in listed} == ({"large"} if rule == "models" else {"guarded"})
+    assert {model["id"] for model in listed} == LISTED[rule]
 
 
 def test_a_team_can_only_narrow_its_tenant(callers: Callers, upstream: ScriptedUpstream) -> None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from tests.aws_fixture import ENVIRON
 from tests.functional.callers import Caller, Callers
 from tests.functional.scripted import DONE_EVENT, Exchange, ScriptedUpstream, delta
 from tests.functional.stack import DevStack
 from tests.functional.test_serve import Served, policy
-from tollgate.wire.routes import ROUTES
+from tollgate.wire import eventstream
+from tollgate.wire.converse import route_of as converse_route
+from tollgate.wire.errors import Api
+from tollgate.wire.routes import ROUTES, Route
 
 MARK = "QUOKKA-7f3a"
 """Stands in everything that a caller or a model says."""
@@ -42,9 +47,9 @@ def whole(status: int, **more: Any) -> Callable[[Exchange], None]:
     return lambda exchange: exchange.whole(status, json.dumps(body).encode(), x_request_id=MARK, server=MARK)
 
 
-def stream(*pieces: bytes, ends: bool = True) -> Callable[[Exchange], None]:
+def stream(*pieces: bytes, ends: bool = True, kind: str = "text/event-stream") -> Callable[[Exchange], None]:
     def script(exchange: Exchange) -> None:
-        exchange.begin_stream()
+        exchange.begin_stream(kind)
         for piece in pieces:
             exchange.send(piece)
         exchange.end_stream() if ends else exchange.break_off()
@@ -71,13 +76,28 @@ ANSWERS: dict[str, Callable[[Exchange], None]] = {
     "streamed garbage": stream(f"data: {{{MARK}\n\n".encode(), f"{MARK}: {MARK}\n\n".encode()),
     "streamed error": stream(delta(MARK), ERROR_EVENT),
     "broken off": stream(delta(MARK), f'data: {{"choices": "{MARK}'.encode(), ends=False),
+    "binary": stream(
+        eventstream.event("contentBlockDelta", f'{{"delta":{{"text":"{MARK}"}}}}'.encode()),
+        eventstream.event("metadata", json.dumps({"usage": {"inputTokens": MARK}, MARK: MARK}).encode()),
+        kind=eventstream.CONTENT_TYPE.decode(),
+    ),
+    "binary error": stream(
+        eventstream.failure("modelStreamErrorException", json.dumps({"message": MARK}).encode()),
+        f"no message: {MARK}".encode(),
+        kind=eventstream.CONTENT_TYPE.decode(),
+    ),
     "nothing": lambda exchange: exchange.break_off(),
 }
 
 
-def provoke(caller: Caller, upstream: ScriptedUpstream, model: str) -> Iterator[int]:
-    """Say the mark in every way there is; gives the statuses of the answers."""
-    for path, route in ROUTES.items():
+def provoke(caller: Caller, upstream: ScriptedUpstream, models: Mapping[Api, str]) -> Iterator[int]:
+    """Say the mark in every way there is, to a model of each API; gives the statuses of the answers."""
+    nova = models["converse"]
+    paths = f"/model/{nova}/converse", f"/model/{nova}/converse-stream"
+    routes: dict[str, Route | None] = {path: converse_route(path) for path in paths}
+    for path, route in (routes | ROUTES).items():
+        assert route is not None
+        model = models[route.api]
         prompt = {route.prompt: PROMPTS[route.prompt], "user": MARK, "metadata": {MARK: MARK}}
         for script in ANSWERS.values():
             for streamed in (False, True):
@@ -97,8 +117,16 @@ def provoke(caller: Caller, upstream: ScriptedUpstream, model: str) -> Iterator[
 
 
 def test_a_gateways_output_holds_no_content(upstream: ScriptedUpstream, tmp_path: Path) -> None:
-    with Served(policy(upstream, tmp_path), upstream) as served:
-        statuses = set(provoke(served.caller(), upstream, "small"))
+    path = Path(policy(upstream, tmp_path))
+    document = yaml.safe_load(path.read_text())
+    for model, api in (("claude", "anthropic"), ("nova", "converse")):
+        document["upstreams"][model] = {"api": api, "base_url": upstream.base_url, "region": "us-east-1"}
+        document["models"][model] = {**document["models"]["small"], "route": [{"upstream": model, "model": "m"}]}
+        document["plans"]["open"]["models"].append(model)
+    path.write_text(yaml.safe_dump(document))
+    with Served(str(path), upstream, **ENVIRON) as served:
+        models: dict[Api, str] = {"openai": "small", "anthropic": "claude", "converse": "nova"}
+        statuses = set(provoke(served.caller(), upstream, models))
         assert {200, 400, 401, 404, 502, 503} <= statuses
         assert 500 not in statuses
         assert {"ok", "upstream_error", "upstream_closed"} <= {r["outcome"] for r in served.records("usage.close")}
@@ -108,7 +136,8 @@ def test_a_gateways_output_holds_no_content(upstream: ScriptedUpstream, tmp_path
 @pytest.mark.long
 def test_nor_does_any_part_of_the_stack(stack: DevStack, callers: Callers, upstream: ScriptedUpstream) -> None:
     caller = callers()
-    assert {200, 400, 401, 404, 502, 503} <= set(provoke(caller, upstream, "scripted"))
+    models: dict[Api, str] = {"openai": "scripted", "anthropic": "claude", "converse": "nova"}
+    assert {200, 400, 401, 404, 502, 503} <= set(provoke(caller, upstream, models))
     entries = callers.entries(caller, 1)
     assert entries
     assert MARK not in json.dumps(entries)

@@ -74,7 +74,7 @@ def place(route: RouteSpec, upstream: UpstreamSpec) -> str:
     """
     if route.region is not None:
         return route.region
-    if upstream.api == "bedrock":
+    if upstream.is_bedrock:
         profile, dot, _ = route.model.rpartition("/")[2].partition(".")
         if "application-inference-profile/" in route.model or (dot and profile == "global"):
             return ""

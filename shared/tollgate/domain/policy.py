@@ -33,8 +33,8 @@ Sum = Annotated[Decimal, Dollars(10**9 - 1)]
 Seconds = Annotated[float, Positive(900)]
 Share = Annotated[float, Positive(10)]
 
-SPEAKS: Mapping[str, Literal["openai", "anthropic"]] = MappingProxyType(
-    {"openai": "openai", "bedrock": "openai", "anthropic": "anthropic"}
+SPEAKS: Mapping[str, Literal["openai", "anthropic", "converse"]] = MappingProxyType(
+    {"openai": "openai", "bedrock": "openai", "anthropic": "anthropic", "converse": "converse"}
 )
 """The shapes that each kind of upstream speaks. Requests are passed on, never translated."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -201,10 +201,10 @@ class UpstreamSpec(Spec):
     """Where models live: the only hosts that are ever called.
 
     `base_url` ends before ``/chat/completions``. ``bedrock`` is Amazon Bedrock's OpenAI-compatible endpoint in
-    `region`, signed with the function's own role.
+    `region`, and ``converse`` its own API; both are signed with the function's own role.
     """
 
-    api: Literal["openai", "anthropic", "bedrock"]
+    api: Literal["openai", "anthropic", "bedrock", "converse"]
     base_url: Annotated[str, _safe] | None = None
     secret: Annotated[str, Text(least=1, most=512)] | None = None
     region: Region | None = None
@@ -217,19 +217,26 @@ class UpstreamSpec(Spec):
     limits: tuple[SharedLimit, ...] = ()
 
     def check(self) -> None:
-        if self.api == "bedrock":
+        if self.is_bedrock:
             if not self.region:
-                raise ValueError("a bedrock upstream needs region")
+                raise ValueError(f"a {self.api} upstream needs region")
             if self.secret:
-                raise ValueError("a bedrock upstream takes no secret: calls are signed with the function's own role")
+                raise ValueError(
+                    f"a {self.api} upstream takes no secret: calls are signed with the function's own role"
+                )
         elif not self.base_url:
             raise ValueError(f"an {self.api} upstream needs base_url")
         elif not self.secret and urlsplit(self.base_url).hostname not in LOOPBACK:
             raise ValueError("needs secret, the name of the provider key in Secrets Manager")
 
     @property
+    def is_bedrock(self) -> bool:
+        return self.api in ("bedrock", "converse")
+
+    @property
     def url(self) -> str:
-        return self.base_url or f"https://bedrock-runtime.{self.region}.amazonaws.com/openai/v1"
+        path = "/openai/v1" if self.api == "bedrock" else ""
+        return self.base_url or f"https://bedrock-runtime.{self.region}.amazonaws.com{path}"
 
 
 class RouteSpec(Spec):

@@ -1,4 +1,5 @@
-"""The demo model's answers: what each route of OpenAI's and Anthropic's APIs says, whole and streamed."""
+"""The demo model's answers: what each route of OpenAI's and Anthropic's APIs, and of Converse, says, whole and
+streamed."""
 
 from __future__ import annotations
 
@@ -10,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tollgate.local import demo_text
+from tollgate.wire import eventstream
 
 EMBEDDING_SIZE = 8
 KNOWN = frozenset({
-    "frequency_penalty", "input", "instructions", "max_completion_tokens", "max_output_tokens", "max_tokens",
-    "messages", "model", "n", "presence_penalty", "prompt", "seed", "stop", "store", "stream", "stream_options",
-    "system", "temperature", "tool_choice", "tools", "top_p", "user",
+    "frequency_penalty", "inferenceConfig", "input", "instructions", "max_completion_tokens", "max_output_tokens",
+    "max_tokens", "messages", "model", "n", "presence_penalty", "prompt", "seed", "stop", "store", "stream",
+    "stream_options", "system", "temperature", "tool_choice", "tools", "top_p", "user",
 })  # fmt: skip
 """Request fields that are not echoed."""
 
@@ -50,8 +52,10 @@ class Event:
     tokens: int = 0
     usage: bool = False
 
-    def encode(self) -> bytes:
+    def encode(self, *, binary: bool = False) -> bytes:
         data = self.data if isinstance(self.data, bytes) else json.dumps(self.data, separators=(",", ":")).encode()
+        if binary:
+            return eventstream.event(self.name, data)
         return (f"event: {self.name}\n".encode() if self.name else b"") + b"data: " + data + b"\n\n"
 
 
@@ -63,6 +67,8 @@ class Api:
     maxima: tuple[str, ...]
     whole: Callable[[Job], dict[str, Any]]
     events: Callable[[Job], Iterator[Event]] | None = None
+    binary: bool = False
+    """Bedrock's Converse: its streams are binary, and its maxima stand in `inferenceConfig`."""
 
 
 # Chat completions
@@ -262,6 +268,33 @@ def _message_events(job: Job) -> Iterator[Event]:
     yield event("message_stop", {})
 
 
+# Bedrock's Converse
+
+
+def _converse_usage(job: Job) -> dict[str, Any]:
+    usage = {"inputTokens": job.prompt_tokens, "outputTokens": job.output_tokens}
+    return {"usage": usage | {"totalTokens": job.prompt_tokens + job.output_tokens}, "metrics": {"latencyMs": 1}}
+
+
+def _stop_reason(job: Job) -> str:
+    return "max_tokens" if job.finish == "length" else "end_turn"
+
+
+def _converse(job: Job) -> dict[str, Any]:
+    message = {"role": "assistant", "content": [{"text": _text(job)}]}
+    return {"output": {"message": message}, "stopReason": _stop_reason(job), **_converse_usage(job)}
+
+
+def _converse_events(job: Job) -> Iterator[Event]:
+    yield Event("messageStart", {"role": "assistant"})
+    for word in demo_text.words(job.answer_tokens):
+        yield Event("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": word}}, tokens=1)
+    yield Event("contentBlockStop", {"contentBlockIndex": 0})
+    yield Event("messageStop", {"stopReason": _stop_reason(job)})
+    yield Event("metadata", _converse_usage(job), usage=True)
+
+
+CONVERSE = Api(("messages", "system"), ("maxTokens",), _converse, _converse_events, binary=True)
 APIS = {
     "/chat/completions": Api(("messages",), ("max_completion_tokens", "max_tokens"), _chat, _chat_events),
     "/completions": Api(("prompt",), ("max_tokens",), _completion, _completion_events),

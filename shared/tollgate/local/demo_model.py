@@ -1,4 +1,5 @@
-"""The demo model: a server with the API of OpenAI (and of Anthropic) that answers from a list of words.
+"""The demo model: a server with the API of OpenAI, of Anthropic, and Bedrock's Converse, that answers from a list of
+words.
 
 It is what `tollgate dev` sends requests to, so that nobody needs a provider's key to try the gateway, and it is a
 real server to the gateway: it streams at a model's pace, counts tokens, honours `max_tokens` and `n`, adds the usage
@@ -18,7 +19,8 @@ from typing import Any
 
 from tollgate.local import demo_text
 from tollgate.local.children import Child, listening
-from tollgate.local.demo_answers import APIS, Api, Event, Job, echo
+from tollgate.local.demo_answers import APIS, CONVERSE, Api, Event, Job, echo
+from tollgate.wire import converse, eventstream
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -103,14 +105,18 @@ class DemoModel:
             models = [{"id": name, "object": "model", "created": 0, "owned_by": "demo"} for name in ("demo", "slow")]
             await _answer(send, 200, {"object": "list", "data": models})
         elif method == "POST" and path in APIS:
-            await self._post(APIS[path], scope, receive, send)
+            await self._post(APIS[path], {}, scope, receive, send)
+        elif method == "POST" and (route := converse.route_of(path)) is not None:
+            known = {"model": route.model, "stream": route.operation == "converse-stream"}
+            await self._post(CONVERSE, known, scope, receive, send)
         else:
             await _answer(send, 404, _error(f"no such route: {method} {scope['path']}", "not_found"))
 
-    async def _post(self, api: Api, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _post(self, api: Api, known: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
+        """`known`: what the path says."""
         body = await _body(receive)
         try:
-            fields = json.loads(body)
+            fields = json.loads(body) | known
             job = self._job(api, fields, dict(scope["headers"]))
         except (ValueError, TypeError, AttributeError) as error:
             await _answer(send, 400, _error(f"bad request: {error}", "invalid_request_error"))
@@ -124,14 +130,15 @@ class DemoModel:
         elif job.fault == "fault-garbage" and not job.stream:
             await _answer(send, 200, b"<html>not JSON")
         elif job.stream and api.events is not None:
-            await self._stream(api.events(job), job, receive, send)
+            await self._stream(api, api.events(job), job, receive, send)
         else:
             await self._whole(api, job, send)
 
     def _job(self, api: Api, fields: dict[str, Any], headers: Mapping[bytes, bytes]) -> Job:
         model = str(fields.get("model", ""))
         fault = headers.get(b"x-demo-fault", model.encode()).decode("ascii", "replace")
-        asked = next((fields[name] for name in api.maxima if fields.get(name) is not None), MAX_ANSWER)
+        limits = fields.get("inferenceConfig") or {} if api.binary else fields
+        asked = next((limits[name] for name in api.maxima if limits.get(name) is not None), MAX_ANSWER)
         length = 0 if api.events is None else min(self._pace.answer_tokens, int(asked))
         return Job(
             fields=fields,
@@ -154,8 +161,9 @@ class DemoModel:
             answer.pop("usage", None)
         await _answer(send, 200, {**answer, **echo(job)})
 
-    async def _stream(self, events: Iterator[Event], job: Job, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+    async def _stream(self, api: Api, events: Iterator[Event], job: Job, receive: Receive, send: Send) -> None:
+        kind = eventstream.CONTENT_TYPE if api.binary else b"text/event-stream"
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
         produced = 0
         gone = asyncio.ensure_future(receive())  # the request has been read: this ends when the client leaves
         try:
@@ -163,7 +171,7 @@ class DemoModel:
                 if gone.done():
                     return  # as providers do, stop producing for nobody
                 produced += event.tokens
-                await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+                await send({"type": "http.response.body", "body": event.encode(binary=api.binary), "more_body": True})
         except Close:
             return
         finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 from urllib.parse import urlsplit
 
 import tollgate
@@ -49,7 +48,8 @@ def redirect(policy: Policy, demo_url: str, given_url: str | None) -> Policy:
     """The policy with the demo tenants, and with upstreams that can be called from here.
 
     Every upstream becomes the one that the user gave, an OpenAI-compatible server; if none was given, the demo model,
-    which speaks Anthropic's API too, but for those that are on this machine and need no key. Raises `NotStarted`.
+    which speaks Anthropic's API and Bedrock's Converse, too, but for those that are on this machine and need no key.
+    Raises `NotStarted`.
     """
     upstreams = {name: _redirected(spec, demo_url, given_url) for name, spec in policy.upstreams.items()}
     demo = {name: TenantSpec(plan=plan) for name, plan in TENANTS.items() if plan in policy.plans}
@@ -60,8 +60,8 @@ def _redirected(spec: UpstreamSpec, demo_url: str, given_url: str | None) -> Ups
     if given_url is None:
         if spec.base_url and spec.secret is None and urlsplit(spec.base_url).hostname in LOOPBACK:
             return spec
-        api: Literal["openai", "anthropic"] = "anthropic" if spec.api == "anthropic" else "openai"
-        return UpstreamSpec(api=api, base_url=demo_url, timeouts=spec.timeouts, limits=spec.limits)
+        # what it promises about data stays: tenants' rules about that can be tried
+        return spec.replace(api="openai" if spec.api == "bedrock" else spec.api, base_url=demo_url, secret=None)
     url = upstream_url(given_url)
     here = urlsplit(url).hostname in LOOPBACK
     secret = None if here and KEY_VARIABLE not in os.environ else SECRET

@@ -77,7 +77,7 @@ class Forwarder:
     async def _request(self, upstream: UpstreamSpec, call: UpstreamCall, key: str, seconds: float) -> Response:
         headers = list(call.headers)
         url = upstream.url + call.path
-        if upstream.api == "bedrock":
+        if upstream.is_bedrock:
             headers = await self._sign(upstream, url, headers, call.body)
         elif key:
             headers.append(_credential(upstream.api, key))

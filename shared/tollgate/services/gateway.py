@@ -42,9 +42,10 @@ from tollgate.services.exchange import Disconnected, Exchange, Header
 from tollgate.services.forward import NEXT_ROUTE, Forwarder, UpstreamCall, failure, refused
 from tollgate.services.refusals import RefusalCounts
 from tollgate.services.unpriced import Unpriced
-from tollgate.wire import errors
+from tollgate.wire import errors, eventstream
 from tollgate.wire.body import Body
 from tollgate.wire.capabilities import cut_short
+from tollgate.wire.converse import route_of as converse_route
 from tollgate.wire.credentials import TwoCredentials
 from tollgate.wire.errors import Api, ApiError
 from tollgate.wire.headers import from_upstream, to_upstream, use_case
@@ -60,6 +61,8 @@ LEAVE_US = 5_000_000
 """How long before the function's deadline the upstream is stopped, to settle and record."""
 LONGEST_US = 15 * 60 * 1_000_000
 """How long a call may take where no deadline says so."""
+
+_STREAMS = (b"text/event-stream", eventstream.CONTENT_TYPE)
 
 Identify = Callable[[Exchange], Awaitable[tuple[Identity, str]]]
 """Who calls, and from which address."""
@@ -138,6 +141,8 @@ class Gateway:
         if route is None and exchange.path.startswith(KEYED_PREFIX):
             exchange.path = exchange.path.removeprefix("/anthropic")
             route = ROUTES.get(exchange.path)
+        elif route is None:
+            route = converse_route(exchange.path)
         self._in_flight += 1
         try:
             if 0 < self._max_in_flight < self._in_flight and exchange.path != "/healthz":
@@ -243,7 +248,7 @@ class Gateway:
                 if job.also is None:
                     continue
             job.upstream, job.upstream_model = candidate.upstream, candidate.model
-            call = UpstreamCall(job.route.upstream_path, headers, _body(job, candidate.model))
+            call = UpstreamCall(job.route.sent_to(candidate.model), headers, _body(job, candidate.model))
             seconds = LONGEST_US / 1e6 if deadline_us is None else (deadline_us - LEAVE_US - self._clock()) / 1e6
             try:
                 response = await self._forwarder.send(policy.upstreams[candidate.upstream], call, max(seconds, 0.1))
@@ -273,7 +278,7 @@ class Gateway:
     async def _relay(self, job: Job, response: Response) -> None:
         """Pass the model's answer on, and read its usage on the way."""
         job.first_byte_us = self._clock() - job.started_us
-        streams = (response.header(b"content-type") or b"").startswith(b"text/event-stream")
+        streams = (response.header(b"content-type") or b"").startswith(_STREAMS)
         reader = job.reader = reader_for(job.call, event_stream=streams, loads=orjson.loads)
         headers = [*from_upstream(response.headers), *self._own_headers(job)]
         if streams:
@@ -504,8 +509,8 @@ async def _answer_error(exchange: Exchange, error: ApiError, route: Route | None
             await exchange.send(error.event(_api(exchange, route), request_id))
         await exchange.finish()
         return
-    body = error.body(_api(exchange, route), request_id)
-    await _respond(exchange, error.status, body, {**error.headers, "x-request-id": request_id})
+    api = _api(exchange, route)
+    await _respond(exchange, error.status, error.body(api, request_id), error.headers_for(api, request_id))
 
 
 async def _respond(exchange: Exchange, status: int, body: bytes, headers: dict[str, str]) -> None:
@@ -528,7 +533,7 @@ def _restrictions(who: Identity) -> Restrictions:
 def _body(job: Job, upstream_model: str) -> bytes:
     """The body as the upstream gets it: the caller's bytes, with the model's name and what the route asks for."""
     changes = job.call.changes
-    if upstream_model != job.call.model:
+    if upstream_model != job.call.model and not job.route.model:
         changes = {**changes, "model": orjson.dumps(upstream_model).decode()}
     return job.body.splice(changes)
 

@@ -22,11 +22,12 @@ _PLAIN = frozenset(
         "model", "messages", "input", "prompt", "system", "instructions", "stream", "stream_options", "n", "best_of",
         "max_tokens", "max_completion_tokens", "max_output_tokens", "stop", "stop_sequences", "temperature", "top_p",
         "frequency_penalty", "presence_penalty", "seed", "user", "metadata", "store", "safety_identifier",
-        "prompt_cache_key", "service_tier", "echo", "suffix",
+        "prompt_cache_key", "service_tier", "echo", "suffix", "inferenceConfig", "requestMetadata",
     }
 )  # fmt: skip
 _NEEDS = {
     "tools": "tools",
+    "toolConfig": "tools",
     "tool_choice": "tools",
     "parallel_tool_calls": "tools",
     "functions": "tools",
@@ -66,11 +67,16 @@ def can_serve(model: ModelSpec, call: Call, fields: Mapping[str, Any], prompt_to
 
 def cut_short(call: Call, fields: Mapping[str, Any], most: int) -> dict[str, str]:
     """What to change in the body so that no answer has more than `most` tokens. Smaller maxima stay."""
+    if call.route.shape is Shape.CONVERSE:
+        config = fields.get("inferenceConfig") or {}
+        given = config.get("maxTokens")
+        fits = given is not None and given <= most
+        return {} if fits else {"inferenceConfig": json.dumps({**config, "maxTokens": most})}
     names = call.route.maxima
-    given = [name for name in names if fields.get(name) is not None]
-    if not given:
+    maxima = [name for name in names if fields.get(name) is not None]
+    if not maxima:
         return {names[-1]: json.dumps(most)} if names else {}
-    return {name: json.dumps(most) for name in given if fields[name] > most}
+    return {name: json.dumps(most) for name in maxima if fields[name] > most}
 
 
 def _messages(fields: Mapping[str, Any]) -> Iterable[Any]:
@@ -85,5 +91,6 @@ def _speaks_of_tools(message: Any) -> bool:
         return True
     content = message.get("content")
     return isinstance(content, list) and any(
-        isinstance(part, dict) and part.get("type") in _TOOL_PARTS for part in content
+        isinstance(part, dict) and (part.get("type") in _TOOL_PARTS or "toolUse" in part or "toolResult" in part)
+        for part in content
     )

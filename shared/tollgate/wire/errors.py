@@ -10,7 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Literal
 
-Api = Literal["openai", "anthropic"]
+from tollgate.wire import eventstream
+
+Api = Literal["openai", "anthropic", "converse"]
 """Whose shapes a route speaks."""
 
 ANTHROPIC_TYPES = {
@@ -23,6 +25,26 @@ ANTHROPIC_TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
     504: "timeout_error",
+}
+
+AWS_TYPES = {
+    400: "ValidationException",
+    401: "UnrecognizedClientException",
+    402: "ServiceQuotaExceededException",
+    403: "AccessDeniedException",
+    404: "ResourceNotFoundException",
+    413: "ValidationException",
+    429: "ThrottlingException",
+    502: "ModelErrorException",
+    503: "ServiceUnavailableException",
+    504: "ModelTimeoutException",
+}
+"""What AWS's SDKs raise, by status; and, in a stream, only these:"""
+_AWS_STREAM_TYPES = {
+    429: "throttlingException",
+    502: "modelStreamErrorException",
+    503: "serviceUnavailableException",
+    504: "modelStreamErrorException",
 }
 
 _ECHO = 100
@@ -57,7 +79,16 @@ class ApiError(Exception):
         if api == "anthropic":
             kind = ANTHROPIC_TYPES.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
             return {"type": "error", "error": {"type": kind, "message": self.message}, "request_id": request_id}
+        if api == "converse":
+            return {"message": self.message}
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def headers_for(self, api: Api, request_id: str) -> dict[str, str]:
+        """The response headers; AWS's SDKs are told there which exception to raise."""
+        found = {**self.headers, "x-request-id": request_id}
+        if api == "converse":
+            found["x-amzn-errortype"] = AWS_TYPES.get(self.status, "InternalServerException")
+        return found
 
     def body(self, api: Api = "openai", request_id: str | None = None) -> bytes:
         """The response body. ASCII only, so that no echoed character can be unencodable."""
@@ -67,8 +98,11 @@ class ApiError(Exception):
         """The error as a server-sent event, for a stream that has already begun.
 
         OpenAI's chat streams carry errors as plain data (their SDK looks for a top-level `error`); Anthropic's name
-        the event.
+        the event; Converse's are binary.
         """
+        if api == "converse":
+            kind = _AWS_STREAM_TYPES.get(self.status, "internalServerException")
+            return eventstream.failure(kind, self.body(api, request_id))
         name = b"event: error\n" if api == "anthropic" else b""
         return name + b"data: " + self.body(api, request_id) + b"\n\n"
 

@@ -49,6 +49,8 @@ _FROM_UPSTREAM = {
     b"openai-version": b"openai-version",
     b"x-request-id": b"x-upstream-request-id",
     b"request-id": b"x-upstream-request-id",
+    b"x-amzn-requestid": b"x-upstream-request-id",
+    b"x-amzn-errortype": b"x-amzn-errortype",
 }
 
 

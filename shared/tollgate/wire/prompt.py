@@ -124,6 +124,26 @@ class Prompt:
                 self.add(item, content=False)
 
 
+class ConversePrompt(Prompt):
+    """The same for Bedrock's Converse, where a member's name says what a part is."""
+
+    def _part(self, part: dict[str, Any], image_tokens: int) -> int:
+        if "s3Location" in part and self.reference is None:
+            self.reference = "s3Location"
+        source = part.get("source")
+        data = source.get("bytes") if type(source) is dict and "format" in part else None
+        if type(data) is not str or not data.isascii():
+            return 0
+        self.media = True
+        per_token = _AUDIO_BYTES if part["format"] in _SOUNDS else _FILE_BYTES
+        self.tokens += image_tokens if part["format"] in _IMAGES else max(image_tokens, -(-len(data) // per_token))
+        return len(data)
+
+
+_IMAGES = ("png", "jpeg", "gif", "webp")
+_SOUNDS = ("mp3", "opus", "wav", "aac", "flac", "ogg", "m4a", "mpeg", "mpga", "pcm", "webm")
+
+
 def are_integers(items: list[Any]) -> bool:
     """Whether these are token ids, at least one. (True and False are not.)"""
     return set(map(type, items)) == {int}

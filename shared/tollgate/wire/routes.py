@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from tollgate.domain.usage import BYTES_PER_TOKEN, MAX_TOKENS, tokens_of
 from tollgate.wire.body import Body, BodyError
 from tollgate.wire.errors import Api, invalid_request, not_available, shown
-from tollgate.wire.prompt import IMAGE_TOKENS, Prompt, are_integers
+from tollgate.wire.prompt import IMAGE_TOKENS, ConversePrompt, Prompt, are_integers
 
 KEYED_PREFIX = "/anthropic/v1/"
 """The same routes once more, for callers who send `x-api-key`: API Gateway can ask only for one header per route. It is
@@ -31,6 +32,7 @@ class Shape(StrEnum):
     EMBEDDINGS = "embeddings"
     RESPONSES = "responses"
     MESSAGES = "messages"
+    CONVERSE = "converse"
 
 
 class Feature(StrEnum):
@@ -111,11 +113,21 @@ class Route(NamedTuple):
     multiples: tuple[str, ...]
     """Fields that multiply the number of answers; the largest of them counts."""
     guards: Mapping[str, Guard]
+    model: str = ""
+    """The model, where the path names it rather than the body."""
+    operation: str = ""
+    """What follows the model in such a path."""
+
+    def sent_to(self, upstream_model: str) -> str:
+        """The path below the upstream's `base_url`."""
+        if not self.model:
+            return self.upstream_path
+        return f"/model/{quote(upstream_model, safe='')}/{self.operation}"
 
     def read(self, body: Body, allowed: Collection[str] = (), *, image_tokens: int = IMAGE_TOKENS) -> Call:
         """What the request asks for. Raises `ApiError` (400) for what is malformed or not `allowed` (see `Feature`)."""
         fields = body.fields
-        model = _model(fields)
+        model = self.model or _model(fields)
         stream = _flag(fields, "stream")
         self._check(fields, allowed)
         prompt = self._measure(fields, image_tokens)
@@ -124,7 +136,10 @@ class Route(NamedTuple):
         answers = prompt.count
         if self.multiples:
             answers *= max(_largest(fields, self.multiples)[0], 1)
-        largest, limit_field = _largest(fields, self.maxima)
+        limits: Mapping[str, Any] = fields
+        if self.shape is Shape.CONVERSE:
+            stream, limits = self.operation == "converse-stream", _inference(fields)
+        largest, limit_field = _largest(limits, self.maxima)
         max_output: int | None = largest * answers or None
         if answers > MAX_TOKENS or largest * answers > MAX_TOKENS:
             raise invalid_request(
@@ -142,7 +157,7 @@ class Route(NamedTuple):
         elif self.shape is Shape.RESPONSES:
             if fields.get("store") is None:
                 changes["store"] = "false"  # absent means true there
-        elif stream:
+        elif stream and self.shape is not Shape.CONVERSE:
             withhold = _ask_for_usage(fields, changes)
         return Call(
             route=self,
@@ -168,11 +183,11 @@ class Route(NamedTuple):
                     raise not_available(name, _WORDS[feature].format(name=name, value=shown(value)))
 
     def _measure(self, fields: Mapping[str, Any], image_tokens: int) -> Prompt:
-        prompt = Prompt()
+        prompt = ConversePrompt() if self.shape is Shape.CONVERSE else Prompt()
         value = fields.get(self.prompt)
         if value is None and not (self.shape is Shape.RESPONSES and fields.get("prompt") is not None):
             raise invalid_request(f"you must provide '{self.prompt}'", self.prompt, "missing_required_parameter")
-        if self.shape in (Shape.CHAT, Shape.MESSAGES):
+        if self.shape in (Shape.CHAT, Shape.MESSAGES, Shape.CONVERSE):
             _check_messages(value)
             prompt.add(value, image_tokens)
         elif self.shape is Shape.RESPONSES:
@@ -249,6 +264,16 @@ def _largest(fields: Mapping[str, Any], names: tuple[str, ...]) -> tuple[int, st
             first = first or name
             largest = max(largest, value)
     return largest, first
+
+
+def _inference(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where Converse has the answer's maximum."""
+    config = fields.get("inferenceConfig")
+    if config is None:
+        return {}
+    if type(config) is not dict:
+        raise _wrong_type("inferenceConfig", "an object", config)
+    return config
 
 
 def _check_messages(value: Any) -> None:

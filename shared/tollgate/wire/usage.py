@@ -15,9 +15,10 @@ from collections.abc import Callable
 from typing import Any
 
 from tollgate.domain.usage import Usage
+from tollgate.wire import eventstream
 from tollgate.wire.routes import Call, Shape
 from tollgate.wire.sse import Splitter, data_of
-from tollgate.wire.usage_counts import AnthropicCounts, openai
+from tollgate.wire.usage_counts import AnthropicCounts, converse, openai
 
 Loads = Callable[[bytes], Any]
 """A JSON parser; raises ValueError for what is not JSON."""
@@ -44,6 +45,7 @@ _TEXT_KEYS = {
     Shape.COMPLETIONS: b"text",
     Shape.RESPONSES: b"delta",
     Shape.MESSAGES: b"text|thinking|partial_json",
+    Shape.CONVERSE: b"text|input",
 }
 _TALLY_BYTES = 64 * 1024
 
@@ -89,7 +91,7 @@ class UsageReader(ABC):
         return False
 
     def _believe(self, value: Any) -> None:
-        usage = openai(value)
+        usage = converse(value) if self._shape is Shape.CONVERSE else openai(value)
         if usage is None:
             self.malformed = True
         else:
@@ -251,12 +253,57 @@ class StreamReader(UsageReader):
             self.malformed = True
 
 
+class ConverseReader(UsageReader):
+    """An answer of Bedrock's Converse as an event stream. Events are forwarded when they are complete, so that one that
+    tells of an error can always follow."""
+
+    def __init__(self, shape: Shape, loads: Loads = json.loads) -> None:
+        super().__init__(shape, loads)
+        self._splitter = eventstream.Splitter()
+        self._stopped = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        messages = self._splitter.feed(chunk)
+        for message in messages:
+            self._tally.add(message + b"\n")
+            self._read(message)
+        passed = b"".join(messages)
+        return passed + self._splitter.rest() if self._splitter.damaged else passed
+
+    def rest(self) -> bytes:
+        return self._splitter.rest()
+
+    @property
+    def saw_done(self) -> bool:
+        return self._stopped
+
+    def finish(self) -> Usage | None:
+        self.malformed |= self._splitter.damaged
+        return self._usage
+
+    def _read(self, message: bytes) -> None:
+        headers = eventstream.headers_of(message)
+        kind = eventstream.text_header(headers, b":event-type")
+        if kind == b"metadata":
+            try:
+                metadata = self._loads(eventstream.payload_of(message))
+            except (ValueError, RecursionError):
+                metadata = None
+            self._believe(metadata.get("usage") if type(metadata) is dict else None)
+        elif kind == b"messageStop":
+            self._stopped = True
+        elif not kind:
+            self.error = True
+
+
 def reader_for(call: Call, *, event_stream: bool, loads: Loads = json.loads) -> UsageReader:
     """The reader for an answer to `call`; its `content-type` says whether it is a stream, whatever was asked for.
 
     `loads` may be a faster parser than the standard library's.
     """
     if event_stream:
+        if call.route.shape is Shape.CONVERSE:
+            return ConverseReader(call.route.shape, loads)
         return StreamReader(call.route.shape, withhold=call.withhold_usage, loads=loads)
     return JsonReader(call.route.shape, loads=loads)
 
