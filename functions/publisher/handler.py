@@ -1,4 +1,5 @@
-"""Edits of the policy and tenants tables in (DynamoDB Streams), new versions out to the store and to the audit log."""
+"""Edits of the tables of policy, tenants and API keys in (DynamoDB Streams), new versions out to the store, and every
+edit to the audit log."""
 
 from __future__ import annotations
 
@@ -12,6 +13,9 @@ from tollgate.domain.changes import Table
 from tollgate.domain.policy_document import PolicyErrors
 from tollgate.services.audit import Edit, note
 from tollgate.services.publish import Edits, Published, TenantEdit, publish
+
+TABLES: Mapping[str, Table] = {"id": "policy", "tenant": "tenants", "key_id": "keys"}
+"""By their keys."""
 
 
 def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
@@ -29,24 +33,24 @@ def edits(event: Mapping[str, Any]) -> Edits:
         keys = _image(change["Keys"])
         if "id" in keys:
             found.policy |= keys["id"] != "snapshot"
-        elif "#" not in keys["tenant"]:
+        elif "#" not in keys.get("tenant", "#"):
             before, after = _image(change.get("OldImage")), _image(change.get("NewImage"))
             found.tenants.append(TenantEdit(keys["tenant"], before or None, after or None))
     return found
 
 
 def audited(event: Mapping[str, Any]) -> list[Edit]:
-    """Every edit of an item, for the audit log; the snapshot is nobody's edit."""
+    """Every edit of an item, for the audit log; the snapshot is nobody's edit, nor is an end that DynamoDB keeps."""
     found: list[Edit] = []
     for record in event.get("Records", ()):
         change = record["dynamodb"]
         ((key, item),) = _image(change["Keys"]).items()
-        if (key, item) == ("id", "snapshot"):
+        expired = (record.get("userIdentity") or {}).get("principalId") == "dynamodb.amazonaws.com"
+        if (key, item) == ("id", "snapshot") or expired:
             continue
         ts_us = int(float(change["ApproximateCreationDateTime"]) * 1_000_000)
         before, after = _image(change.get("OldImage")), _image(change.get("NewImage"))
-        table: Table = "policy" if key == "id" else "tenants"
-        found.append(Edit(record["eventID"], ts_us, table, item, before, after))
+        found.append(Edit(record["eventID"], ts_us, TABLES[key], item, before, after))
     return found
 
 

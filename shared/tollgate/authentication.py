@@ -14,8 +14,9 @@ from tollgate.services.authorize import FORGED_PER_MINUTE, Authenticator, Verifi
 from tollgate.services.tokens import TokenVerifier
 
 REVOKED_WITHIN_S = 60
-"""How late a revoked API key is felt at most; API Gateway keeps its own answers for as long, so on Lambda nothing of it
-is left. While the table cannot be read, a key that was good is good for as long once more."""
+"""How late a revoked API key is felt at most, wherever the gateway runs. API Gateway keeps its own answers for as long,
+so nothing of it is left on Lambda: only there, and only while the table cannot be read, a key that was good is good
+for as long once more."""
 
 
 def authenticator(

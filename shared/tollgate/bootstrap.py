@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     Deadline = Callable[[Exchange], int | None]
 
 
-KEYS_CACHED_S = 30
-"""How long `tollgate serve` believes what it read of an API key: half of what revoking one may take."""
+KEYS_CACHED_S = 20
+"""How long `tollgate serve` believes what it read of an API key: a third of what revoking one may take. The rest is for
+times in which the table does not answer."""
 
 
 class BadSetting(Exception):

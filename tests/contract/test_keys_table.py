@@ -164,7 +164,7 @@ def test_a_revoked_key_is_nobodys_and_cannot_be_rotated(keys: Keys) -> None:
     item, key = keys.run(keys.table.create(Owner("acme"), "op"))
     once = keys.run(keys.table.revoke(item["key_id"], "op"))
     assert keys.run(keys.table.revoke(item["key_id"], "other")) == once
-    assert (once["revoked_by"], state_of(once, keys.now)) == ("op", "revoked")
+    assert (once["updated_by"], state_of(once, keys.now)) == ("op", "revoked")
     with pytest.raises(Unauthorized):
         keys.holder(key)
     with pytest.raises(Conflict, match="is revoked"):
@@ -188,7 +188,7 @@ def test_two_operators_at_once_lose_nothing(keys: Keys) -> None:
     keys.dynamodb.fault = step_in
     with pytest.raises(Conflict, match="is revoked"):
         keys.run(keys.table.rotate(id, "op", overlap_s=60))
-    assert keys.run(keys.table.get(id))["revoked_by"] == "other"
+    assert keys.run(keys.table.get(id))["updated_by"] == "other"
 
 
 def test_peppers_can_be_added_and_each_key_keeps_its_own(keys: Keys) -> None:

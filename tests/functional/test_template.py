@@ -272,7 +272,7 @@ def test_alerts_go_from_the_bus_to_the_topic_and_nobody_else_publishes_there() -
 def test_edits_of_both_tables_reach_the_publisher_but_its_own_do_not() -> None:
     mappings = resources("AWS::Lambda::EventSourceMapping")
     streams = {name: it["EventSourceArn"]["Fn::GetAtt"][0] for name, it in mappings.items()}
-    assert sorted(streams.values()) == ["PolicyTable", "TenantsTable"]
+    assert sorted(streams.values()) == ["KeysTable", "PolicyTable", "TenantsTable"]
     for mapping in mappings.values():
         assert mapping["StartingPosition"] == "TRIM_HORIZON"
         assert mapping["BisectBatchOnFunctionError"] is True
@@ -345,9 +345,8 @@ def test_tables_are_on_demand_recoverable_encrypted_and_outlive_the_stack() -> N
         assert table["SSESpecification"] == {"SSEEnabled": True}
         assert translated()["Resources"][name]["DeletionPolicy"] == "Retain"
         assert translated()["Resources"][name]["UpdateReplacePolicy"] == "Retain"
-        with_stream = name in ("PolicyTable", "TenantsTable")
-        assert ("StreamSpecification" in table) == with_stream
-        assert ("TimeToLiveSpecification" in table) == (not with_stream)
+        assert ("StreamSpecification" in table) == (name in ("PolicyTable", "TenantsTable", "KeysTable"))
+        assert ("TimeToLiveSpecification" in table) == (name not in ("PolicyTable", "TenantsTable"))
 
 
 def test_tables_have_the_keys_that_the_local_stack_creates() -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 import string
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from functions.authorizer.handler import allow
+from tollgate.authentication import REVOKED_WITHIN_S
+from tollgate.bootstrap import KEYS_CACHED_S
 from tollgate.domain import api_keys
 from tollgate.domain.api_keys import NEVER, KeyRecord, Secret
 from tollgate.domain.identity import Forged, Identity, KeysUnavailable, TooManyFailures, Unauthorized
+from tollgate.local import gateway_auth
 from tollgate.services.api_keys import FAILED_S, PEPPERS_AGAIN_S, REFUSED_S, KeyVerifier
 from tollgate.services.authorize import Authenticator
 
@@ -193,6 +199,64 @@ def test_a_revocation_is_felt_with_the_next_look() -> None:
     records.kept[ID] = record(revoked=True)
     with pytest.raises(Unauthorized, match="Unauthorized"):
         known.verify(KEY, NOW)
+
+
+def test_a_revocation_is_felt_within_a_minute_behind_api_gateway_and_in_a_container() -> None:
+    """API Gateway remembers for 60 s and the function not at all; `tollgate serve` remembers for less."""
+    now = float(NOW)
+
+    def authenticator(remember_s: int) -> tuple[Authenticator, Records]:
+        records = Records(record())
+        known = KeyVerifier(records, remember_s=remember_s, outage_s=REVOKED_WITHIN_S - remember_s)
+        return Authenticator([known], clock=lambda: now), records
+
+    async def behind_api_gateway() -> None:
+        nonlocal now
+        function, records = authenticator(0)
+
+        async def invoke(event: Mapping[str, Any]) -> Any:
+            try:
+                return allow(function.verify(KEY.encode(), ""), event["methodArn"])
+            except Unauthorized:
+                raise Exception("Unauthorized") from None
+
+        gateway = gateway_auth.Authorizer(invoke, clock=lambda: now)
+        event = {"methodArn": "arn:aws:execute-api:us-east-1:1:api/live/POST/anthropic/v1/messages"}
+        await gateway.check(KEY, event)
+        records.kept[ID] = record(revoked=True)
+        now += REVOKED_WITHIN_S - 1
+        assert (await gateway.check(KEY, event))["key"] == ID
+        now += 1
+        with pytest.raises(gateway_auth.NotAuthenticated):
+            await gateway.check(KEY, event)
+
+    asyncio.run(behind_api_gateway())
+    serving, records = authenticator(KEYS_CACHED_S)
+    serving.verify(KEY.encode(), "")
+    records.kept[ID] = record(revoked=True)
+    now += KEYS_CACHED_S - 1
+    assert serving.recall(KEY.encode()) is not None
+    now += 1
+    assert serving.recall(KEY.encode()) is None
+    with pytest.raises(Unauthorized):
+        serving.verify(KEY.encode(), "")
+
+
+def test_in_a_container_not_even_an_outage_prolongs_a_revoked_key() -> None:
+    now = float(NOW)
+    records = Records(record())
+    known = KeyVerifier(records, remember_s=KEYS_CACHED_S, outage_s=REVOKED_WITHIN_S - KEYS_CACHED_S)
+    serving = Authenticator([known], clock=lambda: now)
+    serving.verify(KEY.encode(), "")
+    records.broken = True
+    served_until = 0.0
+    for now in range(NOW, NOW + 300):
+        try:
+            assert serving.recall(KEY.encode()) or serving.verify(KEY.encode(), "")
+            served_until = now - NOW
+        except KeysUnavailable:
+            continue
+    assert KEYS_CACHED_S < served_until < REVOKED_WITHIN_S
 
 
 def test_a_key_that_was_refused_is_refused_again_without_a_look() -> None:

@@ -74,6 +74,7 @@ class KeysTable:
             "secrets": [await self._hashed(key)],
             "created_at": _stamp(now),
             "created_by": actor,
+            **_signed(actor, now),
             **{name: value for name, value in optional.items() if value},
         }
         try:
@@ -109,7 +110,7 @@ class KeysTable:
                 raise Conflict(
                     f"API key {id} has {len(kept)} secrets whose overlap has not ended: wait, or make a new key"
                 )
-            return {"secrets": [hashed, *kept], "rotated_at": _stamp(now), "rotated_by": actor}
+            return {"secrets": [hashed, *kept], "rotated_at": _stamp(now), **_signed(actor, now)}
 
         return Made(await self._change(id, change), key)
 
@@ -119,7 +120,7 @@ class KeysTable:
         def change(item: Item, now: int) -> dict[str, Any]:
             if "revoked_at" in item:
                 return {}
-            return {"revoked_at": _stamp(now), "revoked_by": actor, "ttl": now + KEPT_S}
+            return {"revoked_at": _stamp(now), "ttl": now + KEPT_S, **_signed(actor, now)}
 
         return await self._change(id, change)
 
@@ -165,6 +166,11 @@ def state_of(item: Mapping[str, Any], now: float) -> str:
     if now >= item.get("expires_at", api_keys.NEVER):
         return "expired"
     return "rotating" if any(now < s.get("until", 0) for s in item["secrets"]) else "active"
+
+
+def _signed(actor: str, now_s: int) -> dict[str, str]:
+    """For the audit log."""
+    return {"updated_at": _stamp(now_s), "updated_by": actor}
 
 
 def _stamp(now_s: float) -> str:

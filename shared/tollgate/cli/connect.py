@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tollgate.adapters.aws import AwsClient
     from tollgate.adapters.dynamodb_ledger import DynamoLedger
     from tollgate.adapters.http import HttpClient
+    from tollgate.adapters.keys_table import KeysTable
     from tollgate.adapters.policy_tables import PolicyTables
 
 T = TypeVar("T")
@@ -184,6 +185,17 @@ class Stack:
         from tollgate.adapters.dynamodb_ledger import DynamoLedger
 
         return DynamoLedger(self.service("dynamodb"), self.environ["TOLLGATE_LEDGER_TABLE"])
+
+    def keys(self) -> KeysTable:
+        import time
+
+        from tollgate.adapters.keys_table import KeysTable
+
+        table, pepper = self.environ.get("TOLLGATE_KEYS_TABLE"), self.environ.get("TOLLGATE_KEY_PEPPER")
+        if not table or not pepper:
+            raise Fail("this stack has no table of API keys: it is older than they are", NOT_FOUND)
+        dynamodb, manager = self.service("dynamodb"), self.service("secretsmanager")
+        return KeysTable(dynamodb, table, manager, pepper, time.time)
 
     def audit(self) -> AuditTable:
         from tollgate.adapters.audit_table import AuditTable

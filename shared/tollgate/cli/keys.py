@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tollgate.cli.connect import TABLES, actor, environment, with_http
-from tollgate.cli.failures import NOT_FOUND, Fail
+from tollgate.cli.connect import TABLES, Stack, actor, with_stack
 from tollgate.cli.output import card, confirm, echo_json, json_option, table, yes_option
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 NEEDED = (*TABLES, "TOLLGATE_KEYS_TABLE", "TOLLGATE_KEY_PEPPER")
+USED_DAYS = 90
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -120,17 +121,17 @@ def create(
     given = {"models": list(models), "routes": list(routes)}
     given |= {"limits": [_of_key(text) for text in limits], "budgets": [_of_key(text) for text in budgets]}
 
-    async def run(keys: KeysTable, tables: PolicyTables) -> Made:
+    async def run(stack: Stack) -> Made:
         from tollgate.adapters.keys_table import Owner
 
         for what, text in (("user", user), ("team", team), ("note", note)):
             if len(text) > 256 or not text.isprintable():
                 raise click.UsageError(f"a {what} has at most 256 printable characters")
-        text = await _restrictions(given, tenant, tables)
+        text = await _restrictions(given, tenant, stack.tables())
         owner = Owner(tenant, user, team)
-        return await keys.create(owner, actor(), note=note, expires_at=expires, restrictions=text)
+        return await stack.keys().create(owner, actor(), note=note, expires_at=expires, restrictions=text)
 
-    _print_made(_with_keys(run), quiet, as_json)
+    _print_made(with_stack(run, NEEDED), quiet, as_json)
 
 
 @key.command("list")
@@ -138,18 +139,23 @@ def create(
 @click.option("--all", "ended", is_flag=True, help="Those that expired or were revoked, too (for 90 days).")
 @json_option
 def list_(tenant: str | None, ended: bool, as_json: bool) -> None:
-    """List keys, without their secrets.
+    """List keys, without their secrets. `used` is the last UTC day of the past 90 with a call.
 
     \b
       tollgate key list --tenant acme
       tollgate key list --all --json | jq '.keys[] | select(.state == "revoked")'
     """
-    found = _with_keys(lambda keys, tables: keys.list(tenant))
-    rows = [row for row in map(_shown, found) if ended or row["state"] in ("active", "rotating")]
+
+    async def run(stack: Stack) -> list[dict[str, Any]]:
+        items = await stack.keys().list(tenant)
+        used = await _used(stack, items)
+        return [_shown(item, used) for item in items]
+
+    rows = [row for row in with_stack(run, NEEDED) if ended or row["state"] in ("active", "rotating")]
     if as_json:
         echo_json({"keys": rows})
         return
-    columns = ("id", "tenant", "user", "state", "expires", "note")
+    columns = ("id", "tenant", "user", "state", "expires", "used", "note")
     click.echo(table(columns, [[row[column] for column in columns] for row in rows]))
 
 
@@ -162,7 +168,12 @@ def show(key_id: str, as_json: bool) -> None:
     \b
       tollgate key show 3kTz9QvB1xYpA
     """
-    _print(_shown(_with_keys(lambda keys, tables: keys.get(key_id))), as_json)
+
+    async def run(stack: Stack) -> dict[str, Any]:
+        item = await stack.keys().get(key_id)
+        return _shown(item, await _used(stack, [item]))
+
+    _print(with_stack(run, NEEDED), as_json)
 
 
 @key.command()
@@ -181,7 +192,7 @@ def rotate(key_id: str, overlap: int, quiet: bool, as_json: bool) -> None:
       tollgate key rotate 3kTz9QvB1xYpA --overlap 7d
       tollgate key rotate 3kTz9QvB1xYpA --overlap 0         it leaked: the old one ends within 60 s
     """
-    _print_made(_with_keys(lambda keys, tables: keys.rotate(key_id, actor(), overlap_s=overlap)), quiet, as_json)
+    _print_made(_with_keys(lambda keys: keys.rotate(key_id, actor(), overlap_s=overlap)), quiet, as_json)
 
 
 @key.command()
@@ -196,7 +207,7 @@ def revoke(key_id: str, yes: bool, as_json: bool) -> None:
       tollgate key revoke tg_3kTz9QvB1xYpA_0hV... --yes         a whole key that leaked
     """
     confirm(f"End the API key {key_id} for good?", yes)
-    item = _with_keys(lambda keys, tables: keys.revoke(key_id, actor()))
+    item = _with_keys(lambda keys: keys.revoke(key_id, actor()))
     if as_json:
         echo_json(_shown(item))
     else:
@@ -237,29 +248,24 @@ def _of_key(text: str) -> Any:
     return {"scope": "key", **entry} if isinstance(entry, dict) else entry
 
 
-def _with_keys(operation: Callable[[KeysTable, PolicyTables], Awaitable[T]]) -> T:
-    environ = environment(NEEDED)
-    missing = [name for name in NEEDED if not environ.get(name)]
-    if missing:
-        raise Fail(f"{missing[0]} is not set: this stack has no API keys", NOT_FOUND)
-
-    async def run(http: Any) -> T:
-        from tollgate.adapters.aws import AwsClient
-        from tollgate.adapters.keys_table import KeysTable
-        from tollgate.adapters.policy_tables import PolicyTables
-
-        dynamodb = AwsClient.for_service("dynamodb", http, environ)
-        manager = AwsClient.for_service("secretsmanager", http, environ)
-        policy, tenants, name, pepper = (environ[name] for name in NEEDED)
-        return await operation(
-            KeysTable(dynamodb, name, manager, pepper, time.time), PolicyTables(dynamodb, policy, tenants)
-        )
-
-    return with_http(run)
+def _with_keys(operation: Callable[[KeysTable], Awaitable[T]]) -> T:
+    return with_stack(lambda stack: operation(stack.keys()), NEEDED)
 
 
-def _shown(item: Item) -> dict[str, Any]:
-    """What may be seen of a key: everything but the hashes."""
+async def _used(stack: Stack, items: Sequence[Item]) -> dict[str, str]:
+    """The UTC day on which each key was last used, by its id, as the ledger's rows tell; no request writes it down."""
+    if not stack.environ.get("TOLLGATE_LEDGER_TABLE"):
+        return {}
+    ledger, last = stack.ledger(), dict[str, str]()
+    since = (datetime.now(UTC).date() - timedelta(days=USED_DAYS)).isoformat()
+    for tenant in {item["tenant"] for item in items}:
+        for row in (used.row for used in await ledger.report(tenant=tenant, since=since)):
+            last[row.key] = max(row.day, last.get(row.key, ""))
+    return last
+
+
+def _shown(item: Item, used: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    """What may be seen of a key: everything but the hashes. `used`: when each was last used."""
     import json
 
     from tollgate.adapters.keys_table import state_of
@@ -278,6 +284,7 @@ def _shown(item: Item) -> dict[str, Any]:
         "created": item.get("created_at"),
         "created_by": item.get("created_by"),
         "expires": _utc(item.get("expires_at")),
+        "used": used.get(item["key_id"]),
         "rotated": item.get("rotated_at"),
         "old_secret_until": _utc(max(until, default=None)),
         "revoked": item.get("revoked_at"),

@@ -27,9 +27,9 @@ class Change:
     """The stream record's own: the same however often it is delivered."""
     ts_us: int
     actor: str
-    table: Literal["policy", "tenants"]
+    table: Literal["policy", "tenants", "keys"]
     item: str
-    """Its key: ``plan#free``, ``acme``, ``client#…``."""
+    """Its key: ``plan#free``, ``acme``, ``client#…``, an API key's id."""
     action: Action
     before: str
     after: str

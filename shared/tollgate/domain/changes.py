@@ -17,13 +17,13 @@ from tollgate.domain.policy_document import to_json
 from tollgate.domain.schema import Spec
 
 Image = Mapping[str, Any]
-Table = Literal["policy", "tenants"]
+Table = Literal["policy", "tenants", "keys"]
 
 BY_HAND = "by hand"
 """The actor of a change whose item nobody signed: made in the console, or with another tool."""
 STAMPS = frozenset({"updated_at", "updated_by", "version"})
 """Attributes that say who changed an item and when; not what was changed."""
-KEYS = frozenset({"id", "tenant"})
+KEYS: Mapping[Table, str] = {"policy": "id", "tenants": "tenant", "keys": "key_id"}
 """The tables' own keys, which are the entry's `item`."""
 HIDDEN = "(not shown)"
 MAX_SIDE = 150_000
@@ -34,7 +34,7 @@ _MEANT = frozenset(
     for kind in vars(policy).values()
     if isinstance(kind, type) and issubclass(kind, Spec)
     for name in (*kind.FIELDS, *kind.ALIASES.values())
-) | {"tenant_id", "owner", "prefix", "routes", "expires", "expires_at", "revoked", "revoked_at", "created_at", "name"}
+) | {"tenant_id", "team", "restrictions", "expires_at", "created_at", "rotated_at", "revoked_at"}
 """Attributes whose values are shown. Anything else that an item holds (a digest, somebody's note) is told by name."""
 _SECRET = re.compile(r"\b(sk|tg|xai|gsk|ghp|xox[bp])([-_])[A-Za-z0-9_-]{12,}|(?<=://)[^/@\s]+(?=@)")
 """A provider key where its name belongs, a password in a URL: mistakes that edits by hand make."""
@@ -43,7 +43,7 @@ _SECRET = re.compile(r"\b(sk|tg|xai|gsk|ghp|xox[bp])([-_])[A-Za-z0-9_-]{12,}|(?<
 def change(*, id: str, ts_us: int, table: Table, item: str, before: Image, after: Image, remover: str) -> Change | None:
     """What a stream record says was changed; None where nothing was but stamps. `before` is empty for a new item,
     `after` for a deleted one, which nobody can sign: that was `remover`."""
-    names = sorted((before.keys() | after.keys()) - STAMPS - KEYS)
+    names = sorted((before.keys() | after.keys()) - STAMPS - {KEYS[table]})
     differ = [name for name in names if _text(before, name) != _text(after, name)]
     if not differ and before and after:
         return None

@@ -243,6 +243,7 @@ async def _publish(
     followers = [
         TableStream(dynamodb, streams, policy_table, publisher.invoke, wanted=not_snapshot),
         TableStream(dynamodb, streams, tenants_table, publisher.invoke),
+        TableStream(dynamodb, streams, environ["TOLLGATE_KEYS_TABLE"], publisher.invoke),
     ]
     for follower in followers:
         exits.callback(asyncio.create_task(follower.run()).cancel)

@@ -74,7 +74,7 @@ def provision(environ: Mapping[str, str]) -> Resources:
     _table(dynamodb, names["limits"], {"pk": "HASH"}, ttl=True)
     _table(dynamodb, names["ledger"], {"pk": "HASH", "sk": "RANGE"}, ttl=True, index=("entries", "e"))
     _table(dynamodb, names["audit"], {"pk": "HASH", "sk": "RANGE"}, ttl=True)
-    _table(dynamodb, names["keys"], {"key_id": "HASH"}, ttl=True, index=("by-tenant", "tenant"))
+    _table(dynamodb, names["keys"], {"key_id": "HASH"}, stream=True, ttl=True, index=("by-tenant", "tenant"))
     pepper = environ.get("TOLLGATE_KEY_PEPPER") or KEY_PEPPER
     _new_secret(pepper, json.dumps({"1": secrets.token_urlsafe(48)}))
     pool_id, client_id = _user_pool(_client("cognito-idp"))
