@@ -8,18 +8,15 @@ only if the ledger (or the queue of dead letters) cannot be written, and then La
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from functions.metering.subscription import unpack
 from tollgate import bootstrap
 from tollgate.adapters.telemetry import emf, log, service
-from tollgate.domain.audit import REFUSALS, Refusals
-from tollgate.domain.records import BadRecord
 from tollgate.services.alerts import Budgets
-from tollgate.services.meter import DeadLetter, MeterReport, meter
+from tollgate.services.meter import MeterReport, meter
+from tollgate.services.subscription import split, unpack
 
 _budgets = Budgets()
 """What this container remembers between invocations."""
@@ -42,24 +39,6 @@ async def _enter(event: Mapping[str, Any]) -> MeterReport:
         async with bootstrap.audit_log() as audit:
             await audit.note(refusals)
     return report
-
-
-def split(lines: Sequence[str]) -> tuple[list[str], list[Refusals], list[DeadLetter]]:
-    """Usage records; counts of refusals, which are for the audit log; and what looks like one, but is none."""
-    usage: list[str] = []
-    refusals: list[Refusals] = []
-    wrong: list[DeadLetter] = []
-    for line in lines:
-        if f'"{REFUSALS}"' not in line[:24]:  # a line begins with its event
-            usage.append(line)
-            continue
-        try:
-            refusals.append(Refusals.parse(json.loads(line)))
-        except BadRecord as bad:
-            wrong.append(DeadLetter(line, str(bad)))
-        except (ValueError, RecursionError):
-            wrong.append(DeadLetter(line, "not a line of JSON in UTF-8"))
-    return usage, refusals, wrong
 
 
 def _note(report: MeterReport) -> None:

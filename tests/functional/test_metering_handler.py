@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from functions.metering.subscription import MAX_BYTES, unpack
 from tests.aws_fixture import ENVIRON, aws_endpoint, dynamodb, make_table
 from tests.functional.runtime_api import LambdaFunction
 from tests.records import a_close, an_open
@@ -24,6 +23,7 @@ from tollgate.bootstrap import clock_us
 from tollgate.domain import keys
 from tollgate.domain.limits import Admission, Budget, BudgetTake, Scope, Status, Unit, Window
 from tollgate.domain.records import UsageClose, UsageOpen
+from tollgate.services.subscription import MAX_BYTES, unpack
 
 HANDLER = "functions.metering.handler.handler"
 QUEUE = "dead-letters"

@@ -22,8 +22,7 @@ class LoggedDeadLetters:
 
     async def send(self, letters: Sequence[DeadLetter]) -> None:
         for letter in letters:
-            reason = letter.reason.partition(" found ")[0]  # what was found is content
-            telemetry.log("ERROR", "a usage record cannot be entered", reason=reason, characters=len(letter.line))
+            telemetry.log("ERROR", "a usage record cannot be entered", reason=letter.told, characters=len(letter.line))
 
 
 class QueuedDeadLetters(LoggedDeadLetters):

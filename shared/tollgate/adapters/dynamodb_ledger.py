@@ -27,7 +27,7 @@ from types import MappingProxyType
 
 from tollgate.adapters.dynamodb import Client, Expression, Key, Plain, Table
 from tollgate.adapters.dynamodb_counters import COLUMNS, Counters
-from tollgate.adapters.dynamodb_entering import Entering, Pending, entry_partitions
+from tollgate.adapters.dynamodb_entering import Entering, Pending, entry_key, entry_partitions
 from tollgate.adapters.dynamodb_use_cases import UseCases
 from tollgate.domain.bookkeeping import (
     FIGURES,
@@ -79,6 +79,12 @@ class DynamoLedger:
             if answer is not None:
                 report.floors[key], report.moved[key] = answer, q.of(batch.moved)
         return report
+
+    async def known(self, ids: Sequence[str]) -> dict[str, tuple[UsageClose, bool]]:
+        """The entries of these ids, as far as there are any, and whether each is an estimate."""
+        items = await self._table.get_many([entry_key(id) for id in dict.fromkeys(ids)])
+        entries = ((UsageClose.parse(json.loads(item["r"])), bool(item.get("p"))) for item in items)
+        return {entry.id: (entry, estimate) for entry, estimate in entries}
 
     async def answers(self, asked: Sequence[Question]) -> list[int]:
         return [answer or 0 for answer in await self._answers(asked)]

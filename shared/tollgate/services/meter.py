@@ -46,6 +46,11 @@ class DeadLetter:
     line: str
     reason: str
 
+    @property
+    def told(self) -> str:
+        """The reason without what was found, which is content."""
+        return self.reason.partition(" found ")[0].rstrip(":,")
+
 
 class DeadLetters(Protocol):
     """Where lines go that cannot be entered."""
@@ -194,5 +199,5 @@ def read(line: str, now_us: int) -> UsageClose | UsageOpen:
         raise BadRecord("not a JSON object")
     record = UsageOpen.parse(parsed) if parsed.get("event") == "usage.open" else UsageClose.parse(parsed)
     if not now_us - MAX_AGE_US <= record.ts_us <= now_us + MAX_AHEAD_US:
-        raise BadRecord(f"ts_us: {record.ts_us} is more than 90 days ago, or in the future")
+        raise BadRecord(f"ts_us: more than 90 days ago, or in the future, found {record.ts_us}")
     return record

@@ -1,4 +1,5 @@
-"""A CloudWatch Logs subscription's event, taken apart: base64, gzip, JSON, then one log line per event."""
+"""A CloudWatch Logs subscription's event, taken apart: base64, gzip, JSON, then one log line per event; and the lines,
+told apart by what they are."""
 
 from __future__ import annotations
 
@@ -6,9 +7,11 @@ import base64
 import binascii
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tollgate.domain.audit import REFUSALS, Refusals
+from tollgate.domain.records import BadRecord
 from tollgate.services.meter import DeadLetter
 
 MAX_BYTES = 50 * 1024 * 1024
@@ -52,3 +55,21 @@ def gunzip(packed: bytes) -> bytes:
     if not unpacker.eof:
         raise zlib.error(f"more than {MAX_BYTES} bytes" if unpacker.unconsumed_tail else "cut short")
     return found
+
+
+def split(lines: Sequence[str]) -> tuple[list[str], list[Refusals], list[DeadLetter]]:
+    """Usage records; counts of refusals, which are for the audit log; and what looks like one, but is none."""
+    usage: list[str] = []
+    refusals: list[Refusals] = []
+    wrong: list[DeadLetter] = []
+    for line in lines:
+        if f'"{REFUSALS}"' not in line[:24]:  # a line begins with its event
+            usage.append(line)
+            continue
+        try:
+            refusals.append(Refusals.parse(json.loads(line)))
+        except BadRecord as bad:
+            wrong.append(DeadLetter(line, str(bad)))
+        except (ValueError, RecursionError):
+            wrong.append(DeadLetter(line, "not a line of JSON in UTF-8"))
+    return usage, refusals, wrong
