@@ -7,7 +7,7 @@ import pytest
 from tests.hostile_tokens import HOSTILE, parts
 from tests.tokens import Clock, KeySet, authenticator, claims, refused, rsa_key, token
 from tollgate.domain.identity import Identity, TooManyFailures
-from tollgate.services.authorize import MAX_REMEMBERED, Authenticator
+from tollgate.services.authorize import FAILED_PER_MINUTE, MAX_REMEMBERED, Authenticator
 from tollgate.wire.credentials import presented
 
 
@@ -102,6 +102,20 @@ def test_one_ipv6_site_is_one_address(known: Authenticator) -> None:
     with pytest.raises(TooManyFailures):
         known.verify(good(), "2001:db8:1:2:ffff::1")
     assert known.verify(good(), "2001:db8:1:3::1").tenant == "acme"
+
+
+def test_an_address_that_does_nothing_but_fail_is_refused_without_a_look(known: Authenticator, clock: Clock) -> None:
+    friend = good()
+    known.verify(friend, "192.0.2.1")
+    garbage = [b"x.y", b"x" * 9000, "é".encode(), b"", b"a.b.c"]
+    for i in range(FAILED_PER_MINUTE):
+        assert "too many" not in refused(lambda i=i: known.verify(garbage[i % 5], "192.0.2.1"))
+    with pytest.raises(TooManyFailures):
+        known.verify(good(sub="fresh"), "192.0.2.1")
+    assert known.verify(friend, "192.0.2.1").tenant == "acme"
+    assert known.verify(good(sub="fresh"), "192.0.2.2").tenant == "acme"
+    clock.ahead_s = 1
+    assert known.verify(good(sub="fresher"), "192.0.2.1").tenant == "acme"
 
 
 def test_honest_mistakes_lock_nobody_out(known: Authenticator) -> None:

