@@ -7,13 +7,14 @@ rest is as on every other route.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
 
-from tollgate.wire.errors import invalid_request
-from tollgate.wire.routes import Feature, Guard, Route, Shape
+from tollgate.wire.fields import wrong_type
+from tollgate.wire.guards import Feature, Guard, always
+from tollgate.wire.routes import Route, Shape
 
 _PATH = re.compile(r"/model/(.{1,200})/(converse|converse-stream)")
 
@@ -42,7 +43,7 @@ def _ordinary(name: str, member: str, value: str) -> Guard:
 def _tools(value: Any) -> Feature | None:
     tools = _object("toolConfig", value).get("tools")
     if type(tools) is not list:
-        raise invalid_request("'toolConfig.tools' must be an array.", "toolConfig", "invalid_type")
+        raise wrong_type("toolConfig", "an object with an array 'tools'", value)
     at_caller = {"toolSpec", "cachePoint"}
     ours = all(type(tool) is dict and tool.keys() <= at_caller for tool in tools)
     return None if ours else Feature.HOSTED_TOOLS
@@ -54,12 +55,8 @@ def _more(value: Any) -> Feature | None:
 
 def _object(name: str, value: Any) -> Mapping[str, Any]:
     if type(value) is not dict:
-        raise invalid_request(f"'{name}' must be an object.", name, "invalid_type")
+        raise wrong_type(name, "an object", value)
     return value
-
-
-def _always(feature: Feature) -> Callable[[Any], Feature]:
-    return lambda value: feature
 
 
 _CONVERSE = Route(
@@ -78,8 +75,8 @@ _CONVERSE = Route(
             "additionalModelRequestFields": _more,
             "performanceConfig": _ordinary("performanceConfig", "latency", "standard"),
             "serviceTier": _ordinary("serviceTier", "type", "default"),
-            "guardrailConfig": _always(Feature.HOSTED_TOOLS),  # billed by the size of what it checks
-            "promptVariables": _always(Feature.REFERENCES),
+            "guardrailConfig": always(Feature.HOSTED_TOOLS),  # billed by the size of what it checks
+            "promptVariables": always(Feature.REFERENCES),
         }
     ),
 )

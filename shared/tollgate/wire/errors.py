@@ -126,8 +126,8 @@ def invalid_request(message: str, param: str | None = None, code: str | None = N
 
 
 def not_available(param: str, what: str) -> ApiError:
-    """A field that costs or shares something which the caller's plan does not include."""
-    return ApiError(400, f"{what} is not available on your plan.", param=param, code="unsupported_parameter")
+    """A field that costs or shares something which is not metered here."""
+    return ApiError(400, f"{what} is not available through this gateway.", param=param, code="unsupported_parameter")
 
 
 def exceeds_plan_limit(message: str, param: str | None = None) -> ApiError:
