@@ -168,6 +168,20 @@ def test_a_record_that_lost_its_sum_gets_it_back_with_the_next_entry(world: Worl
     assert world.credits == {}
     world.add(entry("b", 5))
     assert world.credits == {"": 30}
+    assert not world.run(world.credit.damaged("acme"))
+
+
+def test_a_record_that_lost_its_sum_can_be_repaired(world: World) -> None:
+    world.add(entry("a", 25), entry("u", 1, user="ann"))
+    assert not world.run(world.credit.repair("acme", "tests"))
+    version = world.record.version
+    world.tables.put({"tenant": "acme", "plan": "pro", "version": version + 1, "credit": [{"usd": 999}]})
+    assert world.run(world.credit.damaged("acme"))
+    assert world.run(world.credit.repair("acme", "tests"))
+    assert world.credits == {"": 25, "ann": 1}
+    assert world.record.version > version + 1
+    with pytest.raises(NotFound):
+        world.run(world.credit.repair("nobody", "tests"))
 
 
 def test_only_the_credit_command_changes_credit(world: World) -> None:

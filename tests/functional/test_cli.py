@@ -535,6 +535,7 @@ def test_credit_has_a_history_and_repeats_nothing(applied: Shell) -> None:
         (["add", "nobody", "5"], 3, "there is no tenant 'nobody'"),
         (["show", "nobody"], 3, "there is no tenant 'nobody'"),
         (["list", "nobody"], 3, "there is no tenant 'nobody'"),
+        (["repair", "nobody"], 3, "there is no tenant 'nobody'"),
         (["add", "acme", "0"], 2, "expected dollars such as 25.00"),
         (["add", "acme", "1e9"], 2, "at most 1,000,000"),
         (["add", "acme", "nan"], 2, "expected dollars"),

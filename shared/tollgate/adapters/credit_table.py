@@ -9,6 +9,7 @@ warm gateways learn of the new sum as of any change of a tenant.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from tollgate.adapters.dynamodb import Client, Expression, Table, encode_item, p
 from tollgate.adapters.policy_tables import Conflict, NotFound, PolicyTables
 from tollgate.adapters.tenants_table import content_of
 from tollgate.domain.credit import BadEntry, Entry, spending_of, sums
+from tollgate.domain.policy_document import canonical
 from tollgate.ports import Spending
 
 TRIES = 30
@@ -66,6 +68,25 @@ class CreditTable:
             return True
         raise Conflict(f"tenant {entry.tenant!r} is being changed all the time: try again with --id {entry.id}")
 
+    async def damaged(self, tenant: str) -> bool:
+        """Whether the record's sums are not those of the entries: it was made again, or edited by hand.
+        Raises `NotFound`."""
+        item = await self._tables.tenants.item(tenant)
+        if item is None:
+            raise NotFound(f"there is no tenant {tenant!r}")
+        return not _holds(item, sums(await self.entries(tenant)))
+
+    async def repair(self, tenant: str, by: str) -> bool:
+        """Make the record's sums those of the entries. False: they were. Raises `NotFound`, `Conflict`."""
+        item = await self._tables.tenants.item(tenant)  # first: an entry that comes after this grows its version
+        if item is None:
+            raise NotFound(f"there is no tenant {tenant!r}")
+        wanted = sums(await self.entries(tenant))
+        if _holds(item, wanted):
+            return False
+        await self._tables.tenants.write(item, content_of(item) | {"credit": wanted}, by)
+        return True
+
     async def _counted_from_now(self, entry: Entry) -> Entry:
         """An account's first entry: what has been used until now is not drawn from it."""
         if entry.microusd <= 0:
@@ -78,6 +99,10 @@ class CreditTable:
         item |= {"pk": _partition(entry.tenant), "sk": entry.id}
         condition = {"ConditionExpression": "attribute_not_exists(pk)"}
         return {"TableName": self._table.name, "Item": encode_item(item), **condition}
+
+
+def _holds(item: Mapping[str, Any], wanted: list[dict[str, Any]]) -> bool:
+    return canonical(item.get("credit") or []) == canonical(wanted)
 
 
 def _partition(tenant: str) -> str:

@@ -81,6 +81,7 @@ def credit() -> None:
       tollgate credit add acme 5 --user ann --note gift    a balance of one of its users
       tollgate credit show acme                            added, used, left
       tollgate credit list acme                            every entry
+      tollgate credit repair acme                          the record's sum, from the entries
     """
 
 
@@ -144,8 +145,32 @@ def reverse(tenant: str, entry: str, note: str, as_json: bool) -> None:
 @json_option
 def show(tenant: str, as_json: bool) -> None:
     """Show what was added, what is used, and what is left, as admission sees it."""
-    accounts = _with_books(lambda books: _accounts(books, tenant))
-    _show(tenant, accounts, as_json)
+
+    async def run(books: Books) -> tuple[list[dict[str, Any]], bool]:
+        return await _accounts(books, tenant), await books.credit.damaged(tenant)
+
+    accounts, damaged = _with_books(run)
+    _show(tenant, accounts, as_json, **({"damaged": damaged} if as_json else {}))
+    if damaged and not as_json:
+        click.echo(f"the tenant's record does not hold the sum of the entries: tollgate credit repair {tenant}")
+
+
+@credit.command()
+@click.argument("tenant")
+@json_option
+def repair(tenant: str, as_json: bool) -> None:
+    """Write the sum of the entries to the tenant's record again, where it is not the same.
+
+    For a tenant that was deleted and made again, or whose record somebody edited.
+    """
+
+    async def run(books: Books) -> tuple[bool, list[dict[str, Any]]]:
+        return await books.credit.repair(tenant, actor()), await _accounts(books, tenant)
+
+    repaired, accounts = _with_books(run)
+    if not as_json:
+        click.echo("repaired" if repaired else "nothing had to be repaired")
+    _show(tenant, accounts, as_json, **({"repaired": repaired} if as_json else {}))
 
 
 @credit.command("list")

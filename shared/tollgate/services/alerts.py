@@ -28,7 +28,9 @@ FRESH_US = 30 * SECOND_US
 """How old the policy and a record may be: what a budget's amount was half a minute ago is good enough for an alert."""
 MAX_RECORDS = 10_000
 AT_ONCE = 8
-"""Records that are read at the same time, and tenants that are looked at."""
+"""Records that are read at the same time, and tenants whose hours are."""
+LOOKED_AT = 500
+"""Tenants whose alerts are put together; far fewer than records are remembered."""
 DELIVERED_AT_ONCE = 100
 HOUR_US = 3600 * SECOND_US
 
@@ -193,13 +195,19 @@ async def look_back(
     days = [_day_of(tenant, hour_us) for tenant in tenants]
     spent = dict(zip(tenants, await book.spent(days), strict=True)) if days else {}
     active = [tenant for tenant in tenants if spent[tenant] > 0]
-    found: list[Alert] = []
-    for at in range(0, len(active), AT_ONCE):
-        some = active[at : at + AT_ONCE]
-        judged = await asyncio.gather(*(_judge(hours, tenant, spent[tenant], hour_us, now_us) for tenant in some))
-        found += [alert for alert in judged if alert is not None]
-    found += await _tenants_thresholds(book, budgets, source, active, hour_us, now_us)
-    return await outbox.put(found) if found else 0
+    busy = asyncio.Semaphore(AT_ONCE)
+
+    async def judge(tenant: str) -> Alert | None:
+        async with busy:
+            return await _judge(hours, tenant, spent[tenant], hour_us, now_us)
+
+    raised = 0
+    for at in range(0, len(active), LOOKED_AT):
+        some = active[at : at + LOOKED_AT]
+        found = [alert for alert in await asyncio.gather(*map(judge, some)) if alert is not None]
+        found += await _tenants_thresholds(book, budgets, source, some, hour_us, now_us)
+        raised += await outbox.put(found) if found else 0
+    return raised
 
 
 async def _judge(hours: Hours, tenant: str, spent: int, hour_us: int, now_us: int) -> Alert | None:
