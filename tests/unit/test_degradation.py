@@ -21,6 +21,7 @@ from tollgate.services.admit import Admitter, Grant, Request
 from tollgate.services.directory import Directory
 from tollgate.wire.body import Body
 from tollgate.wire.capabilities import cut_short, needs
+from tollgate.wire.converse import route_of
 from tollgate.wire.errors import ApiError
 from tollgate.wire.routes import ROUTES, Call
 
@@ -55,7 +56,9 @@ class Spent:
 
 def read(fields: dict[str, Any], path: str = "/v1/chat/completions") -> tuple[Call, Body]:
     body = Body(json.dumps(fields).encode())
-    return ROUTES[path].read(body), body
+    route = ROUTES.get(path) or route_of(path)
+    assert route is not None
+    return route.read(body), body
 
 
 class Container:
@@ -221,11 +224,14 @@ def test_a_guess_is_cut_and_may_still_shrink(tmp_path: Path) -> None:
         ("/v1/responses", {"max_output_tokens": 500}, {"max_output_tokens": "100"}),
         ("/v1/messages", {"max_tokens": 500}, {"max_tokens": "100"}),
         ("/v1/completions", {}, {"max_tokens": "100"}),
+        ("/model/m/converse", {"inferenceConfig": {"topP": 1}}, {"inferenceConfig": '{"topP": 1, "maxTokens": 100}'}),
+        ("/model/m/converse", {"inferenceConfig": {"maxTokens": 50}}, {}),
     ],
 )
 def test_answers_are_cut_short_where_the_caller_said_more(path: str, given: Any, changed: Any) -> None:
     content = {"messages": CHAT["messages"], "input": "hi", "prompt": "hi"}
-    call, body = read({"model": "m", ROUTES[path].prompt: content[ROUTES[path].prompt], **given}, path)
+    prompt = "messages" if path.startswith("/model/") else ROUTES[path].prompt
+    call, body = read({"model": "m", prompt: content[prompt], **given}, path)
     assert cut_short(call, body.fields, 100) == changed
 
 
@@ -244,6 +250,13 @@ def messages(*content: dict[str, Any]) -> dict[str, Any]:
         ("/v1/responses", {"input": [{"type": "function_call_output", "output": "x"}]}, {"tools"}),
         ("/v1/responses", {"input": "x", "text": {"format": {"type": "json_schema"}}}, {"structured"}),
         ("/v1/chat/completions", {"top_logprobs": 2, "prediction": {}}, {"logprobs", "other"}),
+        ("/v1/messages", messages({"type": "thinking", "thinking": "x"}), {"reasoning"}),
+        ("/v1/messages", messages({"type": "text", "text": "x"}, {"type": "novelty"}), {"other"}),
+        ("/v1/responses", {"input": [{"role": "user", "content": "x"}, {"type": "reasoning"}]}, {"reasoning"}),
+        ("/model/m/converse", {"messages": [{"role": "user", "content": [{"text": "x"}]}]}, set()),
+        ("/model/m/converse", {"messages": [{"content": [{"toolResult": {}}, {"document": {}}]}]}, {"tools", "media"}),
+        ("/model/m/converse", {"inferenceConfig": {"maxTokens": 1}, "toolConfig": {"tools": []}}, {"tools"}),
+        ("/model/m/converse", {"additionalModelRequestFields": {"top_k": 1}}, {"other"}),
     ],
 )
 def test_what_requests_need(path: str, fields: dict[str, Any], needed: set[str]) -> None:

@@ -36,14 +36,24 @@ _NEEDS = {
     "text": "structured",
     "output_format": "structured",
     "output_config": "structured",
+    "outputConfig": "structured",
     "reasoning": "reasoning",
     "reasoning_effort": "reasoning",
     "thinking": "reasoning",
     "logprobs": "logprobs",
     "top_logprobs": "logprobs",
 }
+_PARTS = {
+    "message": "", "text": "", "input_text": "", "output_text": "", "refusal": "", "cachePoint": "",
+    "tool_use": "tools", "tool_result": "tools", "function_call": "tools", "function_call_output": "tools",
+    "toolUse": "tools", "toolResult": "tools",
+    "image": "media", "image_url": "media", "input_image": "media", "input_audio": "media", "audio": "media",
+    "file": "media", "input_file": "media", "document": "media", "video": "media",
+    "thinking": "reasoning", "redacted_thinking": "reasoning", "reasoning": "reasoning",
+    "reasoningContent": "reasoning",
+}  # fmt: skip
+"""By the type of a message or of a part of it; Converse has a member of that name instead."""
 _TOOL_ROLES = ("tool", "function")
-_TOOL_PARTS = ("tool_use", "tool_result", "function_call", "function_call_output")
 
 
 def needs(call: Call, fields: Mapping[str, Any]) -> set[str]:
@@ -53,9 +63,9 @@ def needs(call: Call, fields: Mapping[str, Any]) -> set[str]:
     found = {_NEEDS.get(name, OTHER) for name, value in fields.items() if value is not None and name not in _PLAIN}
     if call.media:
         found.add("media")
-    if any(_speaks_of_tools(message) for message in _messages(fields)):
-        found.add("tools")
-    return found
+    for message in _messages(fields):
+        found.update(_of_message(message, by_member=call.route.shape is Shape.CONVERSE))
+    return found - {""}
 
 
 def can_serve(model: ModelSpec, call: Call, fields: Mapping[str, Any], prompt_tokens: int, answer_tokens: int) -> bool:
@@ -84,13 +94,15 @@ def _messages(fields: Mapping[str, Any]) -> Iterable[Any]:
     return found if isinstance(found, list) else ()
 
 
-def _speaks_of_tools(message: Any) -> bool:
+def _of_message(message: Any, *, by_member: bool) -> Iterable[str]:
     if not isinstance(message, dict):
-        return False
-    if message.get("role") in _TOOL_ROLES or message.get("tool_calls") or message.get("type") in _TOOL_PARTS:
-        return True
+        return
+    if message.get("role") in _TOOL_ROLES or message.get("tool_calls"):
+        yield "tools"
     content = message.get("content")
-    return isinstance(content, list) and any(
-        isinstance(part, dict) and (part.get("type") in _TOOL_PARTS or "toolUse" in part or "toolResult" in part)
-        for part in content
-    )
+    for part in [message, *(content if isinstance(content, list) else ())]:
+        if not isinstance(part, dict):
+            continue
+        kinds = part if by_member and part is not message else [part.get("type", "text")]
+        for kind in kinds:
+            yield _PARTS.get(kind, OTHER) if isinstance(kind, str) else OTHER
