@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import orjson
 
 from tollgate.adapters import telemetry
 from tollgate.adapters.http_message import TimedOut, UpstreamError
-from tollgate.domain.estimates import LEAST_PROMPT, Sample
 from tollgate.domain.identity import (
     ADMIN,
     INVOKE,
@@ -27,30 +25,30 @@ from tollgate.domain.identity import (
     TooManyFailures,
     Unauthorized,
 )
-from tollgate.domain.limits import BudgetTake
 from tollgate.domain.policy_document import PolicyErrors
-from tollgate.domain.records import Outcome, UsageClose, UsageOpen, counts_as_request
+from tollgate.domain.records import Outcome
 from tollgate.domain.restrictions import Restrictions, restrictions
 from tollgate.domain.usage import Usage, estimate
 from tollgate.ports import Response, SecretUnavailable, UsageLog
 from tollgate.services.account import Account
 from tollgate.services.administration import PREFIX as ADMIN_PREFIX
 from tollgate.services.administration import Administration
-from tollgate.services.admit import Admitter, Grant, Request
-from tollgate.services.estimates import Estimate, Estimates
+from tollgate.services.admit import Admitter, Request
+from tollgate.services.answers import answer_error, api_of, respond
+from tollgate.services.bills import Bills, Job
+from tollgate.services.estimates import Estimates
 from tollgate.services.exchange import Disconnected, Exchange, Header
 from tollgate.services.forward import NEXT_ROUTE, Forwarder, UpstreamCall, failure, refused
 from tollgate.services.refusals import RefusalCounts
-from tollgate.services.unpriced import Unpriced
 from tollgate.wire import errors, eventstream
 from tollgate.wire.body import Body
 from tollgate.wire.capabilities import cut_short
 from tollgate.wire.converse import route_of as converse_route
 from tollgate.wire.credentials import TwoCredentials
-from tollgate.wire.errors import Api, ApiError
+from tollgate.wire.errors import ApiError
 from tollgate.wire.headers import from_upstream, to_upstream, use_case
 from tollgate.wire.models import model_entry, model_list
-from tollgate.wire.routes import KEYED_PREFIX, ROUTES, Call, Route
+from tollgate.wire.routes import KEYED_PREFIX, ROUTES, Route
 from tollgate.wire.usage import UsageReader, reader_for
 
 MAX_BODY = 4 * 1024 * 1024
@@ -66,29 +64,6 @@ _STREAMS = (b"text/event-stream", eventstream.CONTENT_TYPE)
 
 Identify = Callable[[Exchange], Awaitable[tuple[Identity, str]]]
 """Who calls, and from which address."""
-
-
-@dataclass(slots=True)
-class Job:
-    """One admitted call on its way."""
-
-    exchange: Exchange
-    who: Identity
-    route: Route
-    call: Call
-    body: Body
-    grant: Grant
-    likely: Estimate
-    label: str
-    started_us: int
-    upstream: str = ""
-    upstream_model: str = ""
-    first_byte_us: int = 0
-    also: Grant | None = None
-    """What was taken from a further upstream's limits, after the first could not serve."""
-    reader: UsageReader | None = None
-    closed: bool = False
-    """Whether it is settled and recorded; exactly once, on every way out."""
 
 
 class Gateway:
@@ -117,7 +92,6 @@ class Gateway:
         self._administration = administration
         self._admitter = admitter
         self._forwarder = forwarder
-        self._log = usage_log
         self._clock = clock
         self._deadline = deadline
         self._status = status
@@ -127,7 +101,7 @@ class Gateway:
         self._in_flight = 0
         self._estimates = Estimates()
         self._refusals = RefusalCounts(usage_log, clock)
-        self._unpriced = Unpriced()
+        self._bills = Bills(admitter, usage_log, clock)
 
     async def aclose(self) -> None:
         """Say what is still to be said, and close what the gateway was made with."""
@@ -153,13 +127,13 @@ class Gateway:
                 await self._other(exchange, request_id)
         except ApiError as error:
             self._refusals.count(error, exchange.who, exchange.address, request_id)
-            await _answer_error(exchange, error, route, request_id)
+            await answer_error(exchange, error, route, request_id)
         except Disconnected:
             return  # before anything was taken, and nobody is there to be told
         except Exception as error:  # noqa: BLE001 - the last resort: no caller may see a broken connection
             what, where = type(error).__name__, telemetry.where(error)
             telemetry.log("ERROR", "request failed", request_id=request_id, error=what, where=where)
-            await _answer_error(exchange, errors.internal_error(), route, request_id)
+            await answer_error(exchange, errors.internal_error(), route, request_id)
         finally:
             self._in_flight -= 1
 
@@ -196,7 +170,7 @@ class Gateway:
         if degraded is not None and degraded.max_output is not None:
             call.changes |= cut_short(call, body.fields, degraded.max_output)
         job = Job(exchange, who, route, call, body, grant, likely, label, started)
-        self._log.write(self._opening(job).as_dict())
+        self._bills.open(job)
         try:
             await self._forward(job, deadline)
         finally:
@@ -204,7 +178,7 @@ class Gateway:
                 usage = None
                 if job.reader is not None:
                     usage = estimate(job.reader.finish(), wanted.input_tokens, job.reader.produced_bytes)
-                await self._close(job, "upstream_closed", 0, usage)
+                await self._bills.close(job, "upstream_closed", 0, usage)
 
     async def _known(self, exchange: Exchange, scope: str) -> tuple[Identity, str]:
         """Who calls; 401 for everyone else, 429 for a flood of forgeries, 403 for who lacks the scope.
@@ -257,7 +231,7 @@ class Gateway:
                 if isinstance(error, UpstreamError) and error.sent:
                     outcome = "timed_out" if isinstance(error, TimedOut) else "upstream_closed"
                     break
-                await self._give_back(job)
+                await self._bills.give_back(job)
                 continue
             if response.status < 300:
                 try:
@@ -269,10 +243,10 @@ class Gateway:
                 await self._relay_refusal(job, response)
                 return
             await response.aclose()
-            await self._give_back(job)
+            await self._bills.give_back(job)
         if problem is None:  # no route had room
             problem = errors.upstream_error()
-        await self._close(job, outcome, problem.status, None)
+        await self._bills.close(job, outcome, problem.status, None)
         raise problem
 
     async def _relay(self, job: Job, response: Response) -> None:
@@ -312,7 +286,7 @@ class Gateway:
         if problem is not None:
             gap = b"\n\n" if reader.mid_event else b""
             await exchange.send(gap + problem.event(job.route.api, job.grant.request.id))
-        await self._close(job, outcome, status, usage)
+        await self._bills.close(job, outcome, status, usage)
         await exchange.finish()
 
     async def _relay_whole(self, job: Job, response: Response, reader: UsageReader, headers: list[Header]) -> None:
@@ -322,19 +296,19 @@ class Gateway:
         except UpstreamError as error:
             problem = failure(error)
             outcome: Outcome = "timed_out" if isinstance(error, TimedOut) else "upstream_closed"
-            await self._close(job, outcome, problem.status, None)
+            await self._bills.close(job, outcome, problem.status, None)
             raise problem from error
         reader.feed(answer)
         usage = reader.finish()
         if not reader.saw_done:
-            await self._close(job, "upstream_error", 502, None)
+            await self._bills.close(job, "upstream_error", 502, None)
             raise errors.upstream_error("The model provider's answer is not JSON.")
         if usage is None:
             usage = estimate(None, job.grant.request.input_tokens, reader.produced_bytes)
         headers.append((b"content-length", str(len(answer)).encode()))
         await exchange.start(response.status, headers)
         await exchange.send(answer)
-        await self._close(job, "ok", response.status, usage)
+        await self._bills.close(job, "ok", response.status, usage)
         await exchange.finish()
 
     async def _relay_refusal(self, job: Job, response: Response) -> None:
@@ -344,112 +318,13 @@ class Gateway:
         except UpstreamError as error:
             problem, passed = failure(error), b""
         status = response.status if problem is None else problem.status
-        await self._close(job, "upstream_error", status, Usage())
+        await self._bills.close(job, "upstream_error", status, Usage())
         if problem is not None:
             raise problem
         headers = [*from_upstream(response.headers), *self._own_headers(job)]
         await job.exchange.start(status, [*headers, (b"content-length", str(len(passed)).encode())])
         await job.exchange.send(passed)
         await job.exchange.finish()
-
-    # -- what it cost
-
-    def _opening(self, job: Job) -> UsageOpen:
-        grant, request = job.grant, job.grant.request
-        first = grant.entitlement.routes[0]
-        tariff = grant.entitlement.terms.tariffs.of(first.upstream, first.model, grant.decision.now_us)
-        return UsageOpen(
-            id=request.id,
-            ts_us=grant.decision.now_us,
-            tenant=job.who.tenant,
-            user=job.who.user,
-            team=job.who.team,
-            key=job.who.key,
-            plan=grant.entitlement.record.plan,
-            model=request.model,
-            upstream=first.upstream,
-            upstream_model=first.model,
-            route=job.route.path,
-            input_tokens=request.input_tokens,
-            output_tokens=grant.cost.tokens - request.input_tokens,
-            cost_microusd=grant.cost.microusd,
-            price=tariff.id,
-            priced=tariff.priced,
-            expires_us=grant.decision.now_us + grant.admission.expires_us,
-            degraded_from=request.degraded.replaced if request.degraded is not None else "",
-            use_case=job.label,
-        )
-
-    async def _close(self, job: Job, outcome: Outcome, status: int, usage: Usage | None) -> None:
-        """Settle what was held and record what was used. `usage` None: nothing of an answer was seen, nothing is
-        charged."""
-        job.closed = True
-        grant = job.grant
-        known = usage or Usage(estimated=usage is None)
-        tariff = grant.entitlement.terms.tariffs.of(job.upstream, job.upstream_model, grant.decision.now_us)
-        cost = tariff.price.cost(known)
-        if tariff.priced == "ceiling" and cost:
-            self._unpriced.tell(grant.request.model, job.upstream, job.upstream_model, self._clock())
-        counts = counts_as_request(outcome, status, known.total_tokens)
-        settlement = grant.settlement(known.total_tokens, cost, counts=counts)
-        degraded = grant.request.degraded
-        if outcome == "ok" and not known.estimated and degraded is None:  # else it says nothing of the model asked for
-            sample = _sample(job.call, known)
-            if job.likely.learn(sample, self._clock()):
-                settlement.sample, settlement.learn = sample, job.likely.key
-        await self._admitter.settle(settlement)
-        if job.also is not None:
-            await self._admitter.settle(job.also.settlement(known.total_tokens, cost, counts=counts))
-        record = UsageClose(
-            id=grant.request.id,
-            ts_us=grant.decision.now_us,
-            tenant=job.who.tenant,
-            user=job.who.user,
-            team=job.who.team,
-            key=job.who.key,
-            plan=grant.entitlement.record.plan,
-            model=grant.request.model,
-            upstream=job.upstream,
-            upstream_model=job.upstream_model,
-            route=job.route.path,
-            outcome=outcome,
-            status=status,
-            input_tokens=known.input_tokens,
-            cached_input_tokens=known.cached_input_tokens,
-            cache_write_tokens=known.cache_write_tokens,
-            cache_write_long_tokens=known.cache_write_long_tokens,
-            audio_input_tokens=known.audio_input_tokens,
-            output_tokens=known.output_tokens,
-            reasoning_tokens=known.reasoning_tokens,
-            audio_output_tokens=known.audio_output_tokens,
-            estimated=known.estimated,
-            cost_microusd=cost,
-            price=tariff.id,
-            priced=tariff.priced,
-            latency_ms=max(0, self._clock() - job.started_us) // 1000,
-            first_byte_ms=max(0, job.first_byte_us) // 1000,
-            degraded_from=degraded.replaced if degraded is not None else "",
-            use_case=job.label,
-            store=grant.decision.store,
-            settle=tuple(
-                [(take.kind, take.key, amount) for take, amount in zip(settlement.takes, settlement.used, strict=True)]
-            ),
-            rates_us=settlement.rates_us(),
-            budget_models=tuple(
-                [
-                    (take.key, tuple(sorted(take.limit.models)))
-                    for take in settlement.takes
-                    if isinstance(take, BudgetTake) and take.limit.models is not None
-                ]
-            ),
-        )
-        self._log.write(record.as_dict())
-
-    async def _give_back(self, job: Job) -> None:
-        """Return what a further upstream's limits gave, before the next one is asked."""
-        if job.also is not None:
-            await self._admitter.settle(job.also.settlement(0, 0, counts=False))
-            job.also = None
 
     def _own_headers(self, job: Job) -> list[Header]:
         grant = job.grant
@@ -466,7 +341,7 @@ class Gateway:
         path, method = exchange.path, exchange.method
         if path.startswith(ADMIN_PREFIX):
             await self._known(exchange, ADMIN)
-            await _answer(exchange, 200, await self._administration.read(method, path), request_id)
+            await respond(exchange, 200, await self._administration.read(method, path), request_id)
             return
         known = path in ("/healthz", "/v1/models", "/v1/usage") or path.startswith("/v1/models/")
         if not known and path not in ROUTES:
@@ -474,51 +349,21 @@ class Gateway:
         if method != "GET" or path in ROUTES:
             raise errors.method_not_allowed(method, path, "POST" if path in ROUTES else "GET")
         if path == "/healthz":
-            await _answer(exchange, 200, self._status(), request_id)
+            await respond(exchange, 200, self._status(), request_id)
             return
         who, _ = await self._known(exchange, USAGE_READ if path == "/v1/usage" else MODELS_READ)
         if path == "/v1/usage":
-            await _answer(exchange, 200, await self._account.usage(who), request_id)
+            await respond(exchange, 200, await self._account.usage(who), request_id)
             return
-        api = _api(exchange, None)
+        api = api_of(exchange, None)
         names = await self._account.models(who, api)
         if path == "/v1/models":
-            await _answer(exchange, 200, model_list(names, api), request_id)
+            await respond(exchange, 200, model_list(names, api), request_id)
             return
         wanted = path.removeprefix("/v1/models/")
         if wanted not in names:
             raise errors.model_not_found(wanted)
-        await _answer(exchange, 200, model_entry(wanted, api), request_id)
-
-
-def _api(exchange: Exchange, route: Route | None) -> Api:
-    """Whose shapes the caller speaks: the route's, else the SDK's; Anthropic's always tells."""
-    if route is not None:
-        return route.api
-    return "anthropic" if b"anthropic-version" in exchange.headers else "openai"
-
-
-async def _answer(exchange: Exchange, status: int, payload: object, request_id: str) -> None:
-    await _respond(exchange, status, orjson.dumps(payload), {"x-request-id": request_id})
-
-
-async def _answer_error(exchange: Exchange, error: ApiError, route: Route | None, request_id: str) -> None:
-    """Tell the caller, unless an answer has begun already: then the stream just ends."""
-    if exchange.started:
-        if exchange.streams:
-            await exchange.send(error.event(_api(exchange, route), request_id))
-        await exchange.finish()
-        return
-    api = _api(exchange, route)
-    await _respond(exchange, error.status, error.body(api, request_id), error.headers_for(api, request_id))
-
-
-async def _respond(exchange: Exchange, status: int, body: bytes, headers: dict[str, str]) -> None:
-    lines = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    lines += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await exchange.start(status, lines)
-    await exchange.send(body)
-    await exchange.finish()
+        await respond(exchange, 200, model_entry(wanted, api), request_id)
 
 
 def _restrictions(who: Identity) -> Restrictions:
@@ -536,10 +381,3 @@ def _body(job: Job, upstream_model: str) -> bytes:
     if upstream_model != job.call.model and not job.route.model:
         changes = {**changes, "model": orjson.dumps(upstream_model).decode()}
     return job.body.splice(changes)
-
-
-def _sample(call: Call, usage: Usage) -> Sample:
-    """What this call teaches: of its prompt, if that is a long text alone; of its answers, if nobody limited them."""
-    text = usage.input_tokens if not call.prompt_tokens and call.prompt_bytes >= LEAST_PROMPT else 0
-    answer = -(-usage.output_tokens // call.answers) if call.max_output is None else 0
-    return Sample(call.prompt_bytes, text, answer)

@@ -1,0 +1,162 @@
+"""What a call cost: what was held is settled, and the usage recorded, once, on whatever way the call ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tollgate.domain.estimates import LEAST_PROMPT, Sample
+from tollgate.domain.identity import Identity
+from tollgate.domain.limits import BudgetTake
+from tollgate.domain.records import Outcome, UsageClose, UsageOpen, counts_as_request
+from tollgate.domain.usage import Usage
+from tollgate.ports import UsageLog
+from tollgate.services.admit import Admitter, Grant
+from tollgate.services.estimates import Estimate
+from tollgate.services.exchange import Exchange
+from tollgate.services.unpriced import Unpriced
+from tollgate.wire.body import Body
+from tollgate.wire.routes import Call, Route
+from tollgate.wire.usage import UsageReader
+
+
+@dataclass(slots=True)
+class Job:
+    """One admitted call on its way."""
+
+    exchange: Exchange
+    who: Identity
+    route: Route
+    call: Call
+    body: Body
+    grant: Grant
+    likely: Estimate
+    label: str
+    started_us: int
+    upstream: str = ""
+    upstream_model: str = ""
+    first_byte_us: int = 0
+    also: Grant | None = None
+    """What was taken from a further upstream's limits, after the first could not serve."""
+    reader: UsageReader | None = None
+    closed: bool = False
+    """Whether it is settled and recorded; exactly once, on every way out."""
+
+
+class Bills:
+    """Writes the records of calls, and settles them. One per gateway."""
+
+    def __init__(self, admitter: Admitter, usage_log: UsageLog, clock: Callable[[], int]) -> None:
+        self._admitter = admitter
+        self._log = usage_log
+        self._clock = clock
+        self._unpriced = Unpriced()
+
+    def open(self, job: Job) -> None:
+        """Record that a call is about to be made."""
+        self._log.write(_opening(job).as_dict())
+
+    async def close(self, job: Job, outcome: Outcome, status: int, usage: Usage | None) -> None:
+        """Settle what was held and record what was used. `usage` None: nothing of an answer was seen, nothing is
+        charged."""
+        job.closed = True
+        grant = job.grant
+        known = usage or Usage(estimated=usage is None)
+        tariff = grant.entitlement.terms.tariffs.of(job.upstream, job.upstream_model, grant.decision.now_us)
+        cost = tariff.price.cost(known)
+        if tariff.priced == "ceiling" and cost:
+            self._unpriced.tell(grant.request.model, job.upstream, job.upstream_model, self._clock())
+        counts = counts_as_request(outcome, status, known.total_tokens)
+        settlement = grant.settlement(known.total_tokens, cost, counts=counts)
+        degraded = grant.request.degraded
+        if outcome == "ok" and not known.estimated and degraded is None:  # else it says nothing of the model asked for
+            sample = _sample(job.call, known)
+            if job.likely.learn(sample, self._clock()):
+                settlement.sample, settlement.learn = sample, job.likely.key
+        await self._admitter.settle(settlement)
+        if job.also is not None:
+            await self._admitter.settle(job.also.settlement(known.total_tokens, cost, counts=counts))
+        record = UsageClose(
+            id=grant.request.id,
+            ts_us=grant.decision.now_us,
+            tenant=job.who.tenant,
+            user=job.who.user,
+            team=job.who.team,
+            key=job.who.key,
+            plan=grant.entitlement.record.plan,
+            model=grant.request.model,
+            upstream=job.upstream,
+            upstream_model=job.upstream_model,
+            route=job.route.path,
+            outcome=outcome,
+            status=status,
+            input_tokens=known.input_tokens,
+            cached_input_tokens=known.cached_input_tokens,
+            cache_write_tokens=known.cache_write_tokens,
+            cache_write_long_tokens=known.cache_write_long_tokens,
+            audio_input_tokens=known.audio_input_tokens,
+            output_tokens=known.output_tokens,
+            reasoning_tokens=known.reasoning_tokens,
+            audio_output_tokens=known.audio_output_tokens,
+            estimated=known.estimated,
+            cost_microusd=cost,
+            price=tariff.id,
+            priced=tariff.priced,
+            latency_ms=max(0, self._clock() - job.started_us) // 1000,
+            first_byte_ms=max(0, job.first_byte_us) // 1000,
+            degraded_from=degraded.replaced if degraded is not None else "",
+            use_case=job.label,
+            store=grant.decision.store,
+            settle=tuple(
+                [(take.kind, take.key, amount) for take, amount in zip(settlement.takes, settlement.used, strict=True)]
+            ),
+            rates_us=settlement.rates_us(),
+            budget_models=tuple(
+                [
+                    (take.key, tuple(sorted(take.limit.models)))
+                    for take in settlement.takes
+                    if isinstance(take, BudgetTake) and take.limit.models is not None
+                ]
+            ),
+        )
+        self._log.write(record.as_dict())
+
+    async def give_back(self, job: Job) -> None:
+        """Return what a further upstream's limits gave, before the next one is asked."""
+        if job.also is not None:
+            await self._admitter.settle(job.also.settlement(0, 0, counts=False))
+            job.also = None
+
+
+def _opening(job: Job) -> UsageOpen:
+    grant, request = job.grant, job.grant.request
+    first = grant.entitlement.routes[0]
+    tariff = grant.entitlement.terms.tariffs.of(first.upstream, first.model, grant.decision.now_us)
+    return UsageOpen(
+        id=request.id,
+        ts_us=grant.decision.now_us,
+        tenant=job.who.tenant,
+        user=job.who.user,
+        team=job.who.team,
+        key=job.who.key,
+        plan=grant.entitlement.record.plan,
+        model=request.model,
+        upstream=first.upstream,
+        upstream_model=first.model,
+        route=job.route.path,
+        input_tokens=request.input_tokens,
+        output_tokens=grant.cost.tokens - request.input_tokens,
+        cost_microusd=grant.cost.microusd,
+        price=tariff.id,
+        priced=tariff.priced,
+        expires_us=grant.decision.now_us + grant.admission.expires_us,
+        degraded_from=request.degraded.replaced if request.degraded is not None else "",
+        use_case=job.label,
+    )
+
+
+def _sample(call: Call, usage: Usage) -> Sample:
+    """What this call teaches: of its prompt, if that is a long text alone; of its answers, if nobody limited them."""
+    text = usage.input_tokens if not call.prompt_tokens and call.prompt_bytes >= LEAST_PROMPT else 0
+    answer = -(-usage.output_tokens // call.answers) if call.max_output is None else 0
+    return Sample(call.prompt_bytes, text, answer)
