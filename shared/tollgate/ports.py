@@ -93,9 +93,11 @@ class Ledger(Spending, Protocol):
         since: str | None = None,
         until: str | None = None,
         where: Mapping[str, str] = ...,
+        by: Sequence[str] = ...,
     ) -> list[UsageRow]:
         """The rows of the usage report: of one tenant, of UTC days (``2026-11-21``, both ends included), and of those
-        whose columns (`user`, `team` ...) have the values that `where` says."""
+        whose columns (`user`, `team` ...) have the values that `where` says. `by`: the columns that are to be told
+        apart (all of them); the others may be empty, and the rows fewer."""
         ...
 
 

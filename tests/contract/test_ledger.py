@@ -7,7 +7,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -57,6 +57,13 @@ class Books:
         """By all keys, unless some are named: then with every kind of token."""
         days = {name: where.pop(name) for name in ("tenant", "since", "until") if name in where}
         return grouped(self.run(self.ledger.report(**days, where=where)), by or ALL_KEYS, kinds=bool(by))
+
+    def told(self, by: Sequence[str], since: str | None, until: str | None) -> list[Line]:
+        return grouped(self.run(self.ledger.report(since=since, until=until, by=by)), by, kinds=True)
+
+    def added_up(self, by: Sequence[str], since: str | None, until: str | None) -> list[Line]:
+        """The same from single rows."""
+        return grouped(self.run(self.ledger.report(since=since, until=until)), by, kinds=True)
 
     def entries(self, tenant: str, day: str) -> list[UsageClose]:
         async def read() -> list[UsageClose]:
@@ -352,10 +359,17 @@ entries = st.builds(
     use_case=st.sampled_from(["", "search", "chat"]),
     model=st.sampled_from(["small", "large"]),
     outcome=st.sampled_from(["ok", "client_gone", "not_sent"]),
-    ts_us=st.sampled_from([NOON, NOON + DAY_US]),
+    ts_us=st.sampled_from([NOON, NOON + DAY_US, NOON - 21 * DAY_US, NOON + 10 * DAY_US]),
     input_tokens=st.integers(0, 100),
     cost_microusd=st.integers(0, 9),
 )
+QUESTIONS = [
+    (("tenant",), None, None),
+    (("user", "team"), "2026-10-01", "2026-11-30"),
+    (("model",), "2026-10-31", "2026-11-22"),
+    (("tenant", "day", "model"), "2026-11-01", None),
+    (("user",), None, "2026-12-01"),
+]
 batches = st.lists(st.tuples(st.lists(entries, max_size=5), st.booleans()), max_size=8)
 
 
@@ -369,6 +383,8 @@ def test_same_batches_same_books(runner: asyncio.Runner, request: pytest.Fixture
             assert mine.enter(*once, provisional=provisional) == theirs.enter(*once, provisional=provisional)
         assert mine.rows() == theirs.rows()
         assert [books.bill(verify=True)[0].differences for books in (mine, theirs)] == [[], []]
+        for by, since, until in QUESTIONS:
+            assert mine.told(by, since, until) == theirs.told(by, since, until) == theirs.added_up(by, since, until)
         asked = [take(unit, window, subject=s) for s in (USER, TENANT) for window in Window for unit in list(Unit)[:3]]
         assert mine.spent(*asked) == theirs.spent(*asked)
 

@@ -107,13 +107,16 @@ def place_item(place: Place) -> tuple[Key, Plain]:
     if isinstance(place, Counter):
         key = {"pk": f"c#{place.subject}", "sk": place.label}
         return key, {} if place.label == "life" else {"ttl": _start_s(place.label) + COUNTERS_KEPT_S}
-    told = dict(zip(COLUMNS, place[2:], strict=True))
+    told = dict(zip(COLUMNS, place[2:-1], strict=True))
     about: Plain = {name: value for name, value in told.items() if value} | {"ttl": _start_s(place.day) + ROWS_KEPT_S}
-    return {"pk": f"t#{place.tenant}", "sk": f"{place.day}#{digest(json.dumps(place[2:]))}"}, about
+    pk = f"{PARTITIONS[place.rollup]}#{place.tenant}"
+    return {"pk": pk, "sk": f"{place.day}#{digest(json.dumps(place[2:-1]))}"}, about
 
 
-COLUMNS = Row._fields[2:]
-"""What a row's item says beside its key: everything but tenant and day."""
+COLUMNS = Row._fields[2:-1]
+"""What a row's item says beside its key: everything but tenant, day and rollup."""
+PARTITIONS = {"": "t", "month": "m", "day": "d"}
+"""Of rows by their rollup; a tenant has one of each."""
 
 
 def at_slot(key: Key, slot: int) -> Key:

@@ -8,6 +8,8 @@ Items (`ttl` in epoch seconds):
     c#<subject>       <window label>       one number per figure: requests, tokens, microusd; tokens:<model> ...
                                            ~: 1 where it goes on in <window label>~1 .. ~15
     t#<tenant>        <day>#<digest>       one row of the report: user, model, provider ..., its sums (also in ~1 ..)
+    m#<tenant>        <month>#<digest>     the same, of a month
+    d#<tenant>        <day>#<digest>       the same, by model and provider alone
     l#<tenant>        <day>                use-case labels that have rows of their own (`dynamodb_use_cases`)
     tenants           <digest>             tenant: every tenant that has rows
     models            <digest>             models: which ones the digest in a budget's key stands for (JSON)
@@ -26,7 +28,7 @@ from datetime import date, timedelta
 from types import MappingProxyType
 
 from tollgate.adapters.dynamodb import Client, Expression, Key, Plain, Table
-from tollgate.adapters.dynamodb_counters import COLUMNS, Counters
+from tollgate.adapters.dynamodb_counters import COLUMNS, PARTITIONS, Counters
 from tollgate.adapters.dynamodb_entering import Entering, Pending, entry_key, entry_partitions
 from tollgate.adapters.dynamodb_use_cases import UseCases
 from tollgate.domain.bookkeeping import (
@@ -43,7 +45,7 @@ from tollgate.domain.bookkeeping import (
 from tollgate.domain.keys import digest
 from tollgate.domain.limits import SECOND_US, BudgetTake
 from tollgate.domain.records import UsageClose, UsageOpen
-from tollgate.domain.reports import UsageRow, used
+from tollgate.domain.reports import ALL_KEYS, UsageRow, spans, used
 
 DAY_S = 86_400
 OPENS_KEPT_S = 30 * DAY_S
@@ -99,19 +101,24 @@ class DynamoLedger:
         since: str | None = None,
         until: str | None = None,
         where: Mapping[str, str] = MappingProxyType({}),
+        by: Sequence[str] = ALL_KEYS,
     ) -> list[UsageRow]:
         tenants = [tenant] if tenant is not None else await self.tenants()
         busy = asyncio.Semaphore(QUERIES_AT_ONCE)
 
-        async def rows(name: str, first: str, last: str) -> list[UsageRow]:
+        async def rows(name: str, rollup: str, first: str, last: str) -> list[UsageRow]:
             ex = Expression()
-            condition = f"{ex.name('pk')} = {ex.value(f't#{name}')} AND {ex.name('sk')} BETWEEN "
+            condition = f"{ex.name('pk')} = {ex.value(f'{PARTITIONS[rollup]}#{name}')} AND {ex.name('sk')} BETWEEN "
             condition += f"{ex.value(first)} AND {ex.value(last)}"
             async with busy:
-                return [_usage_row(name, item) async for item in self._table.query(ex, condition)]
+                return [_usage_row(name, rollup, item) async for item in self._table.query(ex, condition)]
 
-        ranges = _ranges(since or "0", (until or "9") + "~")  # "~" sorts after the "#" that follows the day
-        parts = await asyncio.gather(*(rows(name, *days) for name in tenants for days in ranges))
+        ranges = [
+            (span.rollup, *days)
+            for span in spans({*by, *where}, since, until)
+            for days in _ranges(span.first or "0", (span.last or "9") + "~")  # "~" sorts after the "#" behind the day
+        ]
+        parts = await asyncio.gather(*(rows(name, *part) for name in tenants for part in ranges))
         sums: dict[Row, dict[str, int]] = {}
         for row, more in (one for part in parts for one in part):  # a row that was spread is in several items
             add(sums, {row: dict(more)})
@@ -185,10 +192,10 @@ class DynamoLedger:
         return [sum(sums[q.counter].get(name, 0) for name in q.names) if q.counter in sums else None for q in asked]
 
 
-def _usage_row(tenant: str, item: Plain) -> UsageRow:
+def _usage_row(tenant: str, rollup: str, item: Plain) -> UsageRow:
     columns = [item.get(name, "") for name in COLUMNS]
     sums = {name: item[name] for name in FIGURES if name in item}
-    return UsageRow(Row(tenant, item["sk"].partition("#")[0], *columns), sums)
+    return UsageRow(Row._make([tenant, item["sk"].partition("#")[0], *columns, rollup]), sums)
 
 
 def _ranges(first: str, last: str) -> list[tuple[str, str]]:

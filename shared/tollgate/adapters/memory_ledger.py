@@ -22,7 +22,7 @@ from tollgate.domain.bookkeeping import (
 )
 from tollgate.domain.limits import BudgetTake
 from tollgate.domain.records import UsageClose, UsageOpen
-from tollgate.domain.reports import UsageRow, used
+from tollgate.domain.reports import ALL_KEYS, UsageRow, spans, used
 
 
 class MemoryLedger:
@@ -73,14 +73,15 @@ class MemoryLedger:
         since: str | None = None,
         until: str | None = None,
         where: Mapping[str, str] = MappingProxyType({}),
+        by: Sequence[str] = ALL_KEYS,
     ) -> list[UsageRow]:
+        wanted = spans({*by, *where}, since, until)
         return used(
             UsageRow(row, sums)
             for row, sums in self._sums.items()
             if isinstance(row, Row)
             and (tenant is None or row.tenant == tenant)
-            and (since is None or row.day >= since)
-            and (until is None or row.day <= until)
+            and any(row.rollup == s.rollup and (s.first or "") <= row.day <= (s.last or "9") for s in wanted)
             and all(getattr(row, name) == value for name, value in where.items())
         )
 

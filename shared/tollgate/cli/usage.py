@@ -119,7 +119,7 @@ def usage(
     where = {name: value for name, value in only.items() if value is not None}
 
     async def run(stack: Stack) -> list[UsageRow]:
-        return await stack.ledger().report(tenant=tenant, since=since, until=until, where=where)
+        return await stack.ledger().report(tenant=tenant, since=since, until=until, where=where, by=by)
 
     rows = grouped(with_stack(run, ("TOLLGATE_LEDGER_TABLE",)), by, kinds=kinds)
     counts = (*COUNTS, *(PARTS if kinds else ()))

@@ -8,7 +8,7 @@ Moves are sums, so batches merge and an estimate is replaced by adding the diffe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -26,7 +26,8 @@ class Counter(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One row of the usage report; rows partition the usage. `day` is a UTC day (``2026-11-21``)."""
+    """One row of the usage report; those of one rollup partition the usage. `day` is a UTC day (``2026-11-21``), or the
+    month of a rollup by month."""
 
     tenant: str
     day: str
@@ -36,6 +37,13 @@ class Row(NamedTuple):
     team: str = ""
     key: str = ""
     use_case: str = ""
+    rollup: str = ""
+    """What it sums: itself; ``month``, the days of a month; ``day``, all of a day but for model and provider."""
+
+    def rolled(self) -> Iterator[Row]:
+        """The rollups that it is part of, which answer what would take too many rows."""
+        yield self._replace(day=self.day[:7], rollup="month")
+        yield Row(self.tenant, self.day, "", self.model, self.provider, rollup="day")
 
 
 KINDS = (
@@ -92,6 +100,8 @@ def moves(entry: UsageClose, use_case: str | None = None) -> Moves:
                 figure(unit, model): amount for unit, amount in amounts.items() for model in ("", entry.model) if amount
             }
     found[row[0]] = row[1]
+    for rollup in row[0].rolled():
+        found[rollup] = dict(row[1])
     return found
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import date, timedelta
 from typing import Any, NamedTuple
 
 from tollgate.domain.bookkeeping import FIGURES, KINDS, Row
@@ -23,6 +24,43 @@ class UsageRow(NamedTuple):
 
     row: Row
     sums: Mapping[str, int]
+
+
+class Span(NamedTuple):
+    """Rows of one rollup, from a day (or month) to another, both included; None: from the first, to the last."""
+
+    rollup: str
+    first: str | None
+    last: str | None
+
+
+def spans(by: Collection[str], since: str | None, until: str | None) -> list[Span]:
+    """The fewest rows that tell the columns `by` from one day to another: whole months by their sums, where nobody asks
+    for days; and days by theirs, where only models and providers are told apart."""
+    days = "" if set(by) - {"tenant", "model", "provider", "day"} else "day"
+    if "day" in by:
+        return [Span(days, since, until)]
+    first = None if since is None else since[:7] if since[8:] == "01" else _month(since, 1)
+    last = None if until is None else until[:7] if _last_day(until) == until else _month(until, -1)
+    if first is not None and last is not None and first > last:
+        return [Span(days, since, until)]
+    found = [Span("month", first, last)]
+    if since is not None and since[:7] != first:
+        found.append(Span(days, since, _last_day(since)))
+    if until is not None and until[:7] != last:
+        found.append(Span(days, f"{until[:7]}-01", until))
+    return found
+
+
+def _last_day(day: str) -> str:
+    """Of the day's month."""
+    return (date.fromisoformat(f"{_month(day, 1)}-01") - timedelta(days=1)).isoformat()
+
+
+def _month(day: str, more: int) -> str:
+    """The month before or after the day's."""
+    year, month = divmod(int(day[:4]) * 12 + int(day[5:7]) - 1 + more, 12)
+    return f"{year:04}-{month + 1:02}"
 
 
 def used(rows: Iterable[UsageRow]) -> list[UsageRow]:

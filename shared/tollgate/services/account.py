@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from tollgate.domain import keys
 from tollgate.domain.data_rules import objection
 from tollgate.domain.identity import Identity
-from tollgate.domain.limits import Budget, BudgetTake, Rate
+from tollgate.domain.limits import SECOND_US, Budget, BudgetTake, Rate, Scope, Unit, Window
 from tollgate.domain.policy import Policy, TenantRecord
 from tollgate.domain.restrictions import restrictions
 from tollgate.domain.terms import Claim, Cost
@@ -20,6 +23,12 @@ from tollgate.wire.errors import Api
 NOTHING = Cost(0, 0, 0, 0)
 
 
+KEPT_US = 3 * SECOND_US
+"""How long an answer about usage is given again: whoever polls asks the ledger once in that time."""
+MAX_KEPT = 2_000
+MEASURES = (Unit.REQUESTS, Unit.TOKENS, Unit.MICROUSD)
+
+
 class Account:
     """Reads only; nothing here takes from a limit."""
 
@@ -27,6 +36,7 @@ class Account:
         self._directory = directory
         self._spending = spending
         self._clock = clock
+        self._known: OrderedDict[Identity, tuple[int, asyncio.Future[dict[str, Any]]]] = OrderedDict()
 
     async def models(self, who: Identity, api: Api = "openai") -> list[str]:
         """The models that plan, data rules and API key let the caller name, as the plan lists them; to callers of
@@ -44,7 +54,23 @@ class Account:
         ]
 
     async def usage(self, who: Identity) -> dict[str, Any]:
-        """The caller's limits, and what the ledger knows to be used of each budget. Raises `ApiError`."""
+        """The caller's limits, what is used of each budget, and their use and cost of this day and month, as the ledger
+        knows it; at most some seconds old. It costs no request of anybody's rate, so it must not cost the ledger much:
+        each process asks once for a caller at a time, and keeps the answer. Raises `ApiError`."""
+        caller = who._replace(expires_at=0)  # another token of theirs is no other caller
+        now = self._clock()
+        asked_us, answer = self._known.get(caller, (0, None))
+        failed = answer is not None and answer.done() and (answer.cancelled() or answer.exception() is not None)
+        if answer is None or failed or not 0 <= now - asked_us < KEPT_US:
+            answer = asyncio.ensure_future(self._usage(who))
+            answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever asked may have left
+            self._known[caller] = now, answer
+            self._known.move_to_end(caller)
+            if len(self._known) > MAX_KEPT:
+                self._known.popitem(last=False)
+        return await asyncio.shield(answer)
+
+    async def _usage(self, who: Identity) -> dict[str, Any]:
         policy, record = await self._standing(who)
         limits: dict[str, dict[str, Any]] = {}
         budgets: dict[str, BudgetTake] = {}
@@ -63,8 +89,9 @@ class Account:
             for take in Claim(bounds).takes(NOTHING, self._clock()):
                 if isinstance(take, BudgetTake):
                     budgets[take.key] = take
+        own = _own(who, self._clock())
         try:
-            spent = await self._spending.spent(list(budgets.values()))
+            spent = await self._spending.spent([*budgets.values(), *own])
         except StoreUnavailable as error:
             raise errors.unavailable("The ledger cannot be read at the moment.", RETRY_AFTER_US) from error
         return {
@@ -73,7 +100,8 @@ class Account:
             "user": who.user,
             "plan": record.plan,
             "limits": list(limits.values()),
-            "budgets": [_shown(take, used) for take, used in zip(budgets.values(), spent, strict=True)],
+            "budgets": [_shown(take, used) for take, used in zip(budgets.values(), spent, strict=False)],
+            "used": _used(own, spent[len(budgets) :]),
         }
 
     async def _standing(self, who: Identity) -> tuple[Policy, TenantRecord]:
@@ -86,6 +114,29 @@ class Account:
         check_standing(policy, record)
         assert record is not None
         return policy, record
+
+
+def _own(who: Identity, now_us: int) -> list[BudgetTake]:
+    """What to ask the ledger for of the caller's own use: the user's, and the API key's if they came with one."""
+    members = ((Scope.USER, "u", who.user), (Scope.KEY, "k", who.key))
+    return [
+        BudgetTake(keys.member_subject(who.tenant, kind, name), "", Budget(scope, unit, 0, window, ""), 0, 0, *bounds)
+        for scope, kind, name in members
+        if name
+        for window in (Window.DAY, Window.MONTH)
+        for bounds in (window.bounds(now_us),)
+        for unit in MEASURES
+    ]
+
+
+def _used(own: Sequence[BudgetTake], spent: Sequence[int]) -> list[dict[str, Any]]:
+    """A line for each window, with its measures; a cost is in micro-dollars."""
+    names = {Unit.REQUESTS: "requests", Unit.TOKENS: "total_tokens", Unit.MICROUSD: "cost_microusd"}
+    lines: dict[tuple[Scope, str], dict[str, Any]] = {}
+    for take, amount in zip(own, spent, strict=True):
+        line = lines.setdefault((take.limit.scope, take.label), {"scope": take.limit.scope, "window": take.label})
+        line[names[take.limit.unit]] = amount
+    return list(lines.values())
 
 
 def _shown(take: BudgetTake, used: int) -> dict[str, Any]:

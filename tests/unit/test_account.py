@@ -1,0 +1,95 @@
+"""What a caller sees of their own account, and how seldom that asks the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.records import NOON, a_close
+from tests.unit.test_admit import ALICE, POLICY
+from tollgate.adapters.memory_ledger import MemoryLedger
+from tollgate.adapters.policy_file import FilePolicySource
+from tollgate.domain.limits import DAY_US, BudgetTake
+from tollgate.ports import StoreUnavailable
+from tollgate.services.account import KEPT_US, Account
+from tollgate.services.directory import Directory
+from tollgate.wire.errors import ApiError
+
+
+class Books(MemoryLedger):
+    """A ledger that counts how often it is asked, and may be down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+        self.down = False
+
+    async def spent(self, takes: Sequence[BudgetTake]) -> list[int]:
+        self.asked += 1
+        await asyncio.sleep(0)
+        if self.down:
+            raise StoreUnavailable("as if it were down")
+        return await super().spent(takes)
+
+
+class World:
+    def __init__(self, folder: Path) -> None:
+        (folder / "policy.yaml").write_text(POLICY)
+        self.now = NOON
+        self.books = Books()
+        source = FilePolicySource(folder / "policy.yaml", {})
+        directory = Directory(source, lambda: self.now, versioned=lambda: True)
+        self.account = Account(directory, self.books, lambda: self.now)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_own_use_and_cost_of_day_and_month(world: World) -> None:
+    entries = [
+        a_close("a", input_tokens=10, output_tokens=5, cost_microusd=3, key="k1"),
+        a_close("b", input_tokens=20, cost_microusd=4, ts_us=NOON - DAY_US),
+        a_close("c", user="bob", input_tokens=1000, cost_microusd=1000),
+    ]
+
+    async def ask() -> tuple[dict[str, Any], dict[str, Any]]:
+        await world.books.enter(entries)
+        return await world.account.usage(ALICE), await world.account.usage(ALICE._replace(key="k1"))
+
+    seen, with_key = asyncio.run(ask())
+    today = {"scope": "user", "window": "2026-11-21", "requests": 1, "total_tokens": 15, "cost_microusd": 3}
+    month = {"scope": "user", "window": "2026-11", "requests": 2, "total_tokens": 35, "cost_microusd": 7}
+    assert seen["used"] == [today, month]
+    assert with_key["used"][2:] == [{**today, "scope": "key"}, {**today, "scope": "key", "window": "2026-11"}]
+    assert [(b["unit"], b["used"]) for b in seen["budgets"]] == [("tokens", 15 + 1000)]
+
+
+def test_a_crowd_asks_the_ledger_once_in_some_seconds(world: World) -> None:
+    async def crowd() -> list[int]:
+        asked = []
+        for wait in (0, KEPT_US - 1, 1):
+            world.now += wait
+            await asyncio.gather(*(world.account.usage(ALICE._replace(expires_at=i)) for i in range(50)))
+            asked.append(world.books.asked)
+        await world.account.usage(ALICE._replace(user="bob"))
+        return [*asked, world.books.asked]
+
+    assert asyncio.run(crowd()) == [1, 1, 2, 3]
+
+
+def test_a_failure_is_not_kept(world: World) -> None:
+    async def ask() -> dict[str, Any]:
+        world.books.down = True
+        failed = await asyncio.gather(*(world.account.usage(ALICE) for _ in range(3)), return_exceptions=True)
+        assert [error.status for error in failed if isinstance(error, ApiError)] == [503] * 3
+        world.books.down = False
+        return await world.account.usage(ALICE)
+
+    assert asyncio.run(ask())["tenant"] == "acme"
+    assert world.books.asked == 2
