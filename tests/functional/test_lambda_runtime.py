@@ -71,7 +71,8 @@ def test_a_login_becomes_a_policy(
         answer = authorizer.invoke(request(f"Bearer {token}"))
         assert not answer.failed
         assert Identity.from_context(answer.payload["context"]).tenant == "acme"
-        assert answer.payload["policyDocument"]["Statement"][0]["Resource"].endswith("/prod/*/*")
+        (resource,) = answer.payload["policyDocument"]["Statement"][0]["Resource"]
+        assert resource.endswith("/prod/*/*")
 
 
 def test_machines_belong_to_their_clients_tenant(trigger: LambdaFunction) -> None:
