@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.functional.web_adapter import CONTENT_TYPE, AdaptedFunction, adapter_is_built, api_event
-from tollgate.domain.identity import Identity
+from tollgate.domain.identity import Identity, granted
 
 pytestmark = pytest.mark.lwa
 
 CHUNKS = 5
 PAUSE_S = 0.2
-ACME = Identity("acme", "ana", "pro", expires_at=int(time.time()) + 3600).to_context()
+ACME = Identity("acme", "ana", "pro", scopes=granted(["invoke"]), expires_at=int(time.time()) + 3600).to_context()
 POLICY = """
 version: 1
 upstreams:
@@ -135,7 +135,7 @@ def test_a_forged_context_is_overwritten(function: AdaptedFunction) -> None:
 
 
 def test_an_expired_identity_is_refused_although_the_authorizer_cached_it(function: AdaptedFunction) -> None:
-    expired = Identity("acme", "ana", "pro", expires_at=int(time.time()) - 1).to_context()
+    expired = Identity("acme", "ana", "pro", scopes=granted(["invoke"]), expires_at=int(time.time()) - 1).to_context()
     invocation = function.invoke(chat(context=expired))
     assert json.loads(invocation.body())["error"]["code"] == "invalid_api_key"
     assert invocation.status == 401
