@@ -27,7 +27,9 @@ Route = Literal[
     "/v1/messages",
     "/v1/models",
     "/v1/usage",
+    "/model",
 ]
+"""And what is below it: ``/v1/models/small``; ``/model/small/converse`` is Bedrock's own API."""
 
 
 def _of_the_key(spec: LimitSpec | BudgetSpec) -> LimitSpec | BudgetSpec:
@@ -54,10 +56,9 @@ class Restrictions(Spec):
         return self.models is None or model in self.models
 
     def allows_route(self, path: str) -> bool:
-        """`path` as the gateway's routes are called; ``/v1/models/small`` belongs to ``/v1/models``."""
         if self.routes is None:
             return True
-        return path in self.routes or (path.startswith("/v1/models/") and "/v1/models" in self.routes)
+        return any(path == route or path.startswith(f"{route}/") for route in self.routes)
 
     def text(self) -> str:
         """As it travels; empty where nothing is restricted. Raises `ValueError` for what would be too long."""
