@@ -74,7 +74,7 @@ clean: ## remove .venv and everything built
 
 SAM_VENV := .venv-sam
 SAM_STAMP := $(SAM_VENV)/.ready
-BUNDLES := alerts authorizer metering proxy publisher reconciler token_trigger
+BUNDLES := alerts authorizer inspect metering proxy publisher reconciler token_trigger
 BUNDLE_ARCH ?= aarch64
 BUNDLE_PYTHON ?= 3.13
 UV ?= uv

@@ -433,6 +433,16 @@ async def publisher() -> AsyncIterator[tuple[PolicyTables, LimitStore, AuditTabl
 
 
 @asynccontextmanager
+async def inspector() -> AsyncIterator[tuple[Directory, LimitStore, Spending]]:
+    """What `functions.inspect` looks at. Raises `BadSetting`."""
+    from tollgate.services.directory import Directory
+
+    async with _adapters() as adapters:
+        directory = Directory(adapters.policy_source(), clock_us, versioned=lambda: False)
+        yield directory, adapters.limit_store(lambda: "fallback"), adapters.spending()
+
+
+@asynccontextmanager
 async def audit_log() -> AsyncIterator[AuditTable]:
     """Where metering notes refusals. Raises `BadSetting`."""
     async with _adapters() as adapters:

@@ -40,6 +40,11 @@ class LimitStore(Protocol):
         """Take everything or nothing. Raises `StoreUnavailable`."""
         ...
 
+    async def look(self, admission: Admission) -> Decision:
+        """What such a call would be told now, as far as limits decide; `expires_us` and versions have to be 0. Nothing
+        is taken. Raises `StoreUnavailable`."""
+        ...
+
     async def settle(self, settlement: Settlement) -> bool:
         """Replace what is held by what was used; True if this call did it, False if there was nothing (left) to do.
         Raises `StoreUnavailable`."""

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.sam
 
 ROOT = TEMPLATE.parent
 FUNCTIONS = (
-    "AlertsFunction", "AuthorizerFunction", "MeteringFunction", "ProxyFunction", "PublisherFunction",
+    "AlertsFunction", "AuthorizerFunction", "InspectFunction", "MeteringFunction", "ProxyFunction", "PublisherFunction",
     "TokenTriggerFunction",
 )  # fmt: skip
 AARCH64 = 0xB7

@@ -23,6 +23,7 @@ import pytest
 
 from functions.alerts import handler as alerts
 from functions.authorizer import handler as authorizer
+from functions.inspect import handler as inspect
 from functions.metering import handler as metering
 from functions.publisher import handler as publisher
 from functions.reconciler import handler as reconciler
@@ -372,6 +373,13 @@ def run_reconciler(aws: Aws) -> None:
     assert reconciler.handler({"source": "aws.events"}, None)["behind"] == 0
 
 
+def run_inspect(aws: Aws) -> None:
+    found = inspect.handler({"tenant": "acme", "user": "somebody new", "ip": "192.0.2.1"}, None)
+    assert found["limits"]
+    assert found["models"] == [{"model": "small", "allowed": True, "why": ""}]
+    assert "error" in inspect.handler({"tenant": "acme"}, None)
+
+
 def run_publisher(aws: Aws) -> None:
     """What operators do in the console: take a plan's limits away, and a tenant's."""
     publisher.handler(aws.edit("tollgate-policy", {"id": {"S": "plan#pro"}}, "limits", {"L": []}), None)
@@ -410,6 +418,7 @@ def run_authorizer(aws: Aws) -> None:
         ("MeteringFunction", run_metering),
         ("AlertsFunction", run_alerts),
         ("ReconcilerFunction", run_reconciler),
+        ("InspectFunction", run_inspect),
         ("PublisherFunction", run_publisher),
         ("TokenTriggerFunction", run_token_trigger),
         ("AuthorizerFunction", run_authorizer),

@@ -18,7 +18,7 @@ from tollgate.wire import errors
 
 ROOT = TEMPLATE.parent
 FUNCTIONS = (
-    "AlertsFunction", "AuthorizerFunction", "MeteringFunction", "ProxyFunction", "PublisherFunction",
+    "AlertsFunction", "AuthorizerFunction", "InspectFunction", "MeteringFunction", "ProxyFunction", "PublisherFunction",
     "ReconcilerFunction", "TokenTriggerFunction",
 )  # fmt: skip
 STORES: dict[str, dict[str, str]] = {

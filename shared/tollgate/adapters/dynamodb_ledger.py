@@ -134,6 +134,20 @@ class DynamoLedger:
             async for item in self._table.query(ex, condition, index="entries"):
                 yield UsageClose.parse(json.loads(item["r"]))
 
+    async def entry(self, id: str) -> tuple[UsageClose, bool] | None:
+        """What was entered for a call, and whether it is an estimate still; None if nothing was (yet, or any more)."""
+        item = await self._table.get(entry_key(id))
+        return (UsageClose.parse(json.loads(item["r"])), bool(item.get("p"))) if item else None
+
+    async def open_call(self, id: str) -> UsageOpen | None:
+        """A call that has begun and whose end nobody has told yet."""
+        ex = Expression()
+        ending = "#" + digest(id)
+        async for item in self._table.query(ex, f"{ex.name('pk')} = {ex.value(f'o#{_shard(id)}')}"):
+            if item["sk"].endswith(ending):
+                return UsageOpen.parse(json.loads(item["r"]))
+        return None
+
     # -- open calls ----------------------------------------------------------------------------------------------
 
     async def opened(self, opens: Sequence[UsageOpen]) -> None:
@@ -218,9 +232,12 @@ def _time(us: int) -> str:
     return f"{us:017d}"
 
 
+def _shard(id: str) -> int:
+    return zlib.crc32(id.encode()) % OPEN_SHARDS
+
+
 def _open_key(open_: UsageOpen) -> Key:
-    shard = zlib.crc32(open_.id.encode()) % OPEN_SHARDS
-    return {"pk": f"o#{shard}", "sk": f"{_time(open_.expires_us)}#{digest(open_.id)}"}
+    return {"pk": f"o#{_shard(open_.id)}", "sk": f"{_time(open_.expires_us)}#{digest(open_.id)}"}
 
 
 def _open_item(open_: UsageOpen) -> Plain:

@@ -140,6 +140,31 @@ class DynamoLimitStore:
         _, marker = await asyncio.gather(self._give_back(admission.id, parts, now), self._look(admission, parts, now))
         return _refused(admission, parts, marker, answer)
 
+    async def look(self, admission: Admission) -> Decision:
+        if self._clock is None and not self._client.clock_known:
+            await self.warm()
+        now, takes = self._now(), admission.takes
+        parts = [_part(admission, places) for places in _subjects(takes)]
+        _, (policy, mine) = await asyncio.gather(
+            self._look(admission, parts, now), self._versions_now(admission.tenant)
+        )
+        answer = Decision(Status.ADMITTED, now, [], (), policy, mine, self.name)
+        if any(not t.start_us <= now < t.end_us for t in takes if isinstance(t, BudgetTake)):
+            answer.status = Status.WINDOW
+        elif cold := sorted(i for part in parts for i in part.cold()):
+            answer.status, answer.cold = Status.COLD, tuple(cold)
+        else:
+            answer.states = _states(admission, parts, now, [0] * len(takes))
+            if not all(fits(t, s, now) for t, s in zip(takes, answer.states, strict=True)):
+                answer.status = Status.REFUSED
+        return answer
+
+    async def _versions_now(self, tenant: str) -> tuple[int, int]:
+        """Of the policy and the tenant's record, as they were announced."""
+        pks = items.POLICY_VERSION, items.tenant_version(tenant)
+        found = {item["pk"]: items.version(item) for item in await self._table.get_many([{"pk": pk} for pk in pks])}
+        return found.get(pks[0], 0), found.get(pks[1], 0)
+
     async def _take_all(self, admission: Admission, parts: list[Part], now: int) -> bool:
         """Take everything; False as soon as one limit refuses or a budget is cold."""
         await _all(self._seed(part, now) for part in parts)

@@ -106,6 +106,12 @@ class FailoverLimitStore:
         decision.local = second is self._local
         return decision
 
+    async def look(self, admission: Admission) -> Decision:
+        if self._breaker.is_closed:
+            with contextlib.suppress(StoreUnavailable):  # whoever only looks puts nobody in doubt
+                return await self._primary.look(admission)
+        return await self._second().look(admission)
+
     async def settle(self, settlement: Settlement) -> bool:
         if settlement.store == self._local.name:
             return await self._local.settle(settlement)

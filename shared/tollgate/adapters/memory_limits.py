@@ -86,8 +86,12 @@ class MemoryLimitStore:
         if not all(fits(t, s, now) for t, s in zip(admission.takes, answer.states, strict=True)):
             answer.status = Status.REFUSED
             return answer
-        self._take(admission, answer.states, now)
+        if admission.expires_us:
+            self._take(admission, answer.states, now)
         return answer
+
+    async def look(self, admission: Admission) -> Decision:
+        return await self.admit(admission)
 
     async def settle(self, settlement: Settlement) -> bool:
         now = self._clock()

@@ -105,6 +105,16 @@ class RedisClusterLimitStore(ScriptedStore):
                 return decision
         raise StoreUnavailable("the Redis Cluster changes its epoch too often")
 
+    async def look(self, admission: Admission) -> Decision:
+        groups, tenant = _grouped(admission.takes), hash_tag(keys.tenant_subject(admission.tenant))
+        for tag in (GLOBAL, tenant):  # where the versions are
+            groups.setdefault(tag, _Group(tag, [], []))
+        for _ in range(MAX_EPOCHS):
+            decision = await self._decide(admission, list(groups.values()), tenant, look=True)
+            if decision.status is not Status.STALE:  # else a new epoch has begun
+                return decision
+        raise StoreUnavailable("the Redis Cluster changes its epoch too often")
+
     async def settle(self, settlement: Settlement) -> bool:
         return await self._settle(settlement, _grouped(settlement.takes).values())
 

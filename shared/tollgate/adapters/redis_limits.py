@@ -117,6 +117,9 @@ class RedisLimitStore(ScriptedStore):
         names, args = admit_call(admission, head, self._now())
         return read_decision(await self._run(self._scripts.admit, names, args), self.name)
 
+    async def look(self, admission: Admission) -> Decision:
+        return await self.admit(admission)
+
     async def settle(self, settlement: Settlement) -> bool:
         marker = f"{keys.tenant_subject(settlement.tenant)}m:{settlement.id}"
         names, args = settle_call(settlement, marker, self._now())

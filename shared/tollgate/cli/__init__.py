@@ -13,6 +13,7 @@ from tollgate.cli import (
     boosts,
     clients,
     credit,
+    explain,
     keys,
     ledger,
     plans,
@@ -75,6 +76,7 @@ for command in (
     ledger.ledger,
     alerts.alert,
     audit.audit,
+    explain.explain,
     secrets.secret,
     running.status,
 ):

@@ -210,8 +210,8 @@ class Admission:
     """Everything that one request takes, all or nothing. `takes` are in order: rates, budgets, slots.
 
     `id` makes the call idempotent and names the hold; `expires_us` is a duration from the store's now, after which
-    an unsettled hold is released. The versions are those of the policy and tenant record that the takes were
-    made from (0: not versioned); a store that knows newer ones takes nothing and says STALE.
+    an unsettled hold is released (0: nothing is taken). The versions are those of the policy and tenant record that
+    the takes were made from (0: not versioned); a store that knows newer ones takes nothing and says STALE.
     """
 
     id: str

@@ -145,7 +145,7 @@ def compile_terms(policy: Policy, record: TenantRecord, who: Identity, model: st
     bounds: list[Bound] = []
     own = restrictions(who.restrictions)
     overrides: list[LimitSpec] = [o for o in record.limits if in_force(o, who.user, now_us)]
-    for limit_spec in _overridden(plan.limits, [*overrides, *own.limits]):
+    for limit_spec in overridden(plan.limits, [*overrides, *own.limits]):
         bounds += _bind(rate_or_slots(limit_spec), who)
     for owned in budgets(plan, record, who.user, now_us, own.budgets):
         if owned.models is None or model in owned.models:
@@ -168,7 +168,7 @@ def budgets(
     used before the first credit was added.
     """
     overrides: list[BudgetSpec] = [override for override in record.budgets if in_force(override, user, now_us)]
-    found = {spec.id: budget(spec) for spec in _overridden(plan.budgets, [*overrides, *own])}
+    found = {spec.id: budget(spec) for spec in overridden(plan.budgets, [*overrides, *own])}
     for credit in record.credit:
         if credit.user is not None and credit.user != user:
             continue
@@ -217,7 +217,7 @@ def ip_bounds(policy: Policy, ip: str) -> tuple[Bound, ...]:
 S = TypeVar("S", bound="LimitSpec | BudgetSpec")
 
 
-def _overridden(base: Iterable[S], overrides: Iterable[S]) -> list[S]:
+def overridden(base: Iterable[S], overrides: Iterable[S]) -> list[S]:
     """The plan's limits, each replaced by the override of the same id; overrides of no plan limit are added. A
     user's own override beats the tenant's, whatever their order; a key's own, the last ones, beat the tenant's."""
     merged: dict[str, S] = {spec.id: spec for spec in base}

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from tollgate.adapters.http import HttpClient, Timeouts, UpstreamError
-from tollgate.local import demo_policy, discovery, provision
+from tollgate.local import demo_policy, discovery, lambda_api, provision
 from tollgate.local.aws import aws_child
 from tollgate.local.children import START_S, Child, NotStarted, free_port, say
 from tollgate.local.demo_model import model_child
@@ -40,7 +40,8 @@ STOP_S = 3.0
 """How long another process may take to end before it is killed, in seconds."""
 
 ANNOUNCED = (
-    "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "TOLLGATE_STORE_URL", "TOLLGATE_POLICY_TABLE",
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_LAMBDA", "AWS_REGION", "AWS_DEFAULT_REGION", "TOLLGATE_INSPECT_FUNCTION",
+    "TOLLGATE_STORE_URL", "TOLLGATE_POLICY_TABLE",
     "TOLLGATE_TENANTS_TABLE", "TOLLGATE_LIMITS_TABLE", "TOLLGATE_LEDGER_TABLE", "TOLLGATE_AUDIT_TABLE",
     "TOLLGATE_KEYS_TABLE", "TOLLGATE_KEY_PEPPER", "TOLLGATE_USER_POOL_ID", "TOLLGATE_CLIENT_IDS",
     "TOLLGATE_DEAD_LETTER_QUEUE_URL",
@@ -87,7 +88,7 @@ async def start(options: Options, exits: AsyncExitStack, gave_up: Callable[[], N
     exits.push_async_callback(http.aclose)
     functions = {
         name: _function(name, environ, exits)
-        for name in ("authorizer", "metering", "publisher", "alerts", "reconciler")
+        for name in ("authorizer", "metering", "publisher", "alerts", "reconciler", "inspect")
     }
     if key := demo_policy.upstream_key(policy, environ):
         await asyncio.to_thread(provision.put_secret, demo_policy.SECRET, key)
@@ -98,6 +99,9 @@ async def start(options: Options, exits: AsyncExitStack, gave_up: Callable[[], N
 
     for name, every_s in (("alerts", ALERTS_EVERY_S), ("reconciler", RECONCILED_EVERY_S)):
         exits.callback(asyncio.create_task(_schedule(functions[name], every_s)).cancel)
+    inspect = functions["inspect"]
+    environ["TOLLGATE_INSPECT_FUNCTION"] = inspect.name
+    environ["AWS_ENDPOINT_URL_LAMBDA"] = await lambda_api.serve({inspect.name: inspect}, exits)
     proxy_port = free_port()
     proxy = await _proxy(proxy_port, environ, functions["metering"], options, http, exits)
     children.append(proxy)

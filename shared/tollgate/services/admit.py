@@ -260,12 +260,12 @@ class Admitter:
         directory = self._directory
         try:
             policy, record = await directory.policy(), await directory.record(who)
-            if _objection(policy, record, who, request) and await directory.recheck(who.tenant):
+            if objection(policy, record, who, request) and await directory.recheck(who.tenant):
                 policy, record = await directory.policy(), await directory.record(who)
         except PolicyUnavailable as error:
             raise errors.unavailable(str(error), RETRY_AFTER_US, "policy_unavailable") from error
-        if objection := _objection(policy, record, who, request):
-            raise objection
+        if refused := objection(policy, record, who, request):
+            raise refused
         assert record is not None
         return directory.entitlement(policy, record, who, request.model, request.api, ip)
 
@@ -349,7 +349,7 @@ def check_standing(policy: Policy, record: TenantRecord | None) -> None:
         raise errors.tenant_suspended()
 
 
-def _objection(policy: Policy, record: TenantRecord | None, who: Identity, request: Request) -> errors.ApiError | None:
+def objection(policy: Policy, record: TenantRecord | None, who: Identity, request: Request) -> errors.ApiError | None:
     """Why this caller may not call this model at all; None if they may."""
     try:
         check_standing(policy, record)
