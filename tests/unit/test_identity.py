@@ -178,3 +178,6 @@ def test_administrators_are_those_in_the_issuers_group() -> None:
     assert "admin" not in identify(claims() | {"cognito:groups": ["g"]}, ours).scopes
     assert "admin" not in identify(claims() | {"groups": ["tollgate-admins"]}, ours).scopes
     refused(lambda: identify(claims() | {"cognito:groups": 7}, ours))
+    strict = ours._replace(default_scopes=frozenset())
+    assert identify(member | {"scope": "openid"}, strict).scopes == frozenset(), "a token for another application"
+    assert identify(member | {"scope": "tollgate/usage.read"}, strict).scopes == {"usage.read", "admin"}

@@ -79,7 +79,7 @@ class Issuer(NamedTuple):
             raise ValueError("admin_groups: administrators see all tenants, so tenants must be *")
 
     def identify(self, typ: str, claims: Mapping[str, Any], now: float) -> Identity:
-        """Whom a token stands for, once its signature has been checked. `typ` is its header's, `now` in epoch seconds.
+        """Whom a token stands for, if its signature is good. `typ` is its header's, `now` in epoch seconds.
 
         Raises `Unauthorized`.
         """
@@ -135,11 +135,16 @@ class Issuer(NamedTuple):
         raise Unauthorized("not a tenant of this issuer")
 
     def _scopes(self, claims: Mapping[str, Any]) -> frozenset[str]:
-        """Ours, of all that the token names; being an administrator is a matter of groups, and no scope grants it."""
+        """Ours, of all that the token names. Being an administrator is a matter of groups, and no scope grants it; but a
+        token without any scope of ours may be meant for somebody else, whoever's it is."""
         prefix = self.scope_prefix
         ours = [name.removeprefix(prefix) for name in names("scopes", find(claims, self.claims.scopes))
                 if name.startswith(prefix)]  # fmt: skip
         found = granted((SCOPES - {ADMIN}).intersection(ours) if ours else self.default_scopes)
-        if self.admin_groups and not self.admin_groups.isdisjoint(names("groups", find(claims, self.claims.groups))):
+        if (
+            found
+            and self.admin_groups
+            and not self.admin_groups.isdisjoint(names("groups", find(claims, self.claims.groups)))
+        ):
             found |= {ADMIN}
         return found
