@@ -135,8 +135,8 @@ class Issuer(NamedTuple):
         raise Unauthorized("not a tenant of this issuer")
 
     def _scopes(self, claims: Mapping[str, Any]) -> frozenset[str]:
-        """Ours, of all that the token names. Being an administrator is a matter of groups, and no scope grants it; but a
-        token without any scope of ours may be meant for somebody else, whoever's it is."""
+        """Ours, of all that the token names. Being an administrator is a matter of groups, and no scope grants it; but
+        a token without any scope of ours may be meant for somebody else, whoever's it is."""
         prefix = self.scope_prefix
         ours = [name.removeprefix(prefix) for name in names("scopes", find(claims, self.claims.scopes))
                 if name.startswith(prefix)]  # fmt: skip
