@@ -119,10 +119,13 @@ lock: ## pin the bundles' libraries, the SAM CLI and matplotlib (needs uv; versi
 # ---------------------------------------------------------------------------------------------------------------------
 # Figures (bench/README.md); ARGS are those of bench/run.py
 
-.PHONY: bench soak
+.PHONY: bench bench-metering soak
 
 bench: setup ## measure the gateway beside a bare proxy and a direct call (Linux, a C compiler)
 	@$(BIN)/python bench/run.py $(ARGS)
+
+bench-metering: setup ## what metering costs for each usage record (ARGS="--moto --dynamodb-local --at-once 4")
+	@$(BIN)/python -m bench.metering $(ARGS)
 
 SOAK_MINUTES ?= 30
 soak: setup ## half an hour of mixed load, under which memory must stay (Linux, a C compiler)

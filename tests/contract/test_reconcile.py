@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import redis
 
 from tests.contract.conftest import LOCAL, NOON, Driver, make_driver
 from tests.contract.test_limit_store import MINUTE, TENANT, USER
@@ -14,7 +16,8 @@ from tests.records import a_close, an_open
 from tollgate.adapters.memory_ledger import MemoryLedger
 from tollgate.domain import keys
 from tollgate.domain.bookkeeping import Question
-from tollgate.domain.limits import DAY_US, Budget, BudgetTake, Scope, Unit, Window
+from tollgate.domain.limits import DAY_US, Budget, BudgetTake, Scope, Status, Unit, Window
+from tollgate.domain.records import UsageClose
 from tollgate.ports import StoreUnavailable
 from tollgate.services.reconcile import Reconciled, reconcile, unbalanced
 
@@ -93,6 +96,53 @@ def test_many_budgets(driver: Driver, ledger: MemoryLedger) -> None:
     assert report.failures == []
     assert (report.compared, report.behind, report.drift) == (60, 60, {Unit.TOKENS: 180})
     assert run(driver, ledger).behind == 0
+
+
+def test_redis_is_emptied_while_metering_is_ten_minutes_late(
+    runner: asyncio.Runner, request: pytest.FixtureRequest, ledger: MemoryLedger
+) -> None:
+    """The budget is exceeded by what was in the pipeline at that moment, and no more; one reconciliation later store
+    and ledger agree."""
+    driver = make_driver("redis", runner, request)
+    day = budget(TENANT, Unit.TOKENS, Window.DAY)
+    day.limit = replace(day.limit, amount=10_000)
+    pipeline: list[UsageClose] = []
+    used = calls = 0
+
+    def call() -> bool:
+        nonlocal used, calls
+        calls += 1
+        take = replace(day, cost=100, floor=100, seed=None)
+        decision = driver.admit(take, id=f"call{calls}")
+        if decision.status is Status.COLD:  # as the gateway does: what the ledger knows
+            take = replace(take, seed=driver.run(ledger.spent([take]))[0])
+            decision = driver.admit(take, id=f"call{calls}")
+        if not decision.admitted:
+            return False
+        driver.now += 1_000_000
+        assert driver.settle(f"call{calls}", [take], [100])
+        pipeline.append(a_close(f"call{calls}", input_tokens=100, output_tokens=0, settle=(("b", take.key, 100),)))
+        used += 100
+        return True
+
+    assert all(call() for _ in range(30))
+    driver.run(ledger.enter(pipeline))
+    pipeline.clear()
+    assert all(call() for _ in range(20))
+    in_pipeline = 100 * len(pipeline)
+    with redis.Redis.from_url(request.getfixturevalue("redis_url")) as client:
+        client.flushall()
+    while call():
+        pass
+    assert used - 10_000 == in_pipeline
+    driver.now += 10 * MINUTE
+    driver.run(ledger.enter(pipeline))  # its floors got lost, too
+    found = run(driver, ledger)
+    assert (found.behind, found.drift) == (1, {Unit.TOKENS: in_pipeline})
+    again = run(driver, ledger)
+    assert (again.compared, again.behind, again.ahead) == (1, 0, 0)
+    assert not call()
+    driver.run(driver.store.aclose())
 
 
 class TestTheLedgerItself:

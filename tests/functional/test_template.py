@@ -245,6 +245,28 @@ def schedules(function: str) -> dict[str, Any]:
     }
 
 
+def test_the_ledger_is_archived_every_month_and_the_archive_outlives_the_stack() -> None:
+    (schedule,) = resources("AWS::Scheduler::Schedule").values()
+    target = schedule["Target"]
+    assert target["Arn"]["Fn::Sub"].endswith(":scheduler:::aws-sdk:dynamodb:exportTableToPointInTime")
+    asked = json.loads(target["Input"]["Fn::Sub"])
+    assert asked == {
+        "TableArn": "${LedgerTable.Arn}",
+        "S3Bucket": "${LedgerArchive}",
+        "ExportFormat": "DYNAMODB_JSON",
+    }
+    ledger = resources("AWS::DynamoDB::Table")["LedgerTable"]
+    assert ledger["PointInTimeRecoverySpecification"]["PointInTimeRecoveryEnabled"], "what an export is made from"
+    assert target["RoleArn"] == {"Fn::GetAtt": ["LedgerArchiveRole", "Arn"]}
+    allowed = {
+        statement["Sid"]: statement for statement in statements(resources("AWS::IAM::Role")["LedgerArchiveRole"])
+    }
+    assert allowed["Export"]["Resource"] == {"Fn::GetAtt": ["LedgerTable", "Arn"]}
+    assert allowed["Write"]["Resource"] == {"Fn::Sub": "${LedgerArchive.Arn}/*"}
+    assert translated()["Resources"]["LedgerArchive"]["DeletionPolicy"] == "Retain"
+    assert all(resources("AWS::S3::Bucket")["LedgerArchive"]["PublicAccessBlockConfiguration"].values())
+
+
 def test_limit_stores_are_compared_with_the_ledger_every_hour() -> None:
     assert schedules("ReconcilerFunction") == {"rate(1 hour)": None}
 

@@ -92,13 +92,9 @@ def moves(entry: UsageClose, use_case: str | None = None) -> Moves:
         return {}
     requests = int(counts_as_request(entry.outcome, entry.status, entry.total_tokens))
     amounts = {Unit.REQUESTS: requests, Unit.TOKENS: entry.total_tokens, Unit.MICROUSD: entry.cost_microusd}
-    found: Moves = {}
-    for subject in subjects(entry):
-        for window in Window:
-            label = window.bounds(entry.ts_us)[0]
-            found[Counter(subject, label)] = {
-                figure(unit, model): amount for unit, amount in amounts.items() for model in ("", entry.model) if amount
-            }
+    counted = {figure(unit, model): amount for unit, amount in amounts.items() for model in ("", entry.model) if amount}
+    labels = [window.bounds(entry.ts_us)[0] for window in Window]
+    found: Moves = {Counter(subject, label): counted.copy() for subject in subjects(entry) for label in labels}
     found[row[0]] = row[1]
     for rollup in row[0].rolled():
         found[rollup] = dict(row[1])
