@@ -38,7 +38,7 @@ class Ideal:
         for take in wanted:
             if isinstance(take, BudgetTake):
                 take.seed = 0  # it has seen everything that was ever spent
-        if not at_once(self._store.admit(Admission(call.id, wanted, request.expires_us))).admitted:
+        if not at_once(self._store.admit(Admission(call.id, wanted, request.longest_us))).admitted:
             return None
         microusd = terms.price.cost(call.usage) if terms.price is not None else 0
         return Settlement(call.id, wanted, claim.used(call.usage.total_tokens, microusd, sent=True))

@@ -87,11 +87,12 @@ def same(one: Any, other: Any) -> bool:
 
 
 def body_of(policy: Policy) -> str:
-    """What a snapshot holds: the policy as JSON, without tenants and revision."""
+    """What a snapshot holds: the policy as JSON, without tenants and revision. A part that is empty is left out: items
+    cannot say whether a file had it."""
     document = plain(policy)
-    document.pop("tenants", None)
-    document.pop("revision", None)
-    return canonical(document)
+    return canonical(
+        {name: part for name, part in document.items() if name not in ("tenants", "revision") and part != {}}
+    )
 
 
 def pack(body: str) -> dict[str, Any]:
