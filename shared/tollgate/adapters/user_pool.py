@@ -123,7 +123,7 @@ class UserPool:
             self._cognito.admin_user_global_sign_out(UserPoolId=self._pool, Username=name)
         return self.user(name)
 
-    def delete_user(self, name: str) -> None:
+    def remove_user(self, name: str) -> None:
         """Raises `NotFound`."""
         self.user(name)
         self._cognito.admin_delete_user(UserPoolId=self._pool, Username=name)
@@ -166,7 +166,7 @@ class UserPool:
         answer = self._cognito.add_user_pool_client_secret(UserPoolId=self._pool, ClientId=client_id)
         return str(answer["ClientSecretDescriptor"]["ClientSecretValue"])
 
-    def delete_secret(self, client_id: str, secret: Secret) -> None:
+    def end_secret(self, client_id: str, secret: Secret) -> None:
         self._cognito.delete_user_pool_client_secret(
             UserPoolId=self._pool, ClientId=client_id, ClientSecretId=secret.id
         )

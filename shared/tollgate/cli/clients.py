@@ -164,7 +164,7 @@ def rotate(name: str, tenant: str | None, finish: bool, yes: bool, as_json: bool
     if len(known) < 2:
         raise Fail(f"{name} has one secret only: there is nothing to finish", CONFLICT)
     confirm(f"Does {name} of {found.tenant} use its new secret? The old one will stop working.", yes)
-    users.delete_secret(found.client_id, known[0])
+    users.end_secret(found.client_id, known[0])
     if as_json:
         echo_json({**found.as_dict(), "secrets": 1})
     else:

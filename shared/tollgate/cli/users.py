@@ -161,7 +161,7 @@ def delete(name: str, yes: bool, as_json: bool) -> None:
     users = pool()
     found = users.user(name)
     confirm(f"Delete {found.user} of tenant {found.tenant or '(none)'} for good?", yes)
-    users.delete_user(name)
+    users.remove_user(name)
     if as_json:
         echo_json({"deleted": found.user, "tenant": found.tenant})
     else:
