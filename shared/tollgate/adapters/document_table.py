@@ -153,7 +153,8 @@ class DocumentTable:
             if error.code == "ResourceNotFoundException":
                 hint = "deploy the stack first, or correct the TOLLGATE_..._TABLE that names it"
                 raise PolicyUnavailable(f"there is no table {self.name!r}: {hint}") from error
-            raise PolicyUnavailable(f"DynamoDB: {operation} on {self.name}: {error}") from error
+            hint = ": is it the right table?" if error.code == "ValidationException" else ""
+            raise PolicyUnavailable(f"DynamoDB: {operation} on {self.name}: {error}{hint}") from error
         except UpstreamError as error:
             raise PolicyUnavailable(f"DynamoDB cannot be reached: {error}") from error
 

@@ -12,6 +12,7 @@ from tollgate.cli import (
     audit,
     boosts,
     clients,
+    completion,
     credit,
     explain,
     keys,
@@ -46,41 +47,48 @@ profile and region as for any AWS tool; or set TOLLGATE_STACK, AWS_PROFILE and A
   tollgate --stack http://127.0.0.1:9000 status
 
 Every command has --json. An error is one line on standard error, and the exit code says what kind:
-{", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())}.
-"""
 
-OFFLINE = frozenset({("dev",), ("serve",), ("policy", "check")})
+\b
+{"".join(f"  {code}  {meaning}" + chr(10) for code, meaning in EXIT_CODES.items())}"""
+
+OFFLINE = frozenset({("dev",), ("serve",), ("policy", "check"), ("completion",)})
 """Commands that talk to no stack."""
 
 
-@click.group(help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 118})
+SECTIONS: dict[str, tuple[click.Command, ...]] = {
+    "Run a gateway": (running.dev, running.serve, running.status, running.token),
+    "Say what may be used": (policy.policy, plans.plan, prices.price, secrets.secret),
+    "Say who may use it": (tenants.tenant, boosts.boost, credit.credit, users.user, clients.client, keys.key),
+    "See what happened": (usage.usage, explain.explain, audit.audit, alerts.alert, ledger.ledger),
+    "This command itself": (completion.completion,),
+}
+
+
+class Sections(click.Group):
+    """Lists its commands in the order in which one needs them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, self.commands))
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                rows = [(str(command.name).ljust(width), command.get_short_help_str(160)) for command in commands]
+                formatter.write_dl(rows)
+
+
+@click.group(
+    cls=Sections, help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 118}
+)
 @click.version_option(package_name="tollgate", message="%(version)s")
 def tollgate() -> None:
     pass
 
 
-for command in (
-    running.dev,
-    running.serve,
-    running.token,
-    tenants.tenant,
-    users.user,
-    clients.client,
-    keys.key,
-    plans.plan,
-    policy.policy,
-    boosts.boost,
-    prices.price,
-    credit.credit,
-    usage.usage,
-    ledger.ledger,
-    alerts.alert,
-    audit.audit,
-    explain.explain,
-    secrets.secret,
-    running.status,
-):
-    tollgate.add_command(command)
+for section in SECTIONS.values():
+    for command in section:
+        tollgate.add_command(command)
 
 # before or after the command, as it comes to mind
 tollgate.params.extend(connection_options())

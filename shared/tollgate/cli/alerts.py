@@ -33,7 +33,12 @@ def alert() -> None:
 )
 @json_option
 def list_(tenant: str | None, days: int, as_json: bool) -> None:
-    """List recent alerts, oldest first, those that wait for delivery too."""
+    """List recent alerts, oldest first, those that wait for delivery too.
+
+    \b
+      tollgate alert list
+      tollgate alert list --tenant acme --days 7 --json
+    """
     today = datetime.now(UTC).date()
     labels = [(today - timedelta(days=back)).isoformat() for back in range(days)]
 

@@ -40,13 +40,19 @@ _CHOICES = "tollgate.cli.connect"
 # -- the options -------------------------------------------------------------------------------------------------------
 
 
-def connection_options() -> list[click.Option]:
+class ConnectionOption(click.Option):
+    """One of those that all commands have which talk to a stack."""
+
+    def __init__(self, name: str, metavar: str, help: str) -> None:
+        super().__init__([name], metavar=metavar, help=help, expose_value=False, callback=_choose)
+
+
+def connection_options() -> list[ConnectionOption]:
     """`--stack`, `--profile` and `--region`, for the command itself and for all that talk to a stack."""
-    stack = "The stack: a CloudFormation stack's name, or a local stack's URL."
     return [
-        click.Option(["--stack"], metavar="NAME|URL", help=stack, expose_value=False, callback=_choose),
-        click.Option(["--profile"], metavar="NAME", help="The AWS profile.", expose_value=False, callback=_choose),
-        click.Option(["--region"], metavar="NAME", help="The AWS region.", expose_value=False, callback=_choose),
+        ConnectionOption("--stack", "NAME|URL", "The stack: a CloudFormation stack's name, or a local stack's URL."),
+        ConnectionOption("--profile", "NAME", "The AWS profile."),
+        ConnectionOption("--region", "NAME", "The AWS region."),
     ]
 
 

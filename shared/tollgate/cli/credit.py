@@ -144,7 +144,12 @@ def reverse(tenant: str, entry: str, note: str, as_json: bool) -> None:
 @click.argument("tenant")
 @json_option
 def show(tenant: str, as_json: bool) -> None:
-    """Show what was added, what is used, and what is left, as admission sees it."""
+    """Show what was added, what is used, and what is left, as admission sees it.
+
+    \b
+      tollgate credit show acme
+      tollgate credit show acme --json | jq '.accounts[0].left_microusd'
+    """
 
     async def run(books: Books) -> tuple[list[dict[str, Any]], bool]:
         return await _accounts(books, tenant), await books.credit.damaged(tenant)
@@ -162,6 +167,9 @@ def repair(tenant: str, as_json: bool) -> None:
     """Write the sum of the entries to the tenant's record again, where it is not the same.
 
     For a tenant that was deleted and made again, or whose record somebody edited.
+
+    \b
+      tollgate credit repair acme
     """
 
     async def run(books: Books) -> tuple[bool, list[dict[str, Any]]]:
@@ -177,7 +185,11 @@ def repair(tenant: str, as_json: bool) -> None:
 @click.argument("tenant")
 @json_option
 def list_(tenant: str, as_json: bool) -> None:
-    """List every entry of a tenant and its users, oldest first."""
+    """List every entry of a tenant and its users, oldest first.
+
+    \b
+      tollgate credit list acme
+    """
 
     async def run(books: Books) -> list[Entry]:
         await books.tables.tenants.get(tenant)

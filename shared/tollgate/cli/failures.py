@@ -73,7 +73,7 @@ def describe(error: Exception) -> Failure:
 
     if isinstance(error, PolicyErrors):
         return Failure(str(error), BAD_POLICY)
-    for cause in _causes(error):
+    for cause in reversed([*_causes(error)]):  # what began it says most
         if hint := _AWS_HINTS.get(_aws_code(cause)):
             return Failure(f"tollgate: {one_line(cause).rstrip('.')}: {hint}", NOT_ALLOWED)
     codes: dict[type[Exception], int] = {

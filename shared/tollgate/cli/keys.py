@@ -115,7 +115,8 @@ def create(
 
     \b
       tollgate key create acme --user ci --note 'nightly tests' --expires 90d
-      tollgate key create acme --model small --budget '{usd: 5, per: month}' --limit '{requests: 60, per: minute}'
+      tollgate key create acme --model small --budget '{usd: 5, per: month}'
+      tollgate key create acme --limit '{requests: 60, per: minute}'
       tollgate key create acme --route /v1/embeddings --quiet > /run/secrets/tollgate
     """
     given = {"models": list(models), "routes": list(routes)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sys
 from collections import Counter
@@ -31,7 +30,12 @@ REASONS = 20
 
 @click.group()
 def ledger() -> None:
-    """The ledger: enter records again that did not get there."""
+    """The ledger: enter records again that did not get there.
+
+    \b
+      tollgate ledger replay --from-queue --dry-run
+      tollgate ledger replay --from-queue
+    """
 
 
 def _moment(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
@@ -177,6 +181,8 @@ class Looked:
 
 
 async def _replay(stack: Stack, portions: Iterator[Portion], queue: Queue | None, *, dry_run: bool) -> Summary:
+    import asyncio
+
     from tollgate.adapters.memory_limits import MemoryLimitStore
     from tollgate.bootstrap import Adapters, Settings, clock_us
     from tollgate.services.meter import meter

@@ -37,6 +37,10 @@ def price() -> None:
 
     Prices are US dollars per million tokens. They stand in the policy: at the model (`price`), or in a table by
     upstream, model and date (`prices`). What has neither is held and billed at the policy's `ceiling_price`.
+
+    \b
+      tollgate price list
+      tollgate price check policy.yaml
     """
 
 

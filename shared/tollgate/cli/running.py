@@ -56,7 +56,9 @@ def serve(ctx: click.Context, host: str, port: int, workers: int, as_json: bool)
     (so do all others: --json changes nothing here).
 
     \b
-      TOLLGATE_POLICY=policy.yaml TOLLGATE_ISSUER=https://login.example.com TOLLGATE_CLIENT_IDS=app tollgate serve
+      export TOLLGATE_POLICY=policy.yaml
+      export TOLLGATE_ISSUER=https://login.example.com TOLLGATE_CLIENT_IDS=app
+      tollgate serve --host 0.0.0.0 --workers 4
     """
     from tollgate.bootstrap import serve as run
 

@@ -106,7 +106,12 @@ def rotate(name: str, undo: bool, as_json: bool) -> None:
 @secret.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """List provider keys: which upstreams use them, and how old they are. Never their values."""
+    """List provider keys: which upstreams use them, and how old they are. Never their values.
+
+    \b
+      tollgate secret list
+      tollgate secret list --json --stack tollgate-prod
+    """
 
     async def run(stack: Stack) -> list[dict[str, Any]]:
         users: dict[str, list[str]] = {}
