@@ -102,8 +102,7 @@ def test_who_must_leave_nothing_behind_cannot_ask_for_it(callers: Callers, upstr
 def test_the_command_line_knows_them(callers: Callers, stack: Any) -> None:
     tenant = callers().tenant
     change = "data={phi: true, regions: [eu, us-east-1]}"
-    stack.run("tenant", "set", tenant, change, 'teams.labs.data.models=["small"]')
-    shown = json.loads(stack.run("tenant", "show", tenant, "--json").stdout)
+    shown = json.loads(stack.run("tenant", "set", tenant, change, "teams.labs.data.models=[small]", "--json").stdout)
     assert shown["data"] == {"phi": True, "regions": ["eu", "us-east-1"]}
     assert shown["teams"] == {"labs": {"data": {"models": ["small"]}}}
     text = stack.run("tenant", "show", tenant).stdout

@@ -254,7 +254,7 @@ class Bookkeeper:
             await store.aclose()
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(500, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [4, pytest.param(500, marks=pytest.mark.long)])
 def test_a_gateway_killed_between_answer_and_settlement(
     upstream: ScriptedUpstream, redis_url: str, tmp_path: Path, kills: int
 ) -> None:
