@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.functional.callers import Callers
+from tests.functional.callers import Answer, Callers
 from tests.functional.scripted import Exchange, ScriptedUpstream, completion
 from tollgate.wire.routes import ROUTES
 
@@ -59,15 +59,21 @@ def test_a_rule_holds_on_every_route(callers: Callers, upstream: ScriptedUpstrea
     assert {model["id"] for model in listed} == LISTED[rule]
 
 
+def unreachable(answer: Answer) -> bool:
+    """Whether the call was allowed, and found nobody (at once, or on a very busy machine after a while)."""
+    return (answer.status, answer.error["code"]) in ((502, "upstream_error"), (504, "upstream_timeout"))
+
+
 def test_a_team_can_only_narrow_its_tenant(callers: Callers, upstream: ScriptedUpstream) -> None:
     tenant = callers().tenant
     callers.put(tenant, data={"phi": True}, teams={"labs": {"data": {"models": ["large"]}}})
     free = callers.colleague(tenant, "alice")
     labs = type(free)(free.url, tenant, "bob", callers.token(tenant, "bob", team="labs"))
     with upstream.play():
-        for caller, expected in ((free, 502), (labs, 403)):
-            assert caller.chat(model="guarded").status == expected
-            assert caller.chat(model="scripted").status == 403
+        assert unreachable(free.chat(model="guarded"))
+        assert labs.chat(model="guarded").error["code"] == "data_rule"
+        for caller in (free, labs):
+            assert caller.chat(model="scripted").error["code"] == "data_rule"
 
 
 def test_a_failover_never_goes_to_a_forbidden_place(callers: Callers, upstream: ScriptedUpstream) -> None:
@@ -80,7 +86,7 @@ def test_a_failover_never_goes_to_a_forbidden_place(callers: Callers, upstream: 
                 assert everyone.post(path, request_for(path, "guarded", stream=stream)).status == 200
                 before = len(received)
                 refused = cleared.post(path, request_for(path, "guarded", stream=stream))
-                assert (refused.status, refused.error["code"]) == (502, "upstream_error")
+                assert unreachable(refused)
                 assert len(received) == before
 
 
