@@ -45,7 +45,7 @@ from tollgate.domain.bookkeeping import (
 from tollgate.domain.keys import digest
 from tollgate.domain.limits import SECOND_US, BudgetTake
 from tollgate.domain.records import UsageClose, UsageOpen
-from tollgate.domain.reports import ALL_KEYS, UsageRow, spans, used
+from tollgate.domain.reports import ALL_KEYS, Span, UsageRow, spans, used
 
 DAY_S = 86_400
 OPENS_KEPT_S = 30 * DAY_S
@@ -113,15 +113,13 @@ class DynamoLedger:
             async with busy:
                 return [_usage_row(name, rollup, item) async for item in self._table.query(ex, condition)]
 
-        ranges = [
-            (span.rollup, *days)
-            for span in spans({*by, *where}, since, until)
-            for days in _ranges(span.first or "0", (span.last or "9") + "~")  # "~" sorts after the "#" behind the day
-        ]
+        ranges = [(span.rollup, *days) for span in spans({*by, *where}, since, until) for days in _ranges(span)]
         parts = await asyncio.gather(*(rows(name, *part) for name in tenants for part in ranges))
         sums: dict[Row, dict[str, int]] = {}
-        for row, more in (one for part in parts for one in part):  # a row that was spread is in several items
-            add(sums, {row: dict(more)})
+        for row, more in (one for part in parts for one in part):
+            known = sums.setdefault(row, more)
+            if known is not more:  # a row that was spread is in several items
+                add(sums, {row: more})
         found = (UsageRow(row, total) for row, total in sums.items())
         return used(r for r in found if all(getattr(r.row, name) == value for name, value in where.items()))
 
@@ -212,13 +210,13 @@ def _usage_row(tenant: str, rollup: str, item: Plain) -> UsageRow:
     return UsageRow(Row._make([tenant, item["sk"].partition("#")[0], *columns, rollup]), sums)
 
 
-def _ranges(first: str, last: str) -> list[tuple[str, str]]:
-    """The sort keys from `first` to `last` in ranges of a few days, so that queries can run beside each other; in one
-    where the days are not both given."""
-    try:
-        day, end = date.fromisoformat(first), date.fromisoformat(last.rstrip("~"))
-    except ValueError:
-        return [(first, last)] if first <= last else []
+def _ranges(span: Span) -> list[tuple[str, str]]:
+    """The sort keys of a span; of single rows, which are many, in ranges of a few days where both ends are given, so
+    that queries can run beside each other."""
+    first, last = span.first or "0", span.last or "9"
+    if span.rollup or span.first is None or span.last is None:
+        return [(first, f"{last}~")] if first <= last else []  # "~" sorts after the "#" behind the day
+    day, end = date.fromisoformat(first), date.fromisoformat(last)
     found: list[tuple[str, str]] = []
     while day <= end:
         to = min(day + timedelta(days=RANGE_DAYS - 1), end)

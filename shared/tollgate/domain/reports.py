@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import date, timedelta
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ class UsageRow(NamedTuple):
     """One row of the ledger with its sums, named as in `FIGURES`; what is not there is 0."""
 
     row: Row
-    sums: Mapping[str, int]
+    sums: dict[str, int]
 
 
 class Span(NamedTuple):
@@ -35,20 +35,21 @@ class Span(NamedTuple):
 
 
 def spans(by: Collection[str], since: str | None, until: str | None) -> list[Span]:
-    """The fewest rows that tell the columns `by` from one day to another: whole months by their sums, where nobody asks
-    for days; and days by theirs, where only models and providers are told apart."""
-    days = "" if set(by) - {"tenant", "model", "provider", "day"} else "day"
+    """The fewest rows that tell the columns `by` from one day to another: of days, where only models and providers are
+    told apart; else of months, where nobody asks for days."""
+    if not set(by) - {"tenant", "model", "provider", "day"}:
+        return [Span("day", since, until)]
     if "day" in by:
-        return [Span(days, since, until)]
+        return [Span("", since, until)]
     first = None if since is None else since[:7] if since[8:] == "01" else _month(since, 1)
     last = None if until is None else until[:7] if _last_day(until) == until else _month(until, -1)
     if first is not None and last is not None and first > last:
-        return [Span(days, since, until)]
+        return [Span("", since, until)]
     found = [Span("month", first, last)]
     if since is not None and since[:7] != first:
-        found.append(Span(days, since, _last_day(since)))
+        found.append(Span("", since, _last_day(since)))
     if until is not None and until[:7] != last:
-        found.append(Span(days, f"{until[:7]}-01", until))
+        found.append(Span("", f"{until[:7]}-01", until))
     return found
 
 
@@ -65,7 +66,7 @@ def _month(day: str, more: int) -> str:
 
 def used(rows: Iterable[UsageRow]) -> list[UsageRow]:
     """In order, without rows whose usage was all taken back."""
-    return sorted((r for r in rows if any(r.sums.get(name) for name in FIGURES)), key=lambda r: r.row)
+    return sorted((r for r in rows if any(r.sums.values())), key=lambda r: r.row)
 
 
 def grouped(rows: Iterable[UsageRow], by: Sequence[str] = KEYS, *, kinds: bool = False) -> list[Line]:
