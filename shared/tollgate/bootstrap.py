@@ -270,7 +270,7 @@ async def gateway(settings: Settings, identify: Identify, deadline: Deadline, *,
 
     return Gateway(
         identify=identify,
-        account=Account(directory, spending, clock_us),
+        account=Account(directory, spending, store, clock_us),
         administration=Administration(directory, status),
         admitter=admitter,
         forwarder=Forwarder(adapters.http, adapters.secrets(), adapters.sign),

@@ -255,7 +255,8 @@ def test_the_caller_sees_own_limits_and_use(callers: Callers) -> None:
     callers.entries(caller, 1)
     seen = caller.get("/v1/usage").json
     assert (seen["tenant"], seen["user"], seen["plan"]) == (caller.tenant, "alice", "lab")
-    assert {"scope": "tenant", "unit": "requests in flight", "limit": 5} in seen["limits"]
+    assert {"scope": "tenant", "unit": "requests in flight", "limit": 5, "remaining": 5} in seen["limits"]
+    assert [used["total_tokens"] for used in seen["used"]] == [13, 13]
     (tokens,) = [budget for budget in seen["budgets"] if budget["unit"] == "tokens"]
     assert (tokens["limit"], tokens["used"], tokens["remaining"]) == (1000, 13, 987)
 

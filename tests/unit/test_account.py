@@ -12,10 +12,12 @@ import pytest
 from tests.records import NOON, a_close
 from tests.unit.test_admit import ALICE, POLICY
 from tollgate.adapters.memory_ledger import MemoryLedger
+from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.policy_file import FilePolicySource
 from tollgate.domain.limits import DAY_US, BudgetTake
 from tollgate.ports import StoreUnavailable
 from tollgate.services.account import KEPT_US, Account
+from tollgate.services.admit import Admitter, Request
 from tollgate.services.directory import Directory
 from tollgate.wire.errors import ApiError
 
@@ -43,7 +45,9 @@ class World:
         self.books = Books()
         source = FilePolicySource(folder / "policy.yaml", {})
         directory = Directory(source, lambda: self.now, versioned=lambda: True)
-        self.account = Account(directory, self.books, lambda: self.now)
+        self.store = MemoryLimitStore(lambda: self.now)
+        self.account = Account(directory, self.books, self.store, lambda: self.now)
+        self.admitter = Admitter(self.store, self.books, directory, self.store, lambda: self.now)
 
 
 @pytest.fixture
@@ -68,6 +72,22 @@ def test_own_use_and_cost_of_day_and_month(world: World) -> None:
     assert seen["used"] == [today, month]
     assert with_key["used"][2:] == [{**today, "scope": "key"}, {**today, "scope": "key", "window": "2026-11"}]
     assert [(b["unit"], b["used"]) for b in seen["budgets"]] == [("tokens", 15 + 1000)]
+
+
+def test_what_is_left_is_told_and_not_taken(world: World) -> None:
+    async def ask() -> list[list[int]]:
+        left = []
+        for i in range(4):
+            seen = await world.account.usage(ALICE)
+            left.append([limit["remaining"] for limit in seen["limits"]])
+            world.now += KEPT_US
+            if i == 1:
+                request = Request("r", "openai", "small", 70_000, 0, 60_000_000)
+                await world.admitter.admit(ALICE, "192.0.2.1", request, 0)
+        return left
+
+    # 60 requests and 100,000 tokens a minute: three seconds give 3 and 5,000 back
+    assert asyncio.run(ask()) == [[10, 100_000], [10, 100_000], [9, 30_000], [10, 35_000]]
 
 
 def test_a_crowd_asks_the_ledger_once_in_some_seconds(world: World) -> None:

@@ -160,7 +160,7 @@ def test_models_that_the_rules_forbid_are_not_listed() -> None:
     policy = a_policy(named, [{"upstream": "u", "model": "m"}])
     record = a_record({"models": ["other"]}, {"europe": {"data": {"regions": ["eu"]}}})
     directory = Directory(OneTenant(policy, record), lambda: 10**15, versioned=lambda: True)
-    account = Account(directory, Spent(), lambda: 10**15)
+    account = Account(directory, Spent(), MemoryLimitStore(), lambda: 10**15)
     assert asyncio.run(account.models(Identity("acme", "alice"))) == ["other"]
     assert asyncio.run(account.models(Identity("acme", "alice", team="europe"))) == []
 

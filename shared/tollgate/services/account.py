@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,11 +12,25 @@ from typing import Any
 from tollgate.domain import keys
 from tollgate.domain.data_rules import objection
 from tollgate.domain.identity import Identity
-from tollgate.domain.limits import SECOND_US, Budget, BudgetTake, Rate, Scope, Unit, Window
+from tollgate.domain.limits import (
+    SECOND_US,
+    Admission,
+    Budget,
+    BudgetTake,
+    Rate,
+    RateTake,
+    Scope,
+    SlotTake,
+    State,
+    Status,
+    Unit,
+    Window,
+    remaining,
+)
 from tollgate.domain.policy import Policy, TenantRecord
 from tollgate.domain.restrictions import restrictions
 from tollgate.domain.terms import Claim, Cost
-from tollgate.ports import PolicyUnavailable, Spending, StoreUnavailable
+from tollgate.ports import LimitStore, PolicyUnavailable, Spending, StoreUnavailable
 from tollgate.services.admit import RETRY_AFTER_US, check_standing
 from tollgate.services.directory import Directory, speaking
 from tollgate.wire import errors
@@ -32,9 +48,10 @@ MEASURES = (Unit.REQUESTS, Unit.TOKENS, Unit.MICROUSD)
 class Account:
     """Reads only; nothing here takes from a limit."""
 
-    def __init__(self, directory: Directory, spending: Spending, clock: Callable[[], int]) -> None:
+    def __init__(self, directory: Directory, spending: Spending, store: LimitStore, clock: Callable[[], int]) -> None:
         self._directory = directory
         self._spending = spending
+        self._store = store
         self._clock = clock
         self._known: OrderedDict[Identity, tuple[int, asyncio.Future[dict[str, Any]]]] = OrderedDict()
 
@@ -72,26 +89,17 @@ class Account:
 
     async def _usage(self, who: Identity) -> dict[str, Any]:
         policy, record = await self._standing(who)
-        limits: dict[str, dict[str, Any]] = {}
-        budgets: dict[str, BudgetTake] = {}
-        for model in await self.models(who):
-            bounds = self._directory.terms(policy, record, who, model).bounds
-            for bound in bounds:
-                limit = bound.limit
-                if isinstance(limit, Budget) or limit.scope == "global":
-                    continue
-                entry: dict[str, Any] = {"scope": limit.scope, "unit": "requests in flight", "limit": limit.amount}
-                if isinstance(limit, Rate):
-                    period = limit.period_us // 1_000_000
-                    entry = {"scope": limit.scope, "unit": limit.unit, "limit": limit.amount}
-                    entry |= {"per_seconds": period, "burst": limit.burst}
-                limits[limit.id] = entry
-            for take in Claim(bounds).takes(NOTHING, self._clock()):
-                if isinstance(take, BudgetTake):
-                    budgets[take.key] = take
+        bounds = {
+            bound.key: bound
+            for model in await self.models(who)
+            for bound in self._directory.terms(policy, record, who, model).bounds
+            if bound.limit.scope is not Scope.GLOBAL
+        }
+        takes = Claim(bounds.values()).takes(NOTHING, self._clock())
+        budgets = [take for take in takes if isinstance(take, BudgetTake)]
         own = _own(who, self._clock())
         try:
-            spent = await self._spending.spent([*budgets.values(), *own])
+            spent = await self._spending.spent([*budgets, *own])
         except StoreUnavailable as error:
             raise errors.unavailable("The ledger cannot be read at the moment.", RETRY_AFTER_US) from error
         return {
@@ -99,10 +107,22 @@ class Account:
             "tenant": who.tenant,
             "user": who.user,
             "plan": record.plan,
-            "limits": list(limits.values()),
-            "budgets": [_shown(take, used) for take, used in zip(budgets.values(), spent, strict=False)],
+            "limits": await self._limits(who, [take for take in takes if not isinstance(take, BudgetTake)]),
+            "budgets": [_shown(take, used) for take, used in zip(budgets, spent, strict=False)],
             "used": _used(own, spent[len(budgets) :]),
         }
+
+    async def _limits(self, who: Identity, takes: Sequence[RateTake | SlotTake]) -> list[dict[str, Any]]:
+        """Rates and slots, with what is left of each now; None where the store cannot tell."""
+        looking = Admission(f"look_{os.urandom(16).hex()}", list(takes), 0, who.tenant)
+        states: Sequence[State | None] = [None] * len(takes)
+        now = 0
+        if takes:
+            with contextlib.suppress(StoreUnavailable):
+                decision = await self._store.look(looking)
+                if decision.status in (Status.ADMITTED, Status.REFUSED):
+                    states, now = decision.states, decision.now_us
+        return [_limit(take, state, now) for take, state in zip(takes, states, strict=True)]
 
     async def _standing(self, who: Identity) -> tuple[Policy, TenantRecord]:
         try:
@@ -114,6 +134,14 @@ class Account:
         check_standing(policy, record)
         assert record is not None
         return policy, record
+
+
+def _limit(take: RateTake | SlotTake, state: State | None, now_us: int) -> dict[str, Any]:
+    limit = take.limit
+    shown: dict[str, Any] = {"scope": limit.scope, "unit": "requests in flight", "limit": limit.amount}
+    if isinstance(limit, Rate):
+        shown |= {"unit": limit.unit, "per_seconds": limit.period_us // SECOND_US, "burst": limit.burst}
+    return shown | {"remaining": remaining(take, state, now_us) if state is not None else None}
 
 
 def _own(who: Identity, now_us: int) -> list[BudgetTake]:
