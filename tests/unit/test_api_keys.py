@@ -288,6 +288,22 @@ def test_made_up_keys_are_looked_up_only_so_often_from_one_address() -> None:
     assert authenticator.verify(KEY.encode(), "192.0.2.2").tenant == "acme"
 
 
+def test_a_key_that_was_good_is_not_locked_out_by_forgeries_from_its_address() -> None:
+    now = float(NOW)
+    records = Records(record())
+    authenticator = Authenticator([verifier(records)], clock=lambda: now)  # which remembers no identity
+    assert authenticator.verify(KEY.encode(), "192.0.2.1").tenant == "acme"
+    for number in range(30):
+        with pytest.raises(Unauthorized):
+            authenticator.verify(key_with(number).encode(), "192.0.2.1")
+    assert authenticator.verify(KEY.encode(), "192.0.2.1").tenant == "acme"
+    # it is verified all the same
+    records.kept[ID] = record(revoked=True)
+    with pytest.raises(Unauthorized) as refused:
+        authenticator.verify(KEY.encode(), "192.0.2.1")
+    assert refused.value.reason == "revoked API key"
+
+
 def test_an_honest_client_with_a_revoked_key_does_not_lock_out_its_neighbours() -> None:
     neighbour = api_keys.make(b"\x05" * 9, b"\x06" * 24)
     good = record(neighbour, id=api_keys.parse(neighbour))

@@ -19,6 +19,9 @@ from tollgate.domain.identity import Forged, Identity, TooManyFailures, Unauthor
 MAX_CREDENTIAL = 8192
 """Characters; API Gateway's limit for all headers together is 10,240 bytes."""
 MAX_REMEMBERED = 10_000
+GOOD_LATELY_S = 600
+"""For how long a credential that was good is listened to, though its address sends forgeries: some may be remembered
+for seconds only, and must not be locked out by their neighbours."""
 FORGED_PER_MINUTE = 20
 """How many forged credentials one address may send before it is refused without a look."""
 FAILED_PER_MINUTE = 600
@@ -61,6 +64,8 @@ class Authenticator:
         self._verifiers = tuple(verifiers)
         self._clock = clock
         self._known = _Remembered(MAX_REMEMBERED)
+        self._good_lately = _Remembered(MAX_REMEMBERED)
+        """Credentials that are listened to, whatever else comes from their address; they are verified all the same."""
         self._forgeries = _Attempts(forged_per_minute)
         self._failures = _Attempts(FAILED_PER_MINUTE)
 
@@ -86,7 +91,8 @@ class Authenticator:
         if (known := self._known.get(fingerprint, now)) is not None:
             return known
         source = keys.address(ip)
-        if (wait_s := max(self._forgeries.wait_s(source, now), self._failures.wait_s(source, now))) > 0:
+        wait_s = max(self._forgeries.wait_s(source, now), self._failures.wait_s(source, now))
+        if wait_s > 0 and self._good_lately.get(fingerprint, now) is None:
             raise TooManyFailures(wait_s)
         try:
             identity, remember_s = self._verify(credential, now)
@@ -96,6 +102,7 @@ class Authenticator:
                 self._forgeries.count(source, now)
             raise
         self._known.put(fingerprint, identity, min(identity.expires_at, now + remember_s))
+        self._good_lately.put(fingerprint, identity, now + GOOD_LATELY_S)
         return identity
 
     def _verify(self, credential: bytes, now: float) -> tuple[Identity, int]:
