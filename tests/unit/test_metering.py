@@ -168,6 +168,24 @@ class TestPoison:
         report = bench.meter(a_close("a", input_tokens=3), "poison")
         assert (report.repeated, bench.spent(), len(bench.letters.sent)) == (1, 3, 1)
 
+    def test_a_batch_with_everything_wrong_in_it_goes_on(self, bench: Bench) -> None:
+        wrong: list[Any] = [
+            "x" * 1_000_000,
+            {**self.GOOD, "id": "long", "user": "x" * 1_000_000},
+            {"level": "INFO", "message": "somebody else's JSON"},
+            {**self.GOOD, "id": "future", "v": 99},
+        ]
+        unreadable = [DeadLetter("%%%", "not base64 of gzip of JSON: Error")]
+        report = bench.meter(a_close("a"), *wrong, a_close("b"), unreadable=unreadable)
+        assert (report.entered, report.poison) == (2, 5)
+        assert [letter.told for letter in bench.letters.sent] == [
+            "not base64 of gzip of JSON: Error",
+            "not a line of JSON in UTF-8",
+            "user: expected text of at most 256 characters",
+            "event: expected usage.close",
+            "v: this version reads schema 1",
+        ]
+
     def test_the_log_names_the_field_but_shows_nothing_of_the_line(self, capsys: pytest.CaptureFixture[str]) -> None:
         letter = DeadLetter("secret words", "outcome: expected one of some, found 'secret words'")
         asyncio.run(LoggedDeadLetters().send([letter]))
