@@ -11,6 +11,7 @@ import click
 import pytest
 
 from tests.functional.shell import ROOT, Shell
+from tests.unit.test_policy_file import BROKEN, with_line
 
 Edited = Callable[..., str]
 
@@ -114,3 +115,50 @@ def test_what_was_agreed_to_is_what_is_applied(
     assert done.code == 4
     assert "have changed since you looked" in done.err
     assert applied.ok("plan", "show", "free", "--json").json["limits"][0]["requests"] == 10
+
+
+MORE_BROKEN = [
+    ("requests: 10, per: minute, burst: 10", broken)
+    for broken in (
+        "requests: -1, per: minute", "requests: 10, per: minutes", "requests: 10, per: 60",
+        "requests: [10], per: minute",
+        "requests: {a: 1}, per: minute", "requests: ~, per: minute", "requests: 1e3, per: minute",
+        "tokens: ten, per: day",
+        "concurrent: -5", "concurrent: 5, burst: 6", "burst: 10, per: minute", "requests: 10, per: minute, Burst: 10",
+        "requests: 10, per: minute, burst: 0", "requests: 10, per: minute, scope: team", "requests: 10, requests: 11",
+    )
+] + [
+    ("usd: 25, per: month", broken)
+    for broken in (
+        "usd: 25, per: Month", "usd: -25, per: month", "usd: $25, per: month", "usd: 25, tokens: 5, per: month",
+        "usd: 25, per: month, models: small", "usd: 25, per: month, models: [smal]", "usd: .inf, per: month",
+        "usd: 1000001, per: month", "usd: 0.0000001, per: month",
+    )
+] + [
+    ("version: 1", broken) for broken in ("version: 3", "version: one", "versions: 1", "version: 1.5", "version: [1]")
+] + [
+    ("api: openai", broken)
+    for broken in ("api: OpenAI", "api: http", "api: [openai]", "apis: openai", "api: openai\n    x: 1")
+] + [
+    ("route: [{upstream: openai, model: gpt-4o-mini}]", broken)
+    for broken in (
+        "route: openai", "route: [openai]", "route: [{upstream: azure, model: x}]", "route: [{model: x}]",
+        "route: [{upstream: openai}]", "route: [{upstream: openai, model: x, weight: 5}]", "routes: []",
+    )
+]  # fmt: skip
+
+
+def test_no_broken_file_is_applied_in_part(applied: Shell, tmp_path: Path) -> None:
+    """A hundred and more files with one mistake each: exit code 5, a path and a line for each, and nothing written."""
+    variants = [with_line(number, line) for number, line, *_ in BROKEN]
+    variants += [(ROOT / "policy.yaml").read_text().replace(old, new, 1) for old, new in MORE_BROKEN]
+    assert len(variants) >= 100
+    before = applied.ok("policy", "show").out
+    file = tmp_path / "broken.yaml"
+    for text in variants:
+        file.write_text(text)
+        done = applied("policy", "apply", str(file))
+        assert (done.code, done.out) == (5, ""), (text, done)
+        for line in done.err.splitlines():
+            assert re.match(rf"{re.escape(str(file))}:[1-9][0-9]*: ", line), line
+    assert applied.ok("policy", "show").out == before
