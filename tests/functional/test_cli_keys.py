@@ -70,7 +70,7 @@ def test_what_it_may_do_is_checked_when_it_is_made(acme: Shell) -> None:
         (5, "the scope key, not user"): ("acme", "--limit", "{scope: user, requests: 1, per: minute}"),
         (5, "two entries of one kind"): ("acme", *(("--limit", "{requests: 1, per: day}") * 2)),
         (2, "is in the past"): ("acme", "--expires", "2020-01-01"),
-        (2, "expected a date"): ("acme", "--expires", "soon"),
+        (2, "expected a UTC day or time"): ("acme", "--expires", "soon"),
         (2, "at most 256"): ("acme", "--note", "n" * 257),
     }
     for (code, message), words in refusals.items():

@@ -41,7 +41,7 @@ def test_two_stacks_share_nothing_and_one_ends_without_a_trace(
         there = others.colleague(here.tenant, here.user)
         ours, theirs = (descendants(s.process.pid) | {s.process.pid} for s in (stack, other))
         ports = listening(theirs)
-        assert len(ports) == 5, "gateway, proxy, Redis, AWS and the demo model"
+        assert len(ports) == 6, "gateway, proxy, functions, Redis, AWS and the demo model"
         assert ports.isdisjoint(listening(ours))
 
         # the same tenant and user in both: each has its one request, and its own usage

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -13,41 +12,24 @@ import click
 
 from tollgate.cli.connect import Stack, with_stack
 from tollgate.cli.output import echo_json, json_option, table
+from tollgate.cli.values import AGO
 
 if TYPE_CHECKING:
     from tollgate.domain.audit import Change, Refusals
 
-UNITS_S = {"m": 60, "h": 3600, "d": 86_400}
 SHOWN = 60
 """Characters of a value in a change's line; --json has it whole."""
-
-
-class Moment(click.ParamType[int]):
-    """A moment in epoch seconds, given as a UTC day or time, or as so long ago."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        if found := re.fullmatch(r"([0-9]{1,5})([mhd])", value):
-            return int(time.time()) - int(found[1]) * UNITS_S[found[2]]
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"expected 30m, 24h, 7d (ago), 2026-11-21 or 2026-11-21T08:30, found {value!r}", param, ctx)
-        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
 @click.command()
 @click.option("--tenant", help="Of one tenant only: changes of its items, and its refusals.")
 @click.option("--actor", metavar="TEXT", help="Changes by somebody whose name contains this; no refusals.")
-@click.option("--since", type=Moment(), default="24h", show_default=True, metavar="WHEN", help="Or 7d, or a UTC time.")
-@click.option("--until", type=Moment(), metavar="WHEN", help="Up to then (default: now).")
+@click.option("--since", type=AGO, default="24h", show_default=True, metavar="WHEN", help="Or 7d, or a UTC time.")
+@click.option("--until", type=AGO, metavar="WHEN", help="Up to then (default: now).")
 @click.option("--only", type=click.Choice(["changes", "refusals"]), help="One kind of entry.")
 @json_option
 def audit(
-    tenant: str | None, actor: str | None, since: int, until: int | None, only: str | None, as_json: bool
+    tenant: str | None, actor: str | None, since: datetime, until: datetime | None, only: str | None, as_json: bool
 ) -> None:
     """Show who changed what, and who was refused by which rule, in time order.
 
@@ -60,11 +42,11 @@ def audit(
       tollgate audit --actor ann --json
       tollgate audit --only refusals --since 2026-11-21T08:00 --until 2026-11-21T09:00
     """
-    to = int(time.time()) + 1 if until is None else until
+    start, end = since.timestamp(), time.time() + 1 if until is None else until.timestamp()
 
     async def run(stack: Stack) -> tuple[list[Change], list[Refusals]]:
         log = stack.audit()
-        span = since * 1_000_000, to * 1_000_000
+        span = int(start * 1_000_000), int(end * 1_000_000)
         changes = [it async for it in log.changes(*span)] if only != "refusals" else []
         # minutes begin before their refusals
         refusals = [it async for it in log.refusals(span[0] - 60_000_000, span[1])] if only != "changes" else []

@@ -6,7 +6,6 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
@@ -14,6 +13,7 @@ import click
 from tollgate.cli.connect import TABLES, Stack, actor, with_stack
 from tollgate.cli.failures import NOT_FOUND, Fail
 from tollgate.cli.output import echo_json, json_option, money, table
+from tollgate.cli.values import DOLLARS
 
 if TYPE_CHECKING:
     from tollgate.adapters.credit_table import CreditTable
@@ -33,15 +33,10 @@ class Books(NamedTuple):
     ledger: DynamoLedger
 
 
-def _microusd(ctx: click.Context, param: click.Parameter, value: str) -> int:
-    """Dollars, exact (``25``, ``25.00``, ``$0.000001``), as micro-dollars."""
-    try:
-        usd = Decimal(value.removeprefix("$"))
-    except InvalidOperation:
-        usd = Decimal(-1)
-    if not usd.is_finite() or not 0 < usd <= MOST_USD or usd != round(usd, 6):
-        raise click.BadParameter(f"expected dollars such as 25.00, at most {MOST_USD:,}, found {value!r}")
-    return int(usd * 1_000_000)
+def _payment(ctx: click.Context, param: click.Parameter, microusd: int) -> int:
+    if not 0 < microusd <= MOST_USD * 1_000_000:
+        raise click.BadParameter(f"expected US dollars such as 25.00, at most {MOST_USD:,}")
+    return microusd
 
 
 def _entry_id(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
@@ -87,7 +82,7 @@ def credit() -> None:
 
 @credit.command()
 @click.argument("tenant")
-@click.argument("amount", callback=_microusd)
+@click.argument("amount", type=DOLLARS, callback=_payment)
 @user_option
 @id_option
 @note_option
@@ -103,7 +98,7 @@ def add(tenant: str, amount: int, user: str, id: str, note: str, as_json: bool) 
 
 @credit.command()
 @click.argument("tenant")
-@click.argument("amount", callback=_microusd)
+@click.argument("amount", type=DOLLARS, callback=_payment)
 @user_option
 @id_option
 @note_option

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -13,6 +12,7 @@ import click
 
 from tollgate.cli.connect import TABLES, Stack, actor, with_stack
 from tollgate.cli.output import card, confirm, echo_json, json_option, table, yes_option
+from tollgate.cli.values import AHEAD, SPAN
 
 if TYPE_CHECKING:
     from tollgate.adapters.document_table import Item
@@ -23,7 +23,6 @@ T = TypeVar("T")
 
 NEEDED = (*TABLES, "TOLLGATE_KEYS_TABLE", "TOLLGATE_KEY_PEPPER")
 USED_DAYS = 90
-SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 @click.group()
@@ -42,30 +41,9 @@ def key() -> None:
     """
 
 
-def _seconds(ctx: click.Context, param: click.Parameter, value: str) -> int:
-    if found := re.fullmatch(r"([0-9]{1,6})([smhd])", value):
-        return int(found[1]) * SECONDS[found[2]]
-    if value == "0":
-        return 0
-    raise click.BadParameter(f"expected a time such as 30m, 24h or 7d, found {value!r}", ctx, param)
-
-
-def _moment(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Epoch seconds, of a time from now or a date."""
-    if value is None:
-        return None
-    now = int(time.time())
-    if re.fullmatch(r"[0-9]{1,6}[smhd]", value):
-        moment = now + _seconds(ctx, param, value)
-    else:
-        try:
-            found = datetime.fromisoformat(value)
-        except ValueError:
-            message = f"expected a date such as 2026-12-31, or a time from now such as 90d, found {value!r}"
-            raise click.BadParameter(message, ctx, param) from None
-        moment = int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
-    if moment <= now:
-        raise click.BadParameter(f"{value} is in the past", ctx, param)
+def _later(ctx: click.Context, param: click.Parameter, moment: datetime | None) -> datetime | None:
+    if moment is not None and moment <= datetime.now(UTC):
+        raise click.BadParameter("is in the past", ctx, param)
     return moment
 
 
@@ -87,7 +65,7 @@ id_argument = click.argument("key_id", metavar="KEY", callback=_id)
 @click.option("--user", default="", help="Whose requests they are (default: the key is its own user).")
 @click.option("--team", default="", help="The team that they count for.")
 @click.option("--note", default="", help="What it is for; shown in lists.")
-@click.option("--expires", callback=_moment, metavar="WHEN", help="90d, or 2026-12-31 (default: never).")
+@click.option("--expires", type=AHEAD, callback=_later, metavar="WHEN", help="90d, or 2026-12-31 (default: never).")
 @click.option("--model", "models", multiple=True, help="Only this model of the plan's; may be repeated.")
 @click.option("--route", "routes", multiple=True, metavar="PATH", help="Only this route, e.g. /v1/embeddings.")
 @click.option(
@@ -101,7 +79,7 @@ def create(
     user: str,
     team: str,
     note: str,
-    expires: int | None,
+    expires: datetime | None,
     models: tuple[str, ...],
     routes: tuple[str, ...],
     limits: tuple[str, ...],
@@ -120,6 +98,7 @@ def create(
       tollgate key create acme --route /v1/embeddings --quiet > /run/secrets/tollgate
     """
     given = {"models": list(models), "routes": list(routes)}
+    ends = None if expires is None else int(expires.timestamp())
     given |= {"limits": [_of_key(text) for text in limits], "budgets": [_of_key(text) for text in budgets]}
 
     async def run(stack: Stack) -> Made:
@@ -130,7 +109,7 @@ def create(
                 raise click.UsageError(f"a {what} has at most 256 printable characters")
         text = await _restrictions(given, tenant, stack.tables())
         owner = Owner(tenant, user, team)
-        return await stack.keys().create(owner, actor(), note=note, expires_at=expires, restrictions=text)
+        return await stack.keys().create(owner, actor(), note=note, expires_at=ends, restrictions=text)
 
     _print_made(with_stack(run, NEEDED), quiet, as_json)
 
@@ -180,11 +159,11 @@ def show(key_id: str, as_json: bool) -> None:
 @key.command()
 @id_argument
 @click.option(
-    "--overlap", callback=_seconds, default="24h", show_default=True, metavar="TIME", help="How long old secrets work."
+    "--overlap", type=SPAN, default="24h", show_default=True, metavar="TIME", help="How long old secrets work."
 )
 @quiet_option
 @json_option
-def rotate(key_id: str, overlap: int, quiet: bool, as_json: bool) -> None:
+def rotate(key_id: str, overlap: timedelta, quiet: bool, as_json: bool) -> None:
     """Give a key a new secret, and print it. The old one works until the overlap has passed.
 
     The key's id stays, and with it what it may do, its limits and budgets, and its line in reports.
@@ -193,7 +172,8 @@ def rotate(key_id: str, overlap: int, quiet: bool, as_json: bool) -> None:
       tollgate key rotate 3kTz9QvB1xYpA --overlap 7d
       tollgate key rotate 3kTz9QvB1xYpA --overlap 0         it leaked: the old one ends within 60 s
     """
-    _print_made(_with_keys(lambda keys: keys.rotate(key_id, actor(), overlap_s=overlap)), quiet, as_json)
+    seconds = int(overlap.total_seconds())
+    _print_made(_with_keys(lambda keys: keys.rotate(key_id, actor(), overlap_s=seconds)), quiet, as_json)
 
 
 @key.command()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +14,7 @@ import click
 from tollgate.cli.connect import Stack, boto, environment, with_http
 from tollgate.cli.failures import FAILED, USAGE, Fail
 from tollgate.cli.output import echo_json, json_option
+from tollgate.cli.values import AGO
 
 if TYPE_CHECKING:
     from tollgate.cli.ledger_sources import Portion, Queue
@@ -38,29 +38,13 @@ def ledger() -> None:
     """
 
 
-def _moment(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
-    if value is None:
-        return None
-    now = datetime.now(UTC)
-    if found := re.fullmatch(r"([0-9]{1,5})([mhd])", value):
-        return now - timedelta(**{{"m": "minutes", "h": "hours", "d": "days"}[found[2]]: int(found[1])})
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        message = f"expected a time such as 2026-11-21T10:00 (UTC), 2026-11-21, or 90m, 2h, 7d (ago), found {value!r}"
-        raise click.BadParameter(message, ctx, param) from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
-
-
 @ledger.command()
 @click.option("--from-queue", is_flag=True, help="The dead-letter queue: what can be entered now leaves it.")
 @click.option(
     "--file", "files", multiple=True, metavar="LOG", help="A log file, plain or gzipped; - is standard input."
 )
-@click.option(
-    "--since", callback=_moment, metavar="TIME", help="The proxy's log group from this time on (UTC): 2h, 7d."
-)
-@click.option("--until", callback=_moment, metavar="TIME", help="To this time; now, if not given.")
+@click.option("--since", type=AGO, metavar="TIME", help="The proxy's log group from this time on (UTC): 2h, 7d.")
+@click.option("--until", type=AGO, metavar="TIME", help="To this time; now, if not given.")
 @click.option("--log-group", metavar="NAME", help="That log group, if it is not the stack's.")
 @click.option("--dry-run", is_flag=True, help="Say what would be entered, and change nothing.")
 @json_option

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -14,33 +14,47 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 
 class _Span(click.ParamType[timedelta]):
-    """``90s``, ``30m``, ``2h``, ``7d``, ``4w``, as a `timedelta`."""
+    """``90s``, ``30m``, ``2h``, ``7d``, ``4w``, as a `timedelta`; ``0`` is none at all."""
 
     name = "span"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
         if isinstance(value, timedelta):
             return value
-        found = _SPAN.fullmatch(value.strip())
-        if found is None:
+        if value == "0":
+            return timedelta()
+        if (found := span(value)) is None:
             self.fail(f"expected a span of time such as 30m, 2h, 7d or 4w, found {value!r}", param, ctx)
-        return timedelta(**{_UNITS[found[2]]: int(found[1])})
+        return found
 
 
 class _Moment(click.ParamType[datetime]):
-    """A day (its first moment) or an ISO time, in UTC where it names no zone, as an aware `datetime`."""
+    """A day (its first moment) or an ISO time, in UTC where it names no zone, as an aware `datetime`; with a
+    `direction` (1: from now, -1: ago) also a span of time."""
 
     name = "moment"
+
+    def __init__(self, direction: Literal[-1, 0, 1] = 0) -> None:
+        self._direction = direction
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         if isinstance(value, datetime):
             return value
+        if self._direction and (away := span(value)) is not None:
+            return datetime.now(UTC) + self._direction * away
         try:
             found = datetime.fromisoformat(value.strip())
         except ValueError:
-            message = f"expected a UTC day or time such as 2026-12-01 or 2026-12-01T18:00Z, found {value!r}"
+            more = {-1: ", or 30m, 2h, 7d ago", 0: "", 1: ", or 30m, 2h, 7d from now"}[self._direction]
+            message = f"expected a UTC day or time such as 2026-12-01 or 2026-12-01T18:00Z{more}, found {value!r}"
             self.fail(message, param, ctx)
         return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def span(text: str) -> timedelta | None:
+    """What a text such as ``2h`` says; None if it says no span of time."""
+    found = _SPAN.fullmatch(text.strip())
+    return None if found is None else timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
 class _Dollars(click.ParamType[int]):
@@ -60,4 +74,4 @@ class _Dollars(click.ParamType[int]):
         return int(micro)
 
 
-SPAN, MOMENT, DOLLARS = _Span(), _Moment(), _Dollars()
+SPAN, MOMENT, AGO, AHEAD, DOLLARS = _Span(), _Moment(), _Moment(-1), _Moment(1), _Dollars()
