@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,19 @@ def bedrock(caller: Caller) -> Any:
     client = boto3.client("bedrock-runtime", "eu-central-1", endpoint_url=caller.url, config=config)
     authorize = partial(_authorize, token=caller.token)
     client.meta.events.register("before-send.bedrock-runtime", authorize)
+    _made.append(client)
     return client
+
+
+_made: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """A client keeps its connections until it is closed."""
+    yield
+    while _made:
+        _made.pop().close()
 
 
 def _authorize(request: Any, token: str, **about: Any) -> None:
@@ -106,8 +118,8 @@ def broken_off() -> Iterator[None]:
 def test_a_stream_that_breaks_ends_with_an_exception_and_an_estimate(callers: Callers) -> None:
     caller = callers()
     events: list[dict[str, Any]] = []
-    with broken_off():
-        for event in bedrock(caller).converse_stream(modelId="nova-breaks", **HELLO)["stream"]:
+    with broken_off(), closing(bedrock(caller).converse_stream(modelId="nova-breaks", **HELLO)["stream"]) as stream:
+        for event in stream:
             events.append(event)
     assert sum("contentBlockDelta" in event for event in events) == 3
     (entry,) = callers.entries(caller, 1)

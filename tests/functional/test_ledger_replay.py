@@ -66,6 +66,12 @@ class Terminal:
         text = body if isinstance(body, str) else json.dumps(body)
         self.sqs.send_message(QueueUrl=self.environ["TOLLGATE_DEAD_LETTER_QUEUE_URL"], MessageBody=text)
 
+    def drain(self) -> None:
+        url = self.environ["TOLLGATE_DEAD_LETTER_QUEUE_URL"]
+        while messages := self.sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages"):
+            for message in messages:
+                self.sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+
     def waiting(self) -> int:
         wanted = ["ApproximateNumberOfMessages"]
         url = self.environ["TOLLGATE_DEAD_LETTER_QUEUE_URL"]
@@ -81,7 +87,9 @@ def terminal() -> Iterator[Terminal]:
         patch.setattr("tollgate.cli.ledger_sources.WAIT_S", 0)
         provision._client.cache_clear()
         resources = provision.provision(environ)
-        yield Terminal(environ | resources.environ())
+        found = Terminal(environ | resources.environ())
+        found.drain()  # moto's state is its process's, and so that of other modules
+        yield found
         provision._client.cache_clear()
 
 
@@ -148,7 +156,7 @@ class TestQueue:
         assert again.exit_code == 1
         assert "0 entered" in again.stdout
         assert "4 could not be entered" in str(again.exception)
-        terminal.sqs.purge_queue(QueueUrl=terminal.environ["TOLLGATE_DEAD_LETTER_QUEUE_URL"])
+        terminal.drain()
 
 
 class TestLogGroup:
@@ -176,7 +184,7 @@ class TestLogGroup:
         ((), "choose one"),
         (("--from-queue", "--since", "2h"), "choose one"),
         (("--until", "2h", "--from-queue"), "go with --since"),
-        (("--since", "yesterday"), "expected a time"),
+        (("--since", "yesterday"), "expected a UTC day or time"),
     ],
 )
 def test_wrong_usage_is_told(terminal: Terminal, words: tuple[str, ...], message: str) -> None:

@@ -25,10 +25,11 @@ FIELDS = TenantRecord.FIELDS
 """Attributes that mean something here; others (notes, say) are left alone."""
 CONTENT = tuple(name for name in FIELDS if name not in ("tenant", "version"))
 """What a change of version announces."""
-TRIES = 10
-"""To write against what was read, each time with what was read anew."""
-PAUSE_S = 0.01
-"""Doubled with every try, with full jitter: ten tries wait 5 s in all, on average."""
+TRIES = 25
+"""To write against what was read, each time with what was read anew. A program that edits without pause is met in every
+second try; so often in a row once in thirty million."""
+PAUSE_S, MAX_PAUSE_S = 0.01, 0.5
+"""The first pause, doubled with every try up to the last, with full jitter: 5 s in all, on average."""
 
 T = TypeVar("T")
 
@@ -50,7 +51,7 @@ async def persistently(operation: Callable[[], Awaitable[T]]) -> T:
         try:
             return await operation()
         except Conflict:
-            await asyncio.sleep(random.random() * PAUSE_S * 2**attempt)
+            await asyncio.sleep(random.random() * min(PAUSE_S * 2**attempt, MAX_PAUSE_S))
     return await operation()
 
 
