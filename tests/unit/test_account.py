@@ -14,7 +14,7 @@ from tests.unit.test_admit import ALICE, POLICY
 from tollgate.adapters.memory_ledger import MemoryLedger
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.policy_file import FilePolicySource
-from tollgate.domain.limits import DAY_US, BudgetTake
+from tollgate.domain.limits import DAY_US, Admission, BudgetTake, Decision, RateTake, Status
 from tollgate.ports import StoreUnavailable
 from tollgate.services.account import KEPT_US, Account
 from tollgate.services.admit import Admitter, Request
@@ -38,6 +38,18 @@ class Books(MemoryLedger):
         return await super().spent(takes)
 
 
+class Store(MemoryLimitStore):
+    """May have lost its rates: then another store has to be asked for them, as Redis says after it has started."""
+
+    cold = False
+
+    async def look(self, admission: Admission) -> Decision:
+        rates = tuple(i for i, take in enumerate(admission.takes) if isinstance(take, RateTake))
+        if self.cold and rates:
+            return Decision(Status.COLD, self._clock(), [], rates)
+        return await super().look(admission)
+
+
 class World:
     def __init__(self, folder: Path) -> None:
         (folder / "policy.yaml").write_text(POLICY)
@@ -45,7 +57,7 @@ class World:
         self.books = Books()
         source = FilePolicySource(folder / "policy.yaml", {})
         directory = Directory(source, lambda: self.now, versioned=lambda: True)
-        self.store = MemoryLimitStore(lambda: self.now)
+        self.store = Store(lambda: self.now)
         self.account = Account(directory, self.books, self.store, lambda: self.now)
         self.admitter = Admitter(self.store, self.books, directory, self.store, lambda: self.now)
 
@@ -88,6 +100,16 @@ def test_what_is_left_is_told_and_not_taken(world: World) -> None:
 
     # 60 requests and 100,000 tokens a minute: three seconds give 3 and 5,000 back
     assert asyncio.run(ask()) == [[10, 100_000], [10, 100_000], [9, 30_000], [10, 35_000]]
+
+
+def test_what_the_store_has_lost_is_told_by_the_other(world: World) -> None:
+    async def ask() -> list[int]:
+        request = Request("r", "openai", "small", 70_000, 0, 60_000_000)
+        await world.admitter.admit(ALICE, "192.0.2.1", request, 0)
+        world.store.cold = True
+        return [limit["remaining"] for limit in (await world.account.usage(ALICE))["limits"]]
+
+    assert asyncio.run(ask()) == [9, 30_000]
 
 
 def test_a_crowd_asks_the_ledger_once_in_some_seconds(world: World) -> None:

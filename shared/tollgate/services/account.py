@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +13,6 @@ from tollgate.domain.data_rules import objection
 from tollgate.domain.identity import Identity
 from tollgate.domain.limits import (
     SECOND_US,
-    Admission,
     Budget,
     BudgetTake,
     Rate,
@@ -33,6 +31,7 @@ from tollgate.domain.terms import Claim, Cost
 from tollgate.ports import LimitStore, PolicyUnavailable, Spending, StoreUnavailable
 from tollgate.services.admit import RETRY_AFTER_US, check_standing
 from tollgate.services.directory import Directory, speaking
+from tollgate.services.look import look
 from tollgate.wire import errors
 from tollgate.wire.errors import Api
 
@@ -114,12 +113,11 @@ class Account:
 
     async def _limits(self, who: Identity, takes: Sequence[RateTake | SlotTake]) -> list[dict[str, Any]]:
         """Rates and slots, with what is left of each now; None where the store cannot tell."""
-        looking = Admission(f"look_{os.urandom(16).hex()}", list(takes), 0, who.tenant)
         states: Sequence[State | None] = [None] * len(takes)
         now = 0
         if takes:
             with contextlib.suppress(StoreUnavailable):
-                decision = await self._store.look(looking)
+                decision = await look(takes, who.tenant, self._store, self._spending)
                 if decision.status in (Status.ADMITTED, Status.REFUSED):
                     states, now = decision.states, decision.now_us
         return [_limit(take, state, now) for take, state in zip(takes, states, strict=True)]

@@ -6,7 +6,6 @@ is (or one of so many tokens), and says what such a call would be told.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +41,7 @@ from tollgate.domain.terms import Bound, Claim, Cost, credit_budget, overridden
 from tollgate.ports import LimitStore, Spending
 from tollgate.services.admit import Request, objection
 from tollgate.services.directory import Directory
+from tollgate.services.look import look
 from tollgate.wire.errors import Api, ApiError
 from tollgate.wire.refusals import refusal_error
 
@@ -137,32 +137,13 @@ def _request(model: str, api: Api) -> Request:
 async def _look(
     claim: Claim, cost: Cost, now_us: int, tenant: str, store: LimitStore, ledger: Spending
 ) -> tuple[list[Take], Decision]:
-    """The store's answer. What it has not loaded is read where the next call would load it from: budgets in the ledger,
-    rates in the other store."""
+    """The store's answer; where our clock is on another day, for the day that it is there."""
     takes = claim.takes(cost, now_us)
-    decision = await store.look(_admission(takes, tenant))
-    if decision.status is Status.WINDOW:  # our clock is on another day
+    decision = await look(takes, tenant, store, ledger)
+    if decision.status is Status.WINDOW:
         takes = claim.takes(cost, decision.now_us)
-        decision = await store.look(_admission(takes, tenant))
-    if decision.status is not Status.COLD:
-        return takes, decision
-    cold = set(decision.cold)
-    budgets = [take for i, take in enumerate(takes) if i in cold and isinstance(take, BudgetTake)]
-    rates = [take for i, take in enumerate(takes) if i in cold and isinstance(take, RateTake)]
-    values = dict(zip([take.key for take in budgets], await ledger.spent(budgets) if budgets else [], strict=True))
-    tats = await store.recall(rates) if rates else []
-    values |= {take.key: tat or 0 for take, tat in zip(rates, tats, strict=True)}
-    warm = [take for i, take in enumerate(takes) if i not in cold]
-    decision = await store.look(_admission(warm, tenant))
-    seen = iter(decision.states)
-    decision.states = [State(values[take.key]) if i in cold else next(seen) for i, take in enumerate(takes)]
-    if not all(fits(t, s, decision.now_us) for t, s in zip(takes, decision.states, strict=True)):
-        decision.status = Status.REFUSED
+        decision = await look(takes, tenant, store, ledger)
     return takes, decision
-
-
-def _admission(takes: Sequence[Take], tenant: str) -> Admission:
-    return Admission(f"look_{os.urandom(16).hex()}", list(takes), 0, tenant)
 
 
 # -- in words --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,34 @@
+"""What limits are left, without taking anything."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from tollgate.domain.limits import Admission, BudgetTake, Decision, RateTake, State, Status, Take, fits
+from tollgate.ports import LimitStore, Spending
+
+
+async def look(takes: Sequence[Take], tenant: str, store: LimitStore, ledger: Spending) -> Decision:
+    """What an admission of these takes would be told. What the store has not loaded is read where the next call would
+    load it from: budgets in the ledger, rates in the other store. Raises `StoreUnavailable`."""
+    decision = await store.look(_admission(takes, tenant))
+    if decision.status is not Status.COLD:
+        return decision
+    cold = set(decision.cold)
+    budgets = [take for i, take in enumerate(takes) if i in cold and isinstance(take, BudgetTake)]
+    rates = [take for i, take in enumerate(takes) if i in cold and isinstance(take, RateTake)]
+    values = dict(zip([take.key for take in budgets], await ledger.spent(budgets) if budgets else [], strict=True))
+    tats = await store.recall(rates) if rates else []
+    values |= {take.key: tat or 0 for take, tat in zip(rates, tats, strict=True)}
+    warm = [take for i, take in enumerate(takes) if i not in cold]
+    decision = await store.look(_admission(warm, tenant))
+    seen = iter(decision.states)
+    decision.states = [State(values[take.key]) if i in cold else next(seen) for i, take in enumerate(takes)]
+    if not all(fits(t, s, decision.now_us) for t, s in zip(takes, decision.states, strict=True)):
+        decision.status = Status.REFUSED
+    return decision
+
+
+def _admission(takes: Sequence[Take], tenant: str) -> Admission:
+    return Admission(f"look_{os.urandom(16).hex()}", list(takes), 0, tenant)
