@@ -2,7 +2,7 @@
 
 Callers of many tenants and users keep calling, streaming and not, with answers and refusals, tokens that are new and
 tokens that are forged, and callers who leave in mid-answer. After a warm-up of a fifth of the time, memory is read each
-second; the last fifth may exceed the first by 5 % (exit code 1 otherwise).
+second; the last fifth may exceed the first by 5 % (exit code 1 otherwise), in less than half an hour by 15 %.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from tollgate.adapters.http import HttpClient
 from tollgate.adapters.http_message import Timeouts, UpstreamError
 
 GROWTH = 0.05
+FULL_MINUTES, SHORT_GROWTH = 30, 0.15
+"""A shorter run sees caches fill, which are bounded; a kilobyte lost with each request would show all the same."""
 USERS, CALLERS = 1_000, 8
 TIMEOUTS = Timeouts(connect=5, first_byte=20, idle=20, total=60)
 
@@ -95,10 +97,10 @@ async def soak(rig: Rig, process: Process, port: int, minutes: float, rate: floa
     await asyncio.gather(*callers)
     fifth = len(watched) // 5
     before, after = median(watched[fifth : 2 * fifth]), median(watched[-fifth:])
-    growth = after / before - 1
+    growth, most = after / before - 1, GROWTH if minutes >= FULL_MINUTES else SHORT_GROWTH
     print(f"{sum(n for k, n in crowd.seen.items() if isinstance(k, int))} answers in {minutes:g} minutes: {crowd.seen}")
-    print(f"memory {before:.1f} MB after the warm-up, {after:.1f} MB at the end: {growth:+.1%} (at most {GROWTH:+.0%})")
-    return growth <= GROWTH
+    print(f"memory {before:.1f} MB after the warm-up, {after:.1f} MB at the end: {growth:+.1%} (at most {most:+.0%})")
+    return growth <= most
 
 
 def main() -> int:
