@@ -64,11 +64,11 @@ def test_memory_is_bounded(known: Authenticator) -> None:
     memory = known._known
     identity = Identity("t", "u", expires_at=2**40)
     for i in range(MAX_REMEMBERED + 5):
-        memory.put(i.to_bytes(4, "big"), identity, 2**40)
-        memory.get((0).to_bytes(4, "big"), 0)
+        memory.put(i.to_bytes(4, "big"), (identity, 2**40))
+        memory.holder((0).to_bytes(4, "big"), 0)
     assert len(memory._items) == MAX_REMEMBERED
-    assert memory.get((0).to_bytes(4, "big"), 0) is None, "first in, first out"
-    assert memory.get((5).to_bytes(4, "big"), 0) is identity
+    assert memory.holder((0).to_bytes(4, "big"), 0) is None, "first in, first out"
+    assert memory.holder((5).to_bytes(4, "big"), 0) is identity
 
 
 # -- forgeries -----------------------------------------------------------------------------------------------------

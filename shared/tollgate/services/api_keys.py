@@ -10,15 +10,14 @@ other one is nobody's fault (503, not 401).
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 from tollgate.domain import api_keys
 from tollgate.domain.api_keys import KeyRecord
 from tollgate.domain.identity import Forged, Identity, KeysUnavailable, Unauthorized
+from tollgate.services.recent import Recent
 
 REFUSED_S = 30
 FAILED_S = 1
@@ -27,10 +26,6 @@ timeout."""
 MAX_KNOWN = 10_000
 PEPPERS_AGAIN_S = 30
 """Peppers are read again at most this often, when a record names one that is not known (it was added since)."""
-
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 class KeyRecords(Protocol):
@@ -54,9 +49,9 @@ class KeyVerifier:
         self.remember_s = remember_s
         self._records = records
         self._outage_s = outage_s
-        self._known = _Recent[str, tuple[KeyRecord, float]]()
+        self._known = Recent[str, tuple[KeyRecord, float]](MAX_KNOWN)
         """By id: the record, and when it was read."""
-        self._refused = _Recent[bytes, tuple[str, float]]()
+        self._refused = Recent[bytes, tuple[str, float]](MAX_KNOWN)
         """By the key's SHA-256: why, and when. Apart from the good ones, so that a flood of bad keys displaces none."""
         self._peppers: Mapping[str, bytes] = {}
         self._peppers_read = float("-inf")
@@ -114,21 +109,3 @@ class KeyVerifier:
         if not needed & self._peppers.keys():
             raise KeysUnavailable("an API key was hashed with a pepper that is not there any more")
         return self._peppers
-
-
-class _Recent(Generic[K, V]):
-    """The newest `MAX_KNOWN` entries. Reading takes no lock: it is one look-up, and what is stored is never changed."""
-
-    def __init__(self) -> None:
-        self._items: OrderedDict[K, V] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, name: K) -> V | None:
-        return self._items.get(name)
-
-    def put(self, name: K, value: V) -> None:
-        with self._lock:
-            self._items.pop(name, None)
-            self._items[name] = value
-            if len(self._items) > MAX_KNOWN:
-                self._items.popitem(last=False)

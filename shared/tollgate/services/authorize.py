@@ -15,6 +15,7 @@ from typing import Protocol
 
 from tollgate.domain import keys
 from tollgate.domain.identity import Forged, Identity, TooManyFailures, Unauthorized
+from tollgate.services.recent import Recent
 
 MAX_CREDENTIAL = 8192
 """Characters; API Gateway's limit for all headers together is 10,240 bytes."""
@@ -79,7 +80,7 @@ class Authenticator:
 
         None says nothing about the credential: ask `verify`, away from the event loop, because it may do IO.
         """
-        return self._known.get(sha256(credential).digest(), self._clock())
+        return self._known.holder(sha256(credential).digest(), self._clock())
 
     def verify(self, credential: bytes, ip: str = "") -> Identity:
         """Who sends this. `ip` is the caller's address, for counting failures.
@@ -88,11 +89,11 @@ class Authenticator:
         """
         now = self._clock()
         fingerprint = sha256(credential).digest()
-        if (known := self._known.get(fingerprint, now)) is not None:
+        if (known := self._known.holder(fingerprint, now)) is not None:
             return known
         source = keys.address(ip)
         wait_s = max(self._forgeries.wait_s(source, now), self._failures.wait_s(source, now))
-        if wait_s > 0 and self._good_lately.get(fingerprint, now) is None:
+        if wait_s > 0 and self._good_lately.holder(fingerprint, now) is None:
             raise TooManyFailures(wait_s)
         try:
             identity, remember_s = self._verify(credential, now)
@@ -101,8 +102,8 @@ class Authenticator:
             if isinstance(refusal, Forged):
                 self._forgeries.count(source, now)
             raise
-        self._known.put(fingerprint, identity, min(identity.expires_at, now + remember_s))
-        self._good_lately.put(fingerprint, identity, now + GOOD_LATELY_S)
+        self._known.put(fingerprint, (identity, min(identity.expires_at, now + remember_s)))
+        self._good_lately.put(fingerprint, (identity, now + GOOD_LATELY_S))
         return identity
 
     def _verify(self, credential: bytes, now: float) -> tuple[Identity, int]:
@@ -116,25 +117,12 @@ class Authenticator:
         raise Unauthorized("not a kind of credential that is accepted")
 
 
-class _Remembered:
-    """Identities by the SHA-256 of their credential, first in first out. Reading takes no lock: it is one look-up, and
-    what is stored is never changed."""
+class _Remembered(Recent[bytes, tuple[Identity, float]]):
+    """Identities by the SHA-256 of their credential, each with the time until which it is good (epoch seconds)."""
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._items: dict[bytes, tuple[Identity, float]] = {}
-        self._lock = threading.Lock()
-
-    def get(self, fingerprint: bytes, now: float) -> Identity | None:
-        item = self._items.get(fingerprint)
+    def holder(self, fingerprint: bytes, now: float) -> Identity | None:
+        item = self.get(fingerprint)
         return item[0] if item is not None and now < item[1] else None
-
-    def put(self, fingerprint: bytes, identity: Identity, until: float) -> None:
-        with self._lock:
-            self._items.pop(fingerprint, None)
-            self._items[fingerprint] = (identity, until)
-            if len(self._items) > self._capacity:
-                del self._items[next(iter(self._items))]
 
 
 class _Attempts:

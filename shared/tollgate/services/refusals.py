@@ -22,6 +22,7 @@ MAX_KEYS = 500
 OTHERS = "others"
 
 _Key = tuple[int, str, str, str, str, str, str]
+"""Status, rule, tenant, user, team, API key, and the network of nobody known."""
 
 
 class RefusalCounts:
@@ -30,8 +31,8 @@ class RefusalCounts:
     def __init__(self, log: UsageLog, clock: Callable[[], int]) -> None:
         self._log = log
         self._clock = clock
-        self._counts: dict[_Key, list[int]] = {}
-        self._samples: dict[_Key, str] = {}
+        self._counts: dict[_Key, tuple[int, str]] = {}
+        """How many, and the id of the first."""
         self._minute_us = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -48,28 +49,23 @@ class RefusalCounts:
             key = error.status, rule, who.tenant, who.user, who.team, who.key, ""
         else:
             key = error.status, rule, "", "", "", "", keys.network(address) if address else ""
-        count = self._counts.get(key)
-        if count is None:
-            if len(self._counts) >= MAX_KEYS:
-                key = error.status, OTHERS, "", "", "", "", ""
-            count = self._counts.setdefault(key, [0])
-            self._samples.setdefault(key, request_id)
-            if self._timer is None:
-                seconds = (self._minute_us + MINUTE_US - now) / 1e6
-                self._timer = asyncio.get_running_loop().call_later(seconds, self.flush)
-        count[0] += 1
+        if key not in self._counts and len(self._counts) >= MAX_KEYS:
+            key = error.status, OTHERS, "", "", "", "", ""
+        count, first = self._counts.get(key, (0, request_id))
+        self._counts[key] = count + 1, first
+        if self._timer is None:
+            seconds = (self._minute_us + MINUTE_US - now) / 1e6
+            self._timer = asyncio.get_running_loop().call_later(seconds, self.flush)
 
     def flush(self) -> None:
         """Write what was counted."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        counts, samples = self._counts, self._samples
-        self._counts, self._samples = {}, {}
-        for key, (count,) in counts.items():
-            status, rule, tenant, user, team, api_key, network = key
+        counts, self._counts = self._counts, {}
+        for (status, rule, tenant, user, team, api_key, network), (count, first) in counts.items():
             entry = Refusals(
-                os.urandom(8).hex(), self._minute_us, status, rule, count, samples[key],
+                os.urandom(8).hex(), self._minute_us, status, rule, count, first,
                 tenant=tenant, user=user, team=team, key=api_key, network=network,
             )  # fmt: skip
             self._log.write(entry.line())
