@@ -10,10 +10,12 @@ import pytest
 from functions.alerts import handler as alerts
 from tests.functional.cloudformation import TEMPLATE, deployed, references, resources, source, statements, translated
 from tollgate.adapters import event_bus, key_records
+from tollgate.authentication import ANSWERED_WITHIN_S, CACHE_VARIABLE, MAX_CACHE_S, bridged_s
 from tollgate.domain.identity import ADMIN, SCOPES
 from tollgate.domain.issuer_settings import issuers
 from tollgate.domain.issuers import Issuer
 from tollgate.local import api_gateway, log_pipe, provision
+from tollgate.local.gateway_auth import CACHE_S
 from tollgate.wire import errors
 
 ROOT = TEMPLATE.parent
@@ -94,8 +96,18 @@ def test_each_authorizer_sees_the_request_and_is_cached_by_one_header_alone() ->
         authorizer = scheme["x-amazon-apigateway-authorizer"]
         assert authorizer["type"] == "request"
         assert "AuthorizerFunction" in references(authorizer["authorizerUri"])
-        assert authorizer["authorizerResultTtlInSeconds"] == 60
-    assert source()["Parameters"]["AuthorizerCacheSeconds"]["MaxValue"] == 60
+        assert authorizer["authorizerResultTtlInSeconds"] == CACHE_S
+
+
+def test_the_authorizer_knows_how_long_its_answers_are_remembered() -> None:
+    """All that is remembered of an API key together is what revoking one may take."""
+    function = source()["Resources"]["AuthorizerFunction"]["Properties"]
+    assert function["Timeout"] == ANSWERED_WITHIN_S
+    assert function["Environment"]["Variables"][CACHE_VARIABLE] == {"Ref": "AuthorizerCacheSeconds"}
+    parameter = source()["Parameters"]["AuthorizerCacheSeconds"]
+    assert parameter["MaxValue"] == MAX_CACHE_S
+    # what is left has to outlast API Gateway's memory, or the function is never asked in time to use it
+    assert bridged_s({CACHE_VARIABLE: str(parameter["Default"])}) > parameter["Default"] == CACHE_S
 
 
 def test_the_endpoint_is_regional_and_throttled() -> None:

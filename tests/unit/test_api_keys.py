@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from functions.authorizer.handler import allow
-from tollgate.authentication import REVOKED_WITHIN_S
+from tollgate.authentication import ANSWERED_WITHIN_S, CACHE_VARIABLE, MAX_CACHE_S, REVOKED_WITHIN_S, bridged_s
 from tollgate.bootstrap import KEYS_CACHED_S
 from tollgate.domain import api_keys
 from tollgate.domain.api_keys import NEVER, KeyRecord, Secret
@@ -202,7 +202,7 @@ def test_a_revocation_is_felt_with_the_next_look() -> None:
 
 
 def test_a_revocation_is_felt_within_a_minute_behind_api_gateway_and_in_a_container() -> None:
-    """API Gateway remembers for 60 s and the function not at all; `tollgate serve` remembers for less."""
+    """API Gateway remembers and the function does not; `tollgate serve` remembers for as long."""
     now = float(NOW)
 
     def authenticator(remember_s: int) -> tuple[Authenticator, Records]:
@@ -224,7 +224,7 @@ def test_a_revocation_is_felt_within_a_minute_behind_api_gateway_and_in_a_contai
         event = {"methodArn": "arn:aws:execute-api:us-east-1:1:api/live/POST/anthropic/v1/messages"}
         await gateway.check(KEY, event)
         records.kept[ID] = record(revoked=True)
-        now += REVOKED_WITHIN_S - 1
+        now += gateway_auth.CACHE_S - 1
         assert (await gateway.check(KEY, event))["key"] == ID
         now += 1
         with pytest.raises(gateway_auth.NotAuthenticated):
@@ -257,6 +257,68 @@ def test_in_a_container_not_even_an_outage_prolongs_a_revoked_key() -> None:
         except KeysUnavailable:
             continue
     assert KEYS_CACHED_S < served_until < REVOKED_WITHIN_S
+
+
+class BehindApiGateway:
+    """The authorizer function before a table that can break, and API Gateway before it, in virtual time."""
+
+    def __init__(self, cache_s: int) -> None:
+        self.now = float(NOW)
+        self.records = Records(record())
+        known = KeyVerifier(self.records, remember_s=0, outage_s=bridged_s({CACHE_VARIABLE: str(cache_s)}))
+        self._function = Authenticator([known], clock=lambda: self.now)
+        self._gateway = gateway_auth.Authorizer(self._invoke, cache_s=cache_s, clock=lambda: self.now)
+
+    async def _invoke(self, event: Mapping[str, Any]) -> Any:
+        try:
+            answer = allow(self._function.verify(KEY.encode(), ""), event["methodArn"])
+        except Unauthorized:
+            raise Exception("Unauthorized") from None
+        if self.records.broken:  # as long as the function may take to find out
+            self.now += ANSWERED_WITHIN_S
+        return answer
+
+    def serves(self) -> bool:
+        """Whether a request now is let through; taking its time."""
+        event = {"methodArn": "arn:aws:execute-api:us-east-1:1:api/live/POST/v1/messages"}
+        try:
+            asyncio.run(self._gateway.check(KEY, event))
+        except (gateway_auth.NotAuthenticated, gateway_auth.AuthorizerFailed):
+            return False
+        return True
+
+
+@pytest.mark.parametrize("cache_s", [0, 1, gateway_auth.CACHE_S, 30, MAX_CACHE_S])
+def test_behind_api_gateway_not_even_an_outage_prolongs_a_revoked_key(cache_s: int) -> None:
+    """The worst case: revoked as soon as it was read, and from some moment on the table cannot be read."""
+    for broken_from in range(0, REVOKED_WITHIN_S, 11):
+        gateway = BehindApiGateway(cache_s)
+        assert gateway.serves()
+        gateway.records.kept[ID] = record(revoked=True)
+        for second in range(2 * REVOKED_WITHIN_S):
+            gateway.now = max(gateway.now, NOW + second)
+            gateway.records.broken = second >= broken_from
+            if gateway.serves():
+                assert gateway.now - NOW <= REVOKED_WITHIN_S
+
+
+def test_a_short_outage_is_not_felt_by_a_key_in_use_behind_api_gateway() -> None:
+    for broken_from in range(1, 2 * gateway_auth.CACHE_S, 3):
+        gateway = BehindApiGateway(gateway_auth.CACHE_S)
+        for second in range(2 * REVOKED_WITHIN_S):
+            gateway.now = max(gateway.now, NOW + second)
+            gateway.records.broken = broken_from <= second < broken_from + gateway_auth.CACHE_S
+            assert gateway.serves(), (broken_from, second)
+
+
+@pytest.mark.parametrize("text", ["51", "-1", "x", "1.5"])
+def test_a_memory_of_api_gateways_that_is_too_long_stops_a_start(text: str) -> None:
+    with pytest.raises(ValueError, match=CACHE_VARIABLE):
+        bridged_s({CACHE_VARIABLE: text})
+
+
+def test_where_nobody_says_how_long_api_gateway_remembers_nothing_is_bridged() -> None:
+    assert bridged_s({}) == 0
 
 
 def test_a_key_that_was_refused_is_refused_again_without_a_look() -> None:

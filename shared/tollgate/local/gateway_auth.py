@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-CACHE_S = 60.0
-"""How long a policy is remembered: the template's default, and its maximum."""
+CACHE_S = 20
+"""How long a policy is remembered: the template's default, in seconds."""
 MAX_REMEMBERED = 10_000
 ACTION = "execute-api:Invoke"
 

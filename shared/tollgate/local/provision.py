@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from tollgate.local.gateway_auth import CACHE_S
+
 USER_POOL = "tollgate"
 CLIENT = "tollgate-people"
 RESOURCE_SERVER = "tollgate"
@@ -54,6 +56,7 @@ class Resources:
             "TOLLGATE_AUDIT_TABLE": self.audit_table,
             "TOLLGATE_KEYS_TABLE": self.keys_table,
             "TOLLGATE_KEY_PEPPER": self.key_pepper,
+            "TOLLGATE_AUTHORIZER_CACHE_SECONDS": str(CACHE_S),
             "TOLLGATE_USER_POOL_ID": self.user_pool_id,
             "TOLLGATE_CLIENT_IDS": f"{self.client_id},*",  # the first is whose tokens `tollgate token` makes
             "TOLLGATE_DEFAULT_SCOPES": "none",

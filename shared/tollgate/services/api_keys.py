@@ -45,7 +45,7 @@ class KeyVerifier:
 
     def __init__(self, records: KeyRecords, *, remember_s: int, outage_s: int) -> None:
         """`remember_s`: how long an identity may be used without another look at the table. Whoever remembers
-        elsewhere (API Gateway) comes on top. `outage_s`: see above."""
+        elsewhere (API Gateway) comes on top. `outage_s`: see above; as long as all of them remember comes on top."""
         self.remember_s = remember_s
         self._records = records
         self._outage_s = outage_s
