@@ -70,6 +70,32 @@ def test_concurrent_conditional_writes_grant_no_more_than_they_may(port: int) ->
     assert found["Item"]["used"] == {"N": str(LIMIT)}
 
 
+def test_a_cancelled_transaction_is_neither_seen_nor_in_the_way_of_a_streams_readers(port: int) -> None:
+    """moto alone puts a copy of the table in its place, and readers of its stream never hear of it again."""
+    keys = {"KeySchema": [{"AttributeName": "pk", "KeyType": "HASH"}]}
+    keys |= {"AttributeDefinitions": [{"AttributeName": "pk", "AttributeType": "S"}]}
+    stream = {"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"}
+    table = {"TableName": "edited", "BillingMode": "PAY_PER_REQUEST", "StreamSpecification": stream, **keys}
+    assert call(port, "CreateTable", table)[0] == 200
+    api = "DynamoDBStreams_20120810"
+    arn = call(port, "DescribeTable", {"TableName": "edited"})[1]["Table"]["LatestStreamArn"]
+    (shard,) = call(port, "DescribeStream", {"StreamArn": arn}, api)[1]["StreamDescription"]["Shards"]
+    start = {"StreamArn": arn, "ShardId": shard["ShardId"], "ShardIteratorType": "TRIM_HORIZON"}
+    iterator = call(port, "GetShardIterator", start, api)[1]["ShardIterator"]
+
+    def put(key: str, **condition: str) -> dict[str, Any]:
+        return {"Put": {"TableName": "edited", "Item": {"pk": {"S": key}}, **condition}}
+
+    assert call(port, "TransactWriteItems", {"TransactItems": [put("one")]})[0] == 200
+    never = put("one", ConditionExpression="attribute_not_exists(pk)")
+    status, answer = call(port, "TransactWriteItems", {"TransactItems": [put("two"), never]})
+    assert (status, answer["__type"].rpartition("#")[2]) == (400, "TransactionCanceledException")
+    assert "Item" not in call(port, "GetItem", {"TableName": "edited", "Key": {"pk": {"S": "two"}}})[1]
+    assert call(port, "PutItem", {"TableName": "edited", "Item": {"pk": {"S": "three"}}})[0] == 200
+    records = call(port, "GetRecords", {"ShardIterator": iterator}, api)[1]["Records"]
+    assert [record["dynamodb"]["Keys"]["pk"]["S"] for record in records] == ["one", "three"]
+
+
 def test_only_dynamodb_waits_for_dynamodb() -> None:
     """A slow call of another service must not hold up the tables, nor the other way round."""
     inside = threading.Barrier(2, timeout=5)

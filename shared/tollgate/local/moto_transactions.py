@@ -1,8 +1,9 @@
-"""moto's transactions, made fast: it copies the whole table once per action, to roll back to it.
+"""moto's transactions, made fast and right: it copies the whole table once per action, to roll back to the copy.
 
 With some hundred items in the ledger a batch of usage records takes seconds that way, and the whole of DynamoDB waits.
-Here only the items that a transaction names are copied, and put back if it is cancelled. Transactions that touch a
-table with a stream are left to moto, which rolls the stream back, too.
+And whoever reads the table's stream goes on reading that of the table that was replaced, where nothing comes any more:
+one cancelled transaction, and no later edit was ever published. Here only the items that a transaction names are
+copied, and put back in their place if it is cancelled; the stream loses what it was given meanwhile.
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ def install() -> None:
 
     def transact_write_items(self: Any, transact_items: list[dict[str, Any]]) -> None:
         before = [found for action in transact_items if (found := _named(self, action)) is not None]
+        shards = {id(shard): shard for table, *_ in before if (shard := table.stream_shard) is not None}
+        lengths = {key: len(shard.items) for key, shard in shards.items()}
         try:
             whole(self, transact_items)
         except Exception:
             for table, hash_key, range_key, item in before:
                 _put_back(table, hash_key, range_key, item)
+            for key, shard in shards.items():
+                del shard.items[lengths[key] :]
             raise
 
     models.DynamoDBBackend.transact_write_items = transact_write_items
@@ -36,18 +41,18 @@ def install() -> None:
 def _deepcopy(value: Any) -> Any:
     from moto.dynamodb.models.table import Table
 
-    if isinstance(value, Table) and value.stream_shard is None:
+    if isinstance(value, Table):
         return value  # moto "rolls back" to the table itself; its items are put back one by one
     return copy.deepcopy(value)
 
 
 def _named(backend: Any, action: dict[str, Any]) -> tuple[Any, Any, Any, Any] | None:
-    """The table, key and present item that an action names; None if moto looks after it, or will refuse it."""
+    """The table, key and present item that an action names; None if moto will refuse it."""
     from moto.dynamodb.models.dynamo_type import DynamoType
 
     operation = next(iter(action.values()))
     table = backend.tables.get(operation.get("TableName"))
-    if table is None or table.stream_shard is not None:
+    if table is None:
         return None
     key = operation.get("Key") or operation.get("Item") or {}
     if any(name not in key for name in table.table_key_attrs):
