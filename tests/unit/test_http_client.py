@@ -638,6 +638,22 @@ async def test_a_cancelled_request_drops_its_connection() -> None:
 
 
 @on_both_loops
+async def test_connecting_can_be_cancelled_at_any_moment() -> None:
+    """Nothing stays open, and closing the client does not wait for a connection that nobody will hear of again."""
+
+    async with serve(answering(OK)) as (_, url):
+        for ticks in range(30):
+            http = HttpClient()
+            request = asyncio.create_task(http.request("GET", url))
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
+            async with asyncio.timeout(5):
+                await http.aclose()
+
+
+@on_both_loops
 async def test_a_cancellation_in_the_tick_of_the_end_spares_the_connection() -> None:
     """By then it is back in the pool, or carries somebody else's request."""
     async with serve(answering(OK, OK)) as (server, url), client() as http:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Iterable
-from functools import partial
 
 from tollgate.adapters.http_connection import Connection, Response
 from tollgate.adapters.http_message import (
@@ -125,15 +124,20 @@ class HttpClient:
     async def _connect(self, url: Url, timeouts: Timeouts) -> Connection:
         loop = asyncio.get_running_loop()
         secure = url.scheme == "https"
+        connection = Connection(loop, self, url.origin)
         try:
             async with asyncio.timeout(min(timeouts.connect, timeouts.total)) as deadline:
-                _, connection = await loop.create_connection(
-                    partial(Connection, loop, self, url.origin),
-                    url.host,
-                    url.port,
-                    ssl=self._tls() if secure else None,
-                    server_hostname=url.host if secure else None,
-                )
+                try:
+                    await loop.create_connection(
+                        lambda: connection,
+                        url.host,
+                        url.port,
+                        ssl=self._tls() if secure else None,
+                        server_hostname=url.host if secure else None,
+                    )
+                except asyncio.CancelledError:
+                    self.lost(connection)  # uvloop closes a socket that has just been connected, and tells nobody
+                    raise
         except (OSError, UnicodeError) as exc:  # TimeoutError is an OSError; so are the resolver's and TLS's errors
             if deadline.expired():
                 raise TimedOut("connect" if timeouts.connect <= timeouts.total else "total", sent=False) from exc
