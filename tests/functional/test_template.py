@@ -14,7 +14,7 @@ from tollgate.authentication import ANSWERED_WITHIN_S, CACHE_VARIABLE, MAX_CACHE
 from tollgate.domain.identity import ADMIN, SCOPES
 from tollgate.domain.issuer_settings import issuers
 from tollgate.domain.issuers import Issuer
-from tollgate.local import api_gateway, log_pipe, provision
+from tollgate.local import api_gateway, log_pipe, provision, streams
 from tollgate.local.gateway_auth import CACHE_S
 from tollgate.wire import errors
 
@@ -305,12 +305,12 @@ def test_alerts_go_from_the_bus_to_the_topic_and_nobody_else_publishes_there() -
 
 def test_edits_of_both_tables_reach_the_publisher_but_its_own_do_not() -> None:
     mappings = resources("AWS::Lambda::EventSourceMapping")
-    streams = {name: it["EventSourceArn"]["Fn::GetAtt"][0] for name, it in mappings.items()}
-    assert sorted(streams.values()) == ["KeysTable", "PolicyTable", "TenantsTable"]
+    tables = [it["EventSourceArn"]["Fn::GetAtt"][0] for it in mappings.values()]
+    assert sorted(tables) == ["KeysTable", "PolicyTable", "TenantsTable"]
     for mapping in mappings.values():
         assert mapping["StartingPosition"] == "TRIM_HORIZON"
         assert mapping["BisectBatchOnFunctionError"] is True
-        assert mapping["MaximumRetryAttempts"] > 0
+        assert mapping["MaximumRetryAttempts"] == streams.RETRIES
         assert mapping["DestinationConfig"]["OnFailure"]["Destination"] == {
             "Fn::GetAtt": ["PublisherDeadLetters", "Arn"]
         }

@@ -1,4 +1,5 @@
-"""Records of a table's stream arrive in order, once each unless delivery fails, and without the filtered ones."""
+"""Records of a table's stream arrive in order, once each unless delivery fails, and without the filtered ones; one that
+fails for good is passed over."""
 
 import asyncio
 from collections.abc import Mapping
@@ -45,8 +46,10 @@ class FakeStream:
 
 
 class Publisher:
-    def __init__(self, failures: int = 0) -> None:
+    def __init__(self, failures: int = 0, poison: str = "") -> None:
         self.failures = failures
+        self.poison = poison
+        self.poisoned = 0
         self.keys: list[str] = []
         self.arns: set[str] = set()
 
@@ -54,13 +57,18 @@ class Publisher:
         if self.failures:
             self.failures -= 1
             raise RuntimeError("store is away")
-        self.keys += [record["dynamodb"]["Keys"]["id"]["S"] for record in event["Records"]]
+        keys = [record["dynamodb"]["Keys"]["id"]["S"] for record in event["Records"]]
+        if self.poison in keys:
+            self.poisoned += 1
+            raise ValueError("this edit cannot be published")
+        self.keys += keys
         self.arns |= {record["eventSourceARN"] for record in event["Records"]}
 
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "RETRY_S", 0.001)
+    monkeypatch.setattr(streams, "MAX_RETRY_S", 0.001)
 
 
 def follow(stream: FakeStream, publisher: Publisher, **options: Any) -> None:
@@ -91,6 +99,16 @@ def test_a_failing_function_is_asked_again_and_nothing_overtakes() -> None:
     publisher = Publisher(failures=3)
     follow(FakeStream(), publisher)
     assert publisher.keys == ["a", "b", "c", "d", "e", "late"]
+
+
+def test_an_edit_that_fails_for_good_holds_up_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    publisher = Publisher(poison="d")
+    follow(FakeStream(), publisher)
+    assert publisher.keys == ["a", "b", "c", "e", "late"]
+    assert publisher.poisoned == 1 + 1 + streams.RETRIES, "with its neighbour, alone, and again"
+    said = capsys.readouterr().err
+    assert said.count("is asked again") == 1
+    assert "an edit is not announced: t {'id': {'S': 'd'}}: ValueError(" in said
 
 
 def test_a_stream_that_cannot_be_read_is_asked_again() -> None:

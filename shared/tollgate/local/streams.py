@@ -1,12 +1,13 @@
 """From the tables' streams to the publisher function, as Lambda's event source mapping does it.
 
-Records of a shard are delivered in order; a batch whose invocation fails is tried again before anything after it.
+Records of a shard are delivered in order. A batch whose invocation fails is split in two, again and again, and each
+part tried before anything after it; a single record that fails for good is given up, so that it holds up no others.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from tollgate.local.children import say
@@ -17,6 +18,8 @@ LOOK_FOR_SHARDS_S = 5.0
 MAX_RECORDS = 100
 RETRY_S = 0.3
 MAX_RETRY_S = 5.0
+RETRIES = 20
+"""The template's `MaximumRetryAttempts`, of a single record."""
 
 Invoke = Callable[[Mapping[str, Any]], Awaitable[Any]]
 
@@ -108,7 +111,7 @@ class TableStream:
         if records:
             wanted = [{**record, "eventSourceARN": self._arn} for record in records if self._wanted(record)]
             if wanted:
-                await self._deliver({"Records": wanted})
+                await self._deliver(wanted)
             self._positions[shard] = records[-1]["dynamodb"]["SequenceNumber"]
         if following := answer.get("NextShardIterator"):
             self._iterators[shard] = following
@@ -117,14 +120,23 @@ class TableStream:
             self._positions[shard] = "closed"
         return bool(records)
 
-    async def _deliver(self, event: Mapping[str, Any]) -> None:
+    async def _deliver(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Returns when each has been taken or given up. On AWS the dead-letter queue is told of the latter."""
         pause_s = RETRY_S
-        while True:
+        for attempt in range(1 + RETRIES):
             try:
-                await self._invoke(event)
+                await self._invoke({"Records": records})
             except Exception as error:  # noqa: BLE001 - whatever a function raises is its failure, not ours
-                say(f"the publisher failed and is asked again: {error!r}")
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, MAX_RETRY_S)
+                failure = error
             else:
                 return
+            if half := len(records) // 2:
+                await self._deliver(records[:half])
+                await self._deliver(records[half:])
+                return
+            if attempt == 0:
+                say(f"the publisher failed and is asked again, up to {RETRIES} times: {failure!r}")
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, MAX_RETRY_S)
+        edited = f"{self._table} {records[0]['dynamodb']['Keys']}"
+        say(f"the publisher failed {1 + RETRIES} times, and an edit is not announced: {edited}: {failure!r}")
