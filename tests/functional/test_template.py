@@ -420,6 +420,18 @@ def test_access_tokens_carry_the_tenant_and_no_user_can_change_theirs() -> None:
         assert "aws.cognito.signin.user.admin" not in client["AllowedOAuthScopes"]
 
 
+def test_people_sign_in_by_code_alone_and_their_refresh_tokens_rotate() -> None:
+    pool = resources("AWS::Cognito::UserPool")["UserPool"]
+    (client,) = (it for it in resources("AWS::Cognito::UserPoolClient").values() if it["AllowedOAuthFlows"] == ["code"])
+    assert client["RefreshTokenRotation"]["Feature"] == "ENABLED"
+    assert 0 < client["RefreshTokenRotation"]["RetryGracePeriodSeconds"] <= 60
+    # Cognito takes rotation only without ALLOW_REFRESH_TOKEN_AUTH, and takes none named for several
+    assert client["ExplicitAuthFlows"] == ["ALLOW_CUSTOM_AUTH"]
+    assert (
+        not {"DefineAuthChallenge", "CreateAuthChallenge", "VerifyAuthChallengeResponse"} & pool["LambdaConfig"].keys()
+    )
+
+
 def test_the_authorizer_takes_the_pools_tokens_that_name_a_scope_of_the_resource_server() -> None:
     variables = resources("AWS::Lambda::Function")["AuthorizerFunction"]["Environment"]["Variables"]
     issuer = variables["TOLLGATE_ISSUER"]["Fn::Sub"]
