@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 
 from tests.aws_fixture import ENVIRON, Recorder, aws_endpoint
-from tollgate.adapters.aws import AwsClient
+from tollgate.adapters.aws import AwsClient, AwsError
 from tollgate.adapters.aws_blocking import BlockingAws, CallFailed
 from tollgate.adapters.http import HttpClient
 from tollgate.adapters.key_records import DynamoKeyRecords, peppers_of
 from tollgate.adapters.keys_table import MAX_SECRETS, KeysTable, Owner, state_of
+from tollgate.adapters.peppers import Peppers
 from tollgate.adapters.tenants_table import Conflict, NotFound
 from tollgate.domain import api_keys
 from tollgate.domain.identity import Identity, KeysUnavailable, Unauthorized
 from tollgate.local import provision
 from tollgate.ports import PolicyUnavailable
+from tollgate.services.api_keys import KeyVerifier
 
 PEPPER = "first pepper, which is long enough for anybody"
 
@@ -37,8 +39,7 @@ class Keys:
         self.table = KeysTable(
             self.dynamodb,
             environ["TOLLGATE_KEYS_TABLE"],
-            self.manager,
-            environ["TOLLGATE_KEY_PEPPER"],
+            Peppers(self.manager, environ["TOLLGATE_KEY_PEPPER"]),
             lambda: self.now,
         )
         records = DynamoKeyRecords.from_env(environ)
@@ -72,7 +73,7 @@ def backend() -> Iterator[str]:
 
 @pytest.fixture
 def keys(backend: str) -> Iterator[Keys]:
-    environ = {**ENVIRON, "AWS_ENDPOINT_URL": backend}
+    environ = {**ENVIRON, "AWS_ENDPOINT_URL": backend, "TOLLGATE_KEYS_TABLE": f"keys-{time.time_ns()}"}
     environ |= provision.provision(environ).environ()
     with asyncio.Runner() as runner:
 
@@ -200,6 +201,68 @@ def test_peppers_can_be_added_and_each_key_keeps_its_own(keys: Keys) -> None:
     assert keys.holder(old).key == keys.holder(new).key
 
 
+def test_a_pepper_is_renewed_without_an_error(keys: Keys) -> None:
+    _, before = keys.run(keys.table.create(Owner("acme"), "op"))
+    verifier = KeyVerifier(keys.records, remember_s=0, outage_s=0)
+    assert verifier.warm()
+    number = keys.run(keys.table.add_pepper())
+    item, after = keys.run(keys.table.create(Owner("acme"), "op"))
+    assert item["secrets"][0]["pepper"] == number == "2"
+    assert len(keys.records.peppers()["2"]) == 64
+    # a process from before, too
+    assert verifier.verify(before, keys.now).tenant == verifier.verify(after, keys.now).tenant == "acme"
+    with pytest.raises(Conflict, match="is needed by"):
+        keys.run(keys.table.retire_pepper("1"))
+    for use in keys.run(keys.table.peppers()):
+        for id in use.keys if use.number == "1" else ():
+            keys.run(keys.table.revoke(id, "op"))
+    keys.run(keys.table.retire_pepper("1"))
+    assert [use.number for use in keys.run(keys.table.peppers())] == ["2"]
+    assert verifier.verify(after, keys.now).tenant == "acme"
+    # what ended is 401 still, not 503
+    late = KeyVerifier(keys.records, remember_s=0, outage_s=0)
+    assert late.warm()
+    with pytest.raises(Unauthorized):
+        late.verify(before, keys.now)
+
+
+def test_a_pepper_that_a_key_needs_and_that_is_gone_is_told_and_its_number_is_not_used_again(keys: Keys) -> None:
+    keys.pepper({"1": PEPPER, "3": "third" + PEPPER})
+    id = keys.run(keys.table.create(Owner("acme"), "op")).item["key_id"]
+    keys.pepper({"1": PEPPER})
+    use = {use.number: use for use in keys.run(keys.table.peppers())}["3"]
+    assert (use.missing, use.newest, id in use.keys) == (True, False, True)
+    with pytest.raises(NotFound):
+        keys.run(keys.table.retire_pepper("3"))
+    assert keys.run(keys.table.add_pepper()) == "4"
+
+
+def test_of_two_who_change_the_peppers_at_once_one_is_told(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Secrets Manager refuses another value with a token that it knows. moto takes it, so it is played here."""
+    real, made = keys.manager.call, dict[str, str]()
+
+    async def call(operation: str, payload: dict[str, Any], *, retry: bool = False) -> dict[str, Any]:
+        if (
+            operation == "PutSecretValue"
+            and made.setdefault(payload["ClientRequestToken"], payload["SecretString"]) != payload["SecretString"]
+        ):
+            raise AwsError("ResourceExistsException", "", 400, {})
+        return await real(operation, payload, retry=retry)
+
+    monkeypatch.setattr(keys.manager, "call", call)
+    one, other = (Peppers(keys.manager, keys.environ["TOLLGATE_KEY_PEPPER"]) for _ in range(2))
+
+    async def at_once() -> list[object]:
+        return await asyncio.gather(one.add(beyond=0), other.add(beyond=0), return_exceptions=True)
+
+    numbers, refusals = [], []
+    for outcome in keys.run(at_once()):
+        (refusals if isinstance(outcome, Conflict) else numbers).append(outcome)
+    assert (numbers, len(refusals)) == (["2"], 1)
+    assert keys.run(one.numbers()) == ["1", "2"]
+    assert keys.run(other.add(beyond=0)) == "3"
+
+
 @pytest.mark.parametrize(
     "secret", ["", "text", "[]", "{}", '{"1": "short"}', json.dumps({"one": PEPPER}), '{"1": 5}', None]
 )
@@ -236,7 +299,7 @@ def test_what_cannot_be_reached_is_said_so(keys: Keys) -> None:
     assert missing is not None
     with pytest.raises(KeysUnavailable, match="ResourceNotFoundException"):
         missing.find("x")
-    table = KeysTable(keys.dynamodb, "t", keys.manager, "no-such-secret", time.time)
+    table = KeysTable(keys.dynamodb, "t", Peppers(keys.manager, "no-such-secret"), time.time)
     with pytest.raises(PolicyUnavailable, match="ResourceNotFoundException"):
         keys.run(table.create(Owner("acme"), "op"))
 

@@ -115,3 +115,23 @@ def test_when_it_was_last_used_is_known_from_the_ledger(acme: Shell, environ: di
 
 def test_a_stack_without_keys_says_so(applied: Shell) -> None:
     assert "TOLLGATE_KEYS_TABLE is not set" in applied.fails(6, "key", "list")
+
+
+def test_a_pepper_is_renewed_beside_the_old_one(acme: Shell) -> None:
+    id = acme.ok("key", "create", "acme", "--json").json["id"]
+    assert acme.ok("key", "pepper", "list", "--json").json == {
+        "peppers": [{"pepper": "1", "keys": [id], "newest": True, "missing": False}]
+    }
+    assert "make another first" in acme.fails(4, "key", "pepper", "retire", "1", "--yes")
+    assert acme.ok("key", "pepper", "add", "--json").json == {"pepper": "2"}
+    shown = acme.ok("key", "pepper", "list").out.splitlines()
+    assert [line.split() for line in shown[1:]] == [["1", "1", "old"], ["2", "0", "for", "new", "secrets"]]
+    assert f"needed by 1 keys ({id}): rotate or revoke" in acme.fails(4, "key", "pepper", "retire", "1", "--yes")
+    # while the old secret works, its pepper is needed
+    assert acme.ok("key", "rotate", id, "--overlap", "1h", "--json").json["pepper"] == "2"
+    assert [one["keys"] for one in acme.ok("key", "pepper", "list", "--json").json["peppers"]] == [[id], [id]]
+    acme.ok("key", "rotate", id, "--overlap", "0", "--json")
+    assert "add --yes" in acme.fails(2, "key", "pepper", "retire", "1")
+    assert acme.ok("key", "pepper", "retire", "1", "--yes").out == "pepper 1 is retired\n"
+    assert [one["pepper"] for one in acme.ok("key", "pepper", "list", "--json").json["peppers"]] == ["2"]
+    assert "there is no pepper '1'" in acme.fails(3, "key", "pepper", "retire", "1", "--yes")

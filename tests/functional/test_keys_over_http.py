@@ -23,6 +23,7 @@ from tests.functional.test_serve import Served, policy
 from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.http import HttpClient
 from tollgate.adapters.keys_table import KeysTable, Made, Owner
+from tollgate.adapters.peppers import Peppers
 from tollgate.domain import api_keys
 
 CLAUDE: dict[str, Any] = {"model": "claude", "max_tokens": 5, "messages": [{"role": "user", "content": "Hello"}]}
@@ -56,7 +57,7 @@ def on_table(callers: Callers, operation: Callable[[KeysTable], Coroutine[Any, A
         http, environ = HttpClient(), callers.environ
         dynamodb, manager = (AwsClient.for_service(name, http, environ) for name in ("dynamodb", "secretsmanager"))
         names = environ["TOLLGATE_KEYS_TABLE"], environ["TOLLGATE_KEY_PEPPER"]
-        made = await operation(KeysTable(dynamodb, names[0], manager, names[1], time.time))
+        made = await operation(KeysTable(dynamodb, names[0], Peppers(manager, names[1]), time.time))
         await http.aclose()
         return made
 

@@ -36,6 +36,7 @@ from tollgate import bootstrap
 from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.http import HttpClient
 from tollgate.adapters.keys_table import KeysTable, Owner
+from tollgate.adapters.peppers import Peppers
 from tollgate.adapters.policy_file import parse
 from tollgate.adapters.policy_tables import PolicyTables
 from tollgate.bootstrap import clock_us, lambda_application
@@ -133,7 +134,7 @@ class Aws:
             environ = ENVIRON | {"AWS_ENDPOINT_URL": self._backend}
             http_client = HttpClient()
             clients = [AwsClient.for_service(name, http_client, environ) for name in ("dynamodb", "secretsmanager")]
-            table = KeysTable(clients[0], "tollgate-keys", clients[1], provision.KEY_PEPPER, time.time)
+            table = KeysTable(clients[0], "tollgate-keys", Peppers(clients[1], provision.KEY_PEPPER), time.time)
             made = await table.create(Owner(tenant), "operator")
             await http_client.aclose()
             return made.key

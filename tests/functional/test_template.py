@@ -427,9 +427,8 @@ def test_people_sign_in_by_code_alone_and_their_refresh_tokens_rotate() -> None:
     assert 0 < client["RefreshTokenRotation"]["RetryGracePeriodSeconds"] <= 60
     # Cognito takes rotation only without ALLOW_REFRESH_TOKEN_AUTH, and takes none named for several
     assert client["ExplicitAuthFlows"] == ["ALLOW_CUSTOM_AUTH"]
-    assert (
-        not {"DefineAuthChallenge", "CreateAuthChallenge", "VerifyAuthChallengeResponse"} & pool["LambdaConfig"].keys()
-    )
+    challenges = {"DefineAuthChallenge", "CreateAuthChallenge", "VerifyAuthChallengeResponse"}
+    assert not challenges & pool["LambdaConfig"].keys()
 
 
 def test_the_authorizer_takes_the_pools_tokens_that_name_a_scope_of_the_resource_server() -> None:

@@ -7,23 +7,21 @@ a key. It goes `KEPT_S` after the key ended.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from tollgate.adapters.aws import AwsClient, AwsError
 from tollgate.adapters.document_table import Client, ConditionFailed, DocumentTable, Item, as_read
-from tollgate.adapters.http_message import UpstreamError
-from tollgate.adapters.key_records import newest, peppers_of
+from tollgate.adapters.peppers import Peppers
 from tollgate.adapters.tenants_table import TRIES, Conflict, NotFound
 from tollgate.domain import api_keys
-from tollgate.domain.identity import KeysUnavailable
-from tollgate.ports import PolicyUnavailable
 
 BY_TENANT = "by-tenant"
 """The index of the table whose key is the attribute `tenant`."""
 KEPT_S = 90 * 86_400
 """How long an ended key is still listed."""
+ENDED = ("revoked", "expired")
+"""States of keys (`state_of`) that are good for nothing any more."""
 DECISIVE = ("secrets", "revoked_at", "expires_at")
 """What a change depends on: if one of these has changed since it was read, it is read again."""
 MAX_SECRETS = 5
@@ -45,15 +43,23 @@ class Made(NamedTuple):
     key: str
 
 
+class PepperUse(NamedTuple):
+    """A pepper, and the keys that have a secret which works and was hashed with it."""
+
+    number: str
+    keys: list[str]
+    newest: bool
+    """Whether new secrets are hashed with it."""
+    missing: bool
+    """Whether it is not there, although a key needs it: that key is answered 503."""
+
+
 class KeysTable:
     """Failures to reach AWS are raised as `PolicyUnavailable`."""
 
-    def __init__(
-        self, dynamodb: Client, name: str, secrets_manager: AwsClient, pepper_secret: str, clock_s: Callable[[], float]
-    ) -> None:
+    def __init__(self, dynamodb: Client, name: str, peppers: Peppers, clock_s: Callable[[], float]) -> None:
         self._table = DocumentTable(dynamodb, name, "key_id")
-        self._secrets_manager = secrets_manager
-        self._pepper_secret = pepper_secret
+        self._peppers = peppers
         self._clock_s = clock_s
 
     async def create(
@@ -71,7 +77,7 @@ class KeysTable:
             "key_id": id,
             "tenant": owner.tenant,
             "user": owner.user or f"key-{id}",
-            "secrets": [await self._hashed(key)],
+            "secrets": [await self._peppers.hashed(key)],
             "created_at": _stamp(now),
             "created_by": actor,
             **_signed(actor, now),
@@ -99,7 +105,7 @@ class KeysTable:
         """A new secret for the key; those it has stay good for `overlap_s` seconds at most. Its id, limits and usage
         go on. Raises `NotFound`, `Conflict`."""
         key = api_keys.with_secret(id, secrets.token_bytes(api_keys.SECRET_BYTES))
-        hashed = await self._hashed(key)
+        hashed = await self._peppers.hashed(key)
 
         def change(item: Item, now: int) -> dict[str, Any]:
             self._refuse_ended(item, now)
@@ -124,6 +130,37 @@ class KeysTable:
 
         return await self._change(id, change)
 
+    async def peppers(self) -> Sequence[PepperUse]:
+        """Every pepper that there is, or that a key needs, oldest first."""
+        now = self._clock_s()
+        there = await self._peppers.numbers()
+        needed: dict[str, list[str]] = {number: [] for number in there}
+        async for item in self._table.scan():
+            if state_of(item, now) not in ENDED:
+                good = {secret["pepper"] for secret in item["secrets"] if now < secret.get("until", api_keys.NEVER)}
+                for number in good:
+                    needed.setdefault(number, []).append(item["key_id"])
+        return [
+            PepperUse(number, sorted(needed[number]), number == there[-1], number not in there)
+            for number in sorted(needed, key=int)
+        ]
+
+    async def add_pepper(self) -> str:
+        """A pepper for all secrets that are made from now on; its number. Raises `Conflict`."""
+        return await self._peppers.add(beyond=max(int(use.number) for use in await self.peppers()))
+
+    async def retire_pepper(self, number: str) -> None:
+        """Take a pepper away that no key needs any more. Raises `NotFound`, `Conflict`."""
+        use = next((use for use in await self.peppers() if use.number == number and not use.missing), None)
+        if use is None:
+            raise NotFound(f"there is no pepper {number!r}: `tollgate key pepper list` shows them")
+        if use.newest:
+            raise Conflict(f"new secrets are hashed with pepper {number}: make another first (tollgate key pepper add)")
+        if use.keys:
+            some = ", ".join(use.keys[:3]) + (", ..." if len(use.keys) > 3 else "")
+            raise Conflict(f"pepper {number} is needed by {len(use.keys)} keys ({some}): rotate or revoke them first")
+        await self._peppers.remove(number)
+
     async def _change(self, id: str, change: Callable[[Item, int], dict[str, Any]]) -> Item:
         """Set what `change` says, if nobody else changes the item meanwhile; else look at it again."""
         for _ in range(TRIES):
@@ -143,20 +180,8 @@ class KeysTable:
     @staticmethod
     def _refuse_ended(item: Item, now: int) -> None:
         state = state_of(item, now)
-        if state in ("revoked", "expired"):
+        if state in ENDED:
             raise Conflict(f"API key {item['key_id']} is {state}: make a new one")
-
-    async def _hashed(self, key: str) -> dict[str, str]:
-        try:
-            answer = await self._secrets_manager.call("GetSecretValue", {"SecretId": self._pepper_secret}, retry=True)
-            peppers = peppers_of(answer.get("SecretString"))
-        except (AwsError, UpstreamError) as error:
-            reason = error.code if isinstance(error, AwsError) else type(error).__name__
-            raise PolicyUnavailable(f"the API keys' pepper, secret {self._pepper_secret!r}: {reason}") from error
-        except KeysUnavailable as error:
-            raise PolicyUnavailable(str(error)) from error
-        pepper = newest(peppers)
-        return {"hash": api_keys.hash_of(peppers[pepper], key), "pepper": pepper}
 
 
 def state_of(item: Mapping[str, Any], now: float) -> str:

@@ -196,12 +196,12 @@ class Stack:
         import time
 
         from tollgate.adapters.keys_table import KeysTable
+        from tollgate.adapters.peppers import Peppers
 
         table, pepper = self.environ.get("TOLLGATE_KEYS_TABLE"), self.environ.get("TOLLGATE_KEY_PEPPER")
         if not table or not pepper:
             raise Fail("this stack has no table of API keys: it is older than they are", NOT_FOUND)
-        dynamodb, manager = self.service("dynamodb"), self.service("secretsmanager")
-        return KeysTable(dynamodb, table, manager, pepper, time.time)
+        return KeysTable(self.service("dynamodb"), table, Peppers(self.service("secretsmanager"), pepper), time.time)
 
     def audit(self) -> AuditTable:
         from tollgate.adapters.audit_table import AuditTable

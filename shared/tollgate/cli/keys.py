@@ -12,6 +12,7 @@ import click
 
 from tollgate.cli.connect import TABLES, Stack, actor, with_stack
 from tollgate.cli.output import card, confirm, echo_json, json_option, table, yes_option
+from tollgate.cli.peppers import pepper
 from tollgate.cli.values import AHEAD, SPAN
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ def key() -> None:
     A key looks like tg_<id>_<secret>. The id is no secret: it names the key here, in reports and in logs. The secret is
     kept nowhere; who loses it rotates the key.
     """
+
+
+key.add_command(pepper)
 
 
 def _later(ctx: click.Context, param: click.Parameter, moment: datetime | None) -> datetime | None:

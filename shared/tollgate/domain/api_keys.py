@@ -18,7 +18,7 @@ from __future__ import annotations
 import hmac
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from tollgate.domain.identity import INVOKE, MAX_EPOCH, Forged, Identity, Unauthorized, granted
@@ -122,9 +122,11 @@ def holder(record: KeyRecord, key: str, peppers: Mapping[str, bytes], now_s: flo
     )
 
 
-def peppers_needed(records: Iterable[KeyRecord]) -> frozenset[str]:
-    """The peppers that must stay, because secrets were hashed with them."""
-    return frozenset(secret.pepper for record in records for secret in record.secrets)
+def peppers_needed(record: KeyRecord, now_s: float) -> frozenset[str]:
+    """The peppers without which nobody can tell whether a key is this one; none for a key that has ended."""
+    if record.revoked or now_s >= record.expires_at:
+        return frozenset()
+    return frozenset(secret.pepper for secret in record.secrets if now_s < secret.until)
 
 
 def _checksum(text: str) -> str:

@@ -102,10 +102,10 @@ class KeyVerifier:
         return record
 
     def _peppers_for(self, record: KeyRecord, now: float) -> Mapping[str, bytes]:
-        needed = api_keys.peppers_needed([record])
+        needed = api_keys.peppers_needed(record, now)
         if not needed <= self._peppers.keys() and not 0 <= now - self._peppers_read < PEPPERS_AGAIN_S:
             self._peppers = self._records.peppers()
             self._peppers_read = now
-        if not needed & self._peppers.keys():
+        if needed and not needed & self._peppers.keys():
             raise KeysUnavailable("an API key was hashed with a pepper that is not there any more")
         return self._peppers
