@@ -32,7 +32,7 @@ def test_links_lead_to_sections() -> None:
 def test_commands_are_written_as_they_have_to_be(line: str) -> None:
     words = shlex.split(line, comments=True)[1:]
     command: click.Command = tollgate
-    context = click.Context(tollgate, info_name="tollgate")
+    context = click.Context(tollgate, info_name="tollgate", **tollgate.context_settings)  # as it is really called
     while isinstance(command, click.Group):
         if command is not tollgate and (not words or words[0].startswith("-")):  # it does something by itself
             command.make_context(command.name, words, parent=context)
