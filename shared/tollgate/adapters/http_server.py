@@ -8,6 +8,7 @@ are the load balancer's; WebSockets nobody asks for.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -17,13 +18,8 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from tollgate.adapters.http_server_connection import (
-    Application,
-    Cycle,
-    Message,
-    ServerConnection,
-    ServerTimeouts,
-)
+from tollgate.adapters.http_server_connection import ServerConnection, ServerTimeouts
+from tollgate.adapters.http_server_cycle import Application, Cycle, Message
 
 __all__ = ["Application", "HttpServer", "ServerTimeouts", "listen", "serve"]
 
@@ -129,12 +125,12 @@ class HttpServer:
         self._look_if_quiet()
 
     def launch(self, cycle: Cycle, *, at_once: bool) -> None:
-        running = cycle.run(self._application, self)
+        running = cycle.run(self._application, self._finished)
         task = _eager(self._loop, running) if at_once else self._loop.create_task(running)
         if not task.done():
             self._running[cycle] = task  # the loop itself holds tasks weakly
 
-    def finished(self, cycle: Cycle) -> None:
+    def _finished(self, cycle: Cycle) -> None:
         self._running.pop(cycle, None)
         self._look_if_quiet()
 
@@ -239,6 +235,7 @@ async def _serve(application: Application, listener: socket.socket, drain_s: flo
     if (problem := starting.result()) is not None:
         return _say(problem, NOT_STARTED)
     if not signals.first.done():
+        gc.freeze()  # what is here now stays: a full collection need not look at it again, for some 10 ms
         await server.start(listener)
         await signals.first
         await server.stop(drain_s)
