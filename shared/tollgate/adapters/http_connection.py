@@ -1,9 +1,8 @@
 """One HTTP/1.1 connection and the response that is on it.
 
 A connection carries one exchange at a time. Bytes go from the transport through llhttp straight into the response's
-list of chunks; a future exists only while somebody really waits. Each connection has a single timer, armed lazily:
-moving the deadline forward is an assignment, and only when the timer fires is it looked at again. So a call on a warm
-connection creates no task and, as a rule, no timer.
+list of chunks; a future exists only while somebody really waits. Each connection has a single `Deadline`. So a call on
+a warm connection creates no task and, as a rule, no timer.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Protocol, cast
 
 from httptools import HttpParserError, HttpResponseParser
 
+from tollgate.adapters.deadline import Deadline
 from tollgate.adapters.http_message import (
     BodyTooLarge,
     ClosedEarly,
@@ -161,8 +161,7 @@ class Connection(asyncio.Protocol):
         self._headers: list[Header] = []
         self._timeouts: Timeouts
         self._total_at = 0.0
-        self._deadline = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = Deadline(loop, self._overdue)
         self._overhead = 0  # bytes received since the last piece of body
         self._head_only = False
         self._complete = False
@@ -186,7 +185,7 @@ class Connection(asyncio.Protocol):
 
     def rest(self, ttl: float) -> None:
         """Waits in the pool, for `ttl` seconds at most."""
-        self._watch(self.loop.time() + ttl)
+        self._deadline.move(self.loop.time() + ttl)
 
     def abort(self) -> None:
         """Drops the connection without ceremony; a TLS goodbye could take many seconds."""
@@ -203,7 +202,7 @@ class Connection(asyncio.Protocol):
         self._head_only = head_only
         self._complete = self._keep_alive = False
         response = self._response = Response(self)
-        self._watch(min(self.loop.time() + timeouts.first_byte, total_at))
+        self._deadline.move(min(self.loop.time() + timeouts.first_byte, total_at))
         if len(body) <= _JOIN_BELOW:
             self._transport.write(head + body)
         else:
@@ -221,7 +220,7 @@ class Connection(asyncio.Protocol):
         """The reader has taken everything that was buffered."""
         if self._paused:
             self._paused = False
-            self._watch(min(self.loop.time() + self._timeouts.idle, self._total_at))
+            self._deadline.move(min(self.loop.time() + self._timeouts.idle, self._total_at))
             self._transport.resume_reading()
 
     def _finish(self, response: Response) -> None:
@@ -247,28 +246,13 @@ class Connection(asyncio.Protocol):
         stage = "within its body" if response.status else "before its head was complete"
         self.fail(ClosedEarly(f"the server closed the response {stage}{reason}", after_bytes=response._received))
 
-    # One timer for everything: the deadline moves by assignment, the timer follows when it fires
-
-    def _watch(self, deadline: float) -> None:
-        self._deadline = deadline
-        timer = self._timer
-        if timer is not None:
-            if timer.when() <= deadline:
-                return
-            timer.cancel()
-        self._timer = self.loop.call_at(deadline, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        now = self.loop.time()
-        if now < self._deadline:
-            self._watch(self._deadline)
-            return
+    def _overdue(self) -> None:
         response = self._response
         if response is None:
             self._transport.abort()  # idle for too long
             return
-        phase: Phase = "total" if now >= self._total_at else "idle" if response.status else "first_byte"
+        late = self.loop.time() >= self._total_at
+        phase: Phase = "total" if late else "idle" if response.status else "first_byte"
         self.fail(TimedOut(phase, sent=True))
 
     # asyncio's callbacks
@@ -303,9 +287,9 @@ class Connection(asyncio.Protocol):
             if response._received - response._taken > HIGH_WATER:
                 self._paused = True
                 self._transport.pause_reading()
-                self._watch(self._total_at)  # the silence is now the reader's, not the server's
+                self._deadline.move(self._total_at)  # the silence is now the reader's, not the server's
             else:
-                self._watch(min(self.loop.time() + self._timeouts.idle, self._total_at))
+                self._deadline.move(min(self.loop.time() + self._timeouts.idle, self._total_at))
             response._wake()
 
     def eof_received(self) -> None:
@@ -313,9 +297,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_of_stream(exc)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._deadline.cancel()
         self._parser = None  # the parser holds our bound methods: break the cycle
         self._owner.lost(self)
 

@@ -1,10 +1,7 @@
-"""One connection of the HTTP/1.1 server, and the request that is on it: llhttp on one side, ASGI on the other.
+"""One connection of the HTTP/1.1 server: llhttp on one side, the requests that are on it (`Cycle`) on the other.
 
 A connection answers one request at a time, in a task of its own; what was pipelined behind it waits, unread as far as
-possible. The head of an answer of known length is held until its first piece of body, so that such an answer is one
-write; a stream's head leaves at once. As in the client, a connection has a single timer: moving the deadline is an
-assignment, and only when the timer fires is it looked at again. A request that arrives whole and is answered in time
-arms none.
+possible. It has a single `Deadline`; a request that arrives whole and is answered in time does not touch it.
 """
 
 from __future__ import annotations
@@ -12,30 +9,17 @@ from __future__ import annotations
 import asyncio
 import select
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
-from tollgate.adapters import telemetry
+from tollgate.adapters.deadline import Deadline
 from tollgate.adapters.http_message import Header
-from tollgate.adapters.http_server_message import (
-    CONTINUE,
-    LAST_CHUNK,
-    REFUSALS,
-    UNDECLARED,
-    encode_head,
-    parse_target,
-)
-
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+from tollgate.adapters.http_server_cycle import Cycle, Scope
+from tollgate.adapters.http_server_message import CONTINUE, REFUSALS, parse_target
 
 MAX_HEAD = 32 * 1024
 """Bytes of a request's head (API Gateway allows 10 KB); also of what may come between two pieces of a body: chunk
@@ -45,8 +29,6 @@ MAX_PIPELINED = 64
 """Requests that one read may bring. A client that sends more at once is hung up on after the last of these."""
 HIGH_WATER = 256 * 1024
 """Bytes of a request's body that may wait for the application before the connection stops reading."""
-_JOIN_BELOW = 64 * 1024
-"""Bytes of body up to which copying it behind the head is cheaper than a second piece of a write."""
 _LAST_LINGER_S = 1.0
 """How long a client may take to end its side while the server is stopping."""
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
@@ -68,157 +50,6 @@ class ServerTimeouts:
     """The longest time in which a client takes nothing of an answer that waits for it."""
 
 
-class Cycle:
-    """One request and its answer: what the application's `receive` and `send` work on."""
-
-    __slots__ = (
-        "_bodiless", "_changed", "_chunked", "_connection", "_head", "_left", "_started", "_told", "begun", "buffered",
-        "chunks", "ended", "expects", "gone", "keep_alive", "received", "scope",
-    )  # fmt: skip
-
-    def __init__(
-        self, connection: ServerConnection, scope: Scope, *, keep_alive: bool, chunked: bool, expects: bool
-    ) -> None:
-        self.scope = scope
-        self.keep_alive = keep_alive
-        """Whether another request may follow the answer."""
-        self.expects = expects
-        """Whether the client waits for `100 Continue` before it sends the body."""
-        self.chunks: list[bytes] = []
-        self.buffered = 0
-        """Bytes in `chunks`."""
-        self.received = False
-        """Whether the request is here to its end."""
-        self.begun = False
-        """Whether anything of the answer has been written."""
-        self.ended = False
-        """Whether all of it has."""
-        self.gone = False
-        """Whether nobody is there any more: the application is told when it asks, and sends to nobody."""
-        self._connection = connection
-        self._told = False  # of the request's end
-        self._changed: asyncio.Event | None = None
-        self._started = False
-        self._head = b""
-        self._chunked = chunked
-        self._bodiless = False
-        self._left = UNDECLARED
-
-    async def run(self, application: Application, server: ConnectionServer) -> None:
-        """The request's task."""
-        try:
-            await application(self.scope, self.receive, self.send)
-            if not self.ended and not self.gone:
-                telemetry.log("ERROR", "the application did not end its answer")
-        except Exception as error:  # noqa: BLE001 - whatever it is, a caller waits for an answer
-            telemetry.log("ERROR", "the application failed", error=type(error).__name__, where=telemetry.where(error))
-            self._started = self.begun
-        finally:  # also when cancelled
-            if not self.ended and not self.gone:
-                self._connection.abandoned(self, started=self._started)
-            server.finished(self)
-
-    async def receive(self) -> Message:
-        while not (self.gone or self.ended):
-            if self.chunks or (self.received and not self._told):
-                chunks = self.chunks
-                body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-                chunks.clear()
-                self.buffered = 0
-                self._told = self.received
-                if not self.received:
-                    self._connection.taken()
-                return {"type": "http.request", "body": body, "more_body": not self.received}
-            if self.expects:
-                self.expects = False
-                if not self.begun:
-                    self._connection.ask_for_body()
-            if self._changed is None:
-                self._changed = asyncio.Event()
-            self._changed.clear()
-            await self._changed.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Message) -> None:
-        kind = message["type"]
-        if kind == "http.response.body":
-            self._send_body(message.get("body", b""), message.get("more_body", False))
-            connection = self._connection
-            if connection.writable is not None and not self.gone:
-                await connection.writable.wait()
-        elif kind == "http.response.start":
-            self._start(message["status"], message.get("headers", ()))
-        else:
-            raise RuntimeError(f"not a message of an HTTP answer: {kind}")
-
-    def _start(self, status: int, headers: Iterable[Header]) -> None:
-        if self._started:
-            raise RuntimeError("the answer has been started already")
-        self._bodiless = self.scope["method"] == "HEAD" or status in (204, 304)
-        # a client that was never told to go on may send its body or not: what comes next could be either
-        close = not self.keep_alive or self.expects
-        self._head, self._left, close = encode_head(
-            status, list(headers), close=close, chunked=self._chunked, bodiless=self._bodiless
-        )
-        self._started = True
-        self.keep_alive = not close
-        if self._bodiless or self._left != UNDECLARED:
-            self._chunked = False
-            return
-        # A stream may be long in coming, and its head says already what the caller wants to know. (uvloop writes once
-        # per tick, so a first piece that is there already leaves together with the head all the same.)
-        if not self.gone:
-            self.begun = True
-            self._connection.write(self._head)
-        self._head = b""
-
-    def _send_body(self, body: bytes, more: bool) -> None:
-        if self.gone:
-            return
-        if self.ended or not self._started:
-            raise RuntimeError("a piece of body before the answer's start, or after its end")
-        if self._bodiless:
-            body = b""
-        elif self._chunked:
-            if body:
-                body = b"%x\r\n%b\r\n" % (len(body), body)
-            if not more:
-                body += LAST_CHUNK
-        elif self._left != UNDECLARED:
-            self._left -= len(body)
-            if self._left < 0 or (self._left and not more):
-                telemetry.log("ERROR", "the answer's length is not its content-length", missing=self._left)
-                self._connection.break_off(self)
-                return
-        connection = self._connection
-        if head := self._head:
-            self._head = b""
-            self.begun = True
-            if len(body) <= _JOIN_BELOW:
-                connection.write(head + body)
-            else:
-                connection.write(head)
-                connection.write(body)
-        elif body:
-            connection.write(body)
-        if not more:
-            self.ended = True
-            self.wake()
-            connection.answered(self)
-
-    # What the connection does to it
-
-    def wake(self) -> None:
-        if self._changed is not None:
-            self._changed.set()
-
-    def leave(self) -> None:
-        """Nobody is there any more."""
-        self.gone = True
-        self.chunks.clear()
-        self.wake()
-
-
 class ConnectionServer(Protocol):
     """The server, as a connection sees it."""
 
@@ -235,16 +66,12 @@ class ConnectionServer(Protocol):
     def launch(self, cycle: Cycle, *, at_once: bool) -> None:
         """Run the application in a task of its own. `at_once`: its first step may be done before this returns."""
 
-    def finished(self, cycle: Cycle) -> None:
-        """The application has done with it."""
-
 
 class ServerConnection(asyncio.Protocol):
     """The protocol between an asyncio transport and the application; also what the parser calls back."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, server: ConnectionServer) -> None:
         self.writable: asyncio.Event | None = None
-        """While the transport has more to write than it should: what to wait for."""
         self._loop = loop
         self._server = server
         self._timeouts = server.timeouts
@@ -266,8 +93,7 @@ class ServerConnection(asyncio.Protocol):
         self._ending = False  # nothing further is answered either
         self._paused = False
         self._unsent = 0
-        self._deadline = inf
-        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = Deadline(loop, self._overdue)
 
     # The server's side
 
@@ -290,7 +116,6 @@ class ServerConnection(asyncio.Protocol):
             self._transport.write(data)
 
     def taken(self) -> None:
-        """The application has taken all of the body that was buffered."""
         if self._paused and not self._waiting:
             self._resume()
             self._await_body()
@@ -300,7 +125,6 @@ class ServerConnection(asyncio.Protocol):
         self._await_body()
 
     def answered(self, cycle: Cycle) -> None:
-        """All of the answer has been written."""
         if cycle.received and cycle.keep_alive:
             self._cycle = None
             self._advance()
@@ -318,7 +142,6 @@ class ServerConnection(asyncio.Protocol):
         self._await_body()
 
     def abandoned(self, cycle: Cycle, *, started: bool) -> None:
-        """The application has ended, its answer has not; `started`: so it cannot be our apology any more."""
         if started:
             self.break_off(cycle)
             return
@@ -329,7 +152,6 @@ class ServerConnection(asyncio.Protocol):
         self.answered(cycle)
 
     def break_off(self, cycle: Cycle) -> None:
-        """End the connection within the answer; what was written of it still arrives."""
         cycle.leave()
         self._close()
 
@@ -403,22 +225,15 @@ class ServerConnection(asyncio.Protocol):
             if not self._transport.is_closing():
                 self._transport.resume_reading()
 
-    # One timer for everything: the deadline moves by assignment, the timer follows when it fires
+    # One deadline for everything: how long the client may take for what it has to do next
 
     def _watch(self, deadline: float) -> None:
-        if self.writable is not None and not self._ending:
-            return  # the deadline is for the client to read
-        self._deadline = deadline
-        timer = self._timer
-        if timer is not None:
-            if timer.when() <= deadline:
-                return
-            timer.cancel()
-        self._timer = self._loop.call_at(deadline, self._on_timer)
+        if self.writable is None or self._ending:  # else the deadline is for the client to read
+            self._deadline.move(deadline)
 
     def _unwatch(self) -> None:
         if self.writable is None:
-            self._deadline = inf
+            self._deadline.at = inf
 
     def _await_body(self) -> None:
         self._watch(self._loop.time() + self._timeouts.body)
@@ -427,18 +242,12 @@ class ServerConnection(asyncio.Protocol):
         self._unsent = self._transport.get_write_buffer_size()
         self._watch(self._loop.time() + self._timeouts.write)
 
-    def _on_timer(self) -> None:
-        self._timer = None
+    def _overdue(self) -> None:
         now = self._loop.time()
-        if now < self._deadline:
-            if self._deadline != inf:
-                self._timer = self._loop.call_at(self._deadline, self._on_timer)
-            return
         unsent = self._transport.get_write_buffer_size()
         if unsent and unsent < self._unsent:
             self._unsent = unsent
-            self._deadline = now + self._timeouts.write
-            self._timer = self._loop.call_at(self._deadline, self._on_timer)
+            self._deadline.move(now + self._timeouts.write)
         elif unsent or self._ending:
             self._transport.abort()
         elif self._incoming is not None or self._in_head:
@@ -512,9 +321,7 @@ class ServerConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._disconnected()
         self._ending = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._deadline.cancel()
         self._parser = None  # the parser holds our bound methods: break the cycle
         self.resume_writing()
         self._server.lost(self)
@@ -545,7 +352,7 @@ class ServerConnection(asyncio.Protocol):
         elif self._incoming is not None:
             self._await_body()
         else:
-            self._deadline = inf
+            self._deadline.at = inf
 
     # llhttp's callbacks
 
