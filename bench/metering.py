@@ -1,10 +1,12 @@
 """How many usage records metering enters a second, and what a record costs of our own CPU (bench/README.md).
 
-    python -m bench.metering [--records 20000] [--batch 1000] [--users 100] [--moto] [--dynamodb-local] [--at-once 4]
+    python -m bench.metering [--records 20000] [--batch 1000] [--users 100] [--http] [--moto] [--dynamodb-local]
+                             [--at-once 4]
 
 Without an option the ledger writes to a DynamoDB that answers at once and keeps nothing, so what is left is our own
-code: unpacking the log batch, reading, looking for lost settlements, bookkeeping, encoding. With --moto or
---dynamodb-local it writes to those, in another process; what limits it then is their speed, and it is told beside ours.
+code: unpacking the log batch, reading, looking for lost settlements, bookkeeping, encoding. With --http that DynamoDB
+is another process, so signing and the HTTP client count, too. With --moto or --dynamodb-local it writes to those; what
+limits it then is their speed, and it is told beside ours.
 --at-once: so many invocations at the same time, on the same counters.
 """
 
@@ -15,11 +17,13 @@ import asyncio
 import base64
 import gzip
 import json
+import multiprocessing
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,11 +119,41 @@ async def measure(client: Client, table: str, options: argparse.Namespace) -> Me
     return done
 
 
-async def against(url: str, options: argparse.Namespace) -> Measured:
+def answer_at_once(listener: socket.socket) -> None:
+    """A DynamoDB over HTTP that does what it is told at once, until it is ended."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]))
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+
+    async def run() -> None:
+        await (await asyncio.start_server(serve, sock=listener)).serve_forever()
+
+    asyncio.run(run())
+
+
+@contextmanager
+def nothing_over_http() -> Iterator[str]:
+    """In a process of its own; its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = multiprocessing.get_context("fork").Process(target=answer_at_once, args=(listener,))
+        process.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            process.terminate()
+            process.join()
+
+
+async def against(url: str, options: argparse.Namespace, *, table: str = "") -> Measured:
+    """`table`: one that needs not be made."""
     http = HttpClient()
     try:
         client = AwsClient.for_service("dynamodb", http, ENVIRON | {"AWS_ENDPOINT_URL": url})
-        return await measure(client, await make_table(client, sort_key=True), options)
+        return await measure(client, table or await make_table(client, sort_key=True), options)
     finally:
         await http.aclose()
 
@@ -145,12 +179,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1000, help="records of one log event")
     parser.add_argument("--users", type=int, default=100, help="users that share the records")
     parser.add_argument("--at-once", type=int, default=1, help="invocations at the same time")
+    parser.add_argument("--http", action="store_true")
     parser.add_argument("--moto", action="store_true")
     parser.add_argument("--dynamodb-local", action="store_true")
     options = parser.parse_args()
     print(asyncio.run(measure(Nothing(), "ledger", options)).line("nothing behind"))
     aws.TIMEOUTS = Timeouts(connect=30, first_byte=60, idle=60, total=90)
     with ExitStack() as servers:
+        if options.http:
+            url = servers.enter_context(nothing_over_http())
+            print(asyncio.run(against(url, options, table="ledger")).line("nothing, by HTTP"))
         if options.moto:
             print(asyncio.run(against(servers.enter_context(moto()), options)).line("moto"))
         if options.dynamodb_local:

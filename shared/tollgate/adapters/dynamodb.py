@@ -72,10 +72,15 @@ class Expression:
     def value(self, value: int | str) -> str:
         return self._values.setdefault(value, f":{len(self._values)}")
 
+    @property
+    def names(self) -> dict[str, str]:
+        """What each placeholder of a name stands for."""
+        return {short: name for name, short in self._names.items()}
+
     def payload(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if self._names:
-            found["ExpressionAttributeNames"] = {short: name for name, short in self._names.items()}
+            found["ExpressionAttributeNames"] = self.names
         if self._values:
             found["ExpressionAttributeValues"] = {short: encode(value) for value, short in self._values.items()}
         return found

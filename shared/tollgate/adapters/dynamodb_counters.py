@@ -12,6 +12,7 @@ import json
 import random
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from tollgate.adapters.dynamodb import Key, Plain, Table, Write, pause
 from tollgate.domain.bookkeeping import Counter, Row
@@ -127,6 +128,7 @@ def _pair(key: Plain | Key) -> tuple[str, str]:
     return key["pk"], key["sk"]
 
 
+@lru_cache(maxsize=256)
 def _start_s(label: str) -> int:
     """When a day or month begins, in epoch seconds."""
     day = label if len(label) > 7 else f"{label}-01"

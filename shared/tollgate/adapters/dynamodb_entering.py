@@ -11,11 +11,12 @@ import random
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import orjson
 
-from tollgate.adapters.dynamodb import BATCH, Cancelled, Expression, Key, Plain, Table, encode_item, pause
+from tollgate.adapters.dynamodb import BATCH, Cancelled, Expression, Key, Plain, Table, encode, encode_item, pause
 from tollgate.adapters.dynamodb_counters import SPREAD, Counters, Place
 from tollgate.adapters.dynamodb_use_cases import UseCases
 from tollgate.domain.bookkeeping import EntryReport, Moves, add, day_of, moves
@@ -43,6 +44,27 @@ class Pending:
     position: int
     estimate: UsageClose | None = None
     moves: Moves = field(default_factory=dict)
+
+
+_REFUSED_WITH_ITEM = {"ReturnValuesOnConditionCheckFailure": "ALL_OLD"}
+_NEW = {"ConditionExpression": "attribute_not_exists(pk)", **_REFUSED_WITH_ITEM}
+_ESTIMATE = {
+    "ConditionExpression": "#p = :1",
+    "ExpressionAttributeNames": {"#p": "p"},
+    "ExpressionAttributeValues": {":1": {"N": "1"}},
+    **_REFUSED_WITH_ITEM,
+}
+"""The conditions of a put: that the id is new; that it is that of an estimate."""
+
+
+@lru_cache(maxsize=1024)
+def _adding(figures: tuple[str, ...], about: tuple[str, ...]) -> tuple[str, dict[str, str], tuple[str, ...]]:
+    """The update that adds to these attributes and sets those, its names, and its values' places in their order."""
+    ex = Expression()
+    values = tuple([f":{i}" for i in range(len(figures) + len(about))])
+    adds = [f"{ex.name(name)} {value}" for name, value in zip(figures, values, strict=False)]
+    sets = [f"{ex.name(name)} = {value}" for name, value in zip(about, values[len(figures) :], strict=True)]
+    return f"ADD {', '.join(adds)}" + (f" SET {', '.join(sets)}" if sets else ""), ex.names, values
 
 
 class Entering:
@@ -82,10 +104,11 @@ class Entering:
         piece: list[Pending] = []
         places: set[Place] = set()
         for one in waiting:
-            if len(piece) + 1 + len(places | one.moves.keys()) > BATCH:
+            more = one.moves.keys() - places
+            if len(piece) + 1 + len(places) + len(more) > BATCH:
                 break
             piece.append(one)
-            places |= one.moves.keys()
+            places |= more
         return piece
 
     async def _transact(self, piece: list[Pending]) -> bool:
@@ -126,27 +149,21 @@ class Entering:
         """First one put per record, in their order; then one update per counter and row, in the order of `total`."""
         actions: list[dict[str, Any]] = []
         for one in piece:
-            ex = Expression()
-            condition = f"attribute_not_exists({ex.name('pk')})"
-            if one.estimate is not None:
-                ex = Expression()
-                condition = f"{ex.name('p')} = {ex.value(1)}"
-            put = {
-                "TableName": self._table.name,
-                "Item": encode_item(entry_item(one.entry, self._provisional)),
-                "ConditionExpression": condition,
-                "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
-            }
-            actions.append({"Put": put | ex.payload()})
+            put = {"TableName": self._table.name, "Item": entry_item(one.entry, self._provisional)}
+            actions.append({"Put": put | (_NEW if one.estimate is None else _ESTIMATE)})
         slot = random.randrange(SPREAD)
         for place, amounts in total.items():
-            ex = Expression()
-            adds = [f"{ex.name(name)} {ex.value(amount)}" for name, amount in amounts.items()]
             key, about = self._counters.place(place, slot)
-            sets = [f"{ex.name(name)} = {ex.value(value)}" for name, value in about.items()]
-            update = f"ADD {', '.join(adds)}" + (f" SET {', '.join(sets)}" if sets else "")
-            change = {"TableName": self._table.name, "Key": encode_item(key), "UpdateExpression": update}
-            actions.append({"Update": change | ex.payload()})
+            update, names, places = _adding(tuple(amounts), tuple(about))
+            values = [{"N": str(amount)} for amount in amounts.values()] + [encode(value) for value in about.values()]
+            change = {
+                "TableName": self._table.name,
+                "Key": encode_item(key),
+                "UpdateExpression": update,
+                "ExpressionAttributeNames": names,
+                "ExpressionAttributeValues": dict(zip(places, values, strict=True)),
+            }
+            actions.append({"Update": change})
         return actions
 
     # -- what is known already
@@ -192,15 +209,24 @@ def entry_key(id: str) -> Key:
     return {"pk": f"u#{id}", "sk": "u"}
 
 
-def entry_item(entry: UsageClose, provisional: bool) -> Plain:
+def entry_item(entry: UsageClose, provisional: bool) -> dict[str, Any]:
+    """The item of an entry, as DynamoDB takes it."""
     record = entry.as_dict()
     del record["settle"], record["rates_us"], record["budget_models"]  # long, and of no use later
-    ttl = entry.ts_us // SECOND_US + ENTRIES_KEPT_S
-    item: Plain = {**entry_key(entry.id), "r": orjson.dumps(record).decode(), "ttl": ttl}
-    item["e"] = entry_partitions(entry.tenant, day_of(entry))[zlib.crc32(entry.id.encode()) % ENTRY_SHARDS]
-    return item | {"p": 1} if provisional else item
+    item = {
+        "pk": {"S": f"u#{entry.id}"},
+        "sk": {"S": "u"},
+        "r": {"S": orjson.dumps(record).decode()},
+        "e": {"S": _partition(entry.tenant, day_of(entry), zlib.crc32(entry.id.encode()) % ENTRY_SHARDS)},
+        "ttl": {"N": str(entry.ts_us // SECOND_US + ENTRIES_KEPT_S)},
+    }
+    return item | {"p": {"N": "1"}} if provisional else item
 
 
 def entry_partitions(tenant: str, day: str) -> list[str]:
     """Where the index has the entries of a tenant's UTC day."""
-    return [f"{tenant}#{day}#{shard}" for shard in range(ENTRY_SHARDS)]
+    return [_partition(tenant, day, shard) for shard in range(ENTRY_SHARDS)]
+
+
+def _partition(tenant: str, day: str, shard: int) -> str:
+    return f"{tenant}#{day}#{shard}"

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from operator import attrgetter
 from typing import NamedTuple, TypeVar
 
 from tollgate.domain import keys
@@ -42,7 +44,7 @@ class Row(NamedTuple):
 
     def rolled(self) -> Iterator[Row]:
         """The rollups that it is part of, which answer what would take too many rows."""
-        yield self._replace(day=self.day[:7], rollup="month")
+        yield Row(self.tenant, self.day[:7], *self[2:-1], "month")
         yield Row(self.tenant, self.day, "", self.model, self.provider, rollup="day")
 
 
@@ -78,12 +80,6 @@ def figures(unit: Unit, models: Iterable[str] | None) -> list[str]:
     return [figure(unit)] if models is None else [figure(unit, model) for model in sorted(models)]
 
 
-def subjects(entry: UsageClose) -> list[str]:
-    """Everyone whose budgets this usage counts against; the names that `terms` gives their budgets."""
-    members = [keys.member_subject(entry.tenant, kind, name) for kind, name in _members(entry) if name]
-    return [keys.tenant_subject(entry.tenant), *members]
-
-
 def moves(entry: UsageClose, use_case: str | None = None) -> Moves:
     """What entering `entry` adds. A call that never left the gateway used nothing, and moves nothing; one at which the
     upstream failed is in the report, but no budget pays for it. `use_case`: what its row says, if not its own label."""
@@ -91,23 +87,28 @@ def moves(entry: UsageClose, use_case: str | None = None) -> Moves:
     if row is None:
         return {}
     requests = int(counts_as_request(entry.outcome, entry.status, entry.total_tokens))
-    amounts = {Unit.REQUESTS: requests, Unit.TOKENS: entry.total_tokens, Unit.MICROUSD: entry.cost_microusd}
-    counted = {figure(unit, model): amount for unit, amount in amounts.items() for model in ("", entry.model) if amount}
-    labels = [window.bounds(entry.ts_us)[0] for window in Window]
-    found: Moves = {Counter(subject, label): counted.copy() for subject in subjects(entry) for label in labels}
-    found[row[0]] = row[1]
-    for rollup in row[0].rolled():
-        found[rollup] = dict(row[1])
+    amounts = requests, entry.total_tokens, entry.cost_microusd
+    counted = {
+        name: amount for names, amount in zip(_figures(entry.model), amounts, strict=True) if amount for name in names
+    }
+    counters = _counters(entry.tenant, _members(entry), row[0].day) if counted else ()
+    found: Moves = {counter: counted.copy() for counter in counters}
+    for place in (row[0], *row[0].rolled()):
+        found[place] = row[1].copy()
     return found
 
 
 def row_move(entry: UsageClose, use_case: str | None = None) -> tuple[Row, dict[str, int]] | None:
-    """The row that an entry is counted in, and by how much each of its figures moves; None where nothing was used."""
+    """The row that an entry is counted in, and by how much its figures move; None where nothing was used."""
     if entry.outcome == "not_sent":
         return None
     who = entry.tenant, day_of(entry), entry.user, entry.model, entry.upstream, entry.team, entry.key
-    sums = {name: getattr(entry, name) for name in FIGURES[1:-2]}
-    sums |= {"requests": 1, "estimated": int(entry.estimated), "ceiling": int(entry.priced == "ceiling")}
+    sums = {"requests": 1}
+    sums |= {name: amount for name, amount in zip(_COUNTED, _counts(entry), strict=True) if amount}
+    if entry.estimated:
+        sums["estimated"] = 1
+    if entry.priced == "ceiling":
+        sums["ceiling"] = 1
     return Row(*who, entry.use_case if use_case is None else use_case), sums
 
 
@@ -122,11 +123,14 @@ P = TypeVar("P", bound=Counter | Row)
 def add(total: MutableMapping[P, dict[str, int]], more: Mapping[P, Mapping[str, int]], sign: int = 1) -> None:
     """Add `more` (or take it off, with a `sign` of -1) to `total`, in place. What cancels out is left out."""
     for place, amounts in more.items():
-        sums = total.setdefault(place, {})
+        sums = total.get(place)
+        if sums is None:
+            sums = total[place] = {}
         for name, amount in amounts.items():
-            sums[name] = sums.get(name, 0) + sign * amount
-            if not sums[name]:
-                del sums[name]
+            if moved := sums.get(name, 0) + sign * amount:
+                sums[name] = moved
+            else:
+                sums.pop(name, None)
         if not sums:
             del total[place]
 
@@ -218,5 +222,24 @@ _BUDGET_KEY = re.compile(
 )
 
 
+@lru_cache(maxsize=1024)
+def _figures(model: str) -> tuple[tuple[str, str], ...]:
+    """Of requests, tokens and micro-dollars the figure in total and the model's."""
+    return tuple([(figure(unit), figure(unit, model)) for unit in (Unit.REQUESTS, Unit.TOKENS, Unit.MICROUSD)])
+
+
+_COUNTED = FIGURES[1:-2]
+_counts = attrgetter(*_COUNTED)
+
+
 def _members(entry: UsageClose) -> tuple[tuple[str, str], ...]:
     return ("u", entry.user), ("k", entry.key), ("t", entry.team)
+
+
+@lru_cache(maxsize=4096)
+def _counters(tenant: str, members: tuple[tuple[str, str], ...], day: str) -> tuple[Counter, ...]:
+    """The counters of everyone whose budgets a usage of that day counts against; under the names that `terms` gives
+    their budgets. (Neighbours in a batch have most of them in common.)"""
+    subjects = [keys.tenant_subject(tenant)]
+    subjects += [keys.member_subject(tenant, kind, name) for kind, name in members if name]
+    return tuple([Counter(subject, label) for subject in subjects for label in (day, day[:7], "life")])

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from operator import attrgetter
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 SCHEMA = 1
 MINOR = 2
@@ -85,12 +85,24 @@ class UsageRecord:
         v = record.get("v")
         if type(v) is not int or v != SCHEMA:  # True is 1, and so is 1.0
             raise BadRecord(f"v: this version reads schema {SCHEMA}, found {v!r:.80}")
-        found: dict[str, Any] = {}
-        for name, read, required in _SCHEMAS[cls]:
+        schema, found, get = _SCHEMAS[cls], dict[str, Any](), record.get
+        for name in schema.texts:
+            value = get(name)
+            if type(value) is str and len(value) <= 256 and (value or name not in _NAMED):  # nearly always
+                found[name] = value
+            elif name in record:
+                found[name] = _text(name, value)
+        for name in schema.counts:
+            value = get(name)
+            if type(value) is int and 0 <= value <= MAX_COUNT:
+                found[name] = value
+            elif name in record:
+                found[name] = _count(name, value)
+        for name, read in schema.others:
             if name in record:
                 found[name] = read(name, record[name])
-            elif required:
-                raise BadRecord(f"{name}: missing")
+        if missing := schema.required - found.keys():
+            raise BadRecord(f"{min(missing)}: missing")
         return cls(**found)
 
 
@@ -216,14 +228,30 @@ def _budget_models(name: str, value: Any) -> tuple[tuple[str, tuple[str, ...]], 
 
 
 _BY_NAME: dict[str, Reader] = {"settle": _settle, "rates_us": _rates_us, "budget_models": _budget_models}
-_BY_TYPE: dict[Any, Reader] = {
-    "str": _text, "int": _count, "bool": _flag, "Outcome": _one_of(Outcome), "Priced": _one_of(Priced),
-}  # fmt: skip
-_SCHEMAS: dict[type[UsageRecord], list[tuple[str, Reader, bool]]] = {}
-"""Of each class its fields: name, how it is read, whether it must be there."""
-for _cls in (UsageOpen, UsageClose):
-    _fields = fields(_cls)
-    _SCHEMAS[_cls] = [(f.name, _BY_NAME.get(f.name) or _BY_TYPE[f.type], f.default is MISSING) for f in _fields]
+_BY_TYPE: dict[Any, Reader] = {"bool": _flag, "Outcome": _one_of(Outcome), "Priced": _one_of(Priced)}
+
+
+class _Schema(NamedTuple):
+    """A class's fields by how they are read: most are texts or counts, and there is one of these for every line."""
+
+    texts: tuple[str, ...]
+    counts: tuple[str, ...]
+    others: tuple[tuple[str, Reader], ...]
+    required: frozenset[str]
+
+    @classmethod
+    def of(cls, record: type[UsageRecord]) -> _Schema:
+        known = {f.name: f.type for f in fields(record)}
+        return cls(
+            tuple([name for name, kind in known.items() if kind == "str"]),
+            tuple([name for name, kind in known.items() if kind == "int"]),
+            tuple([(name, _BY_NAME.get(name) or _BY_TYPE[kind]) for name, kind in known.items() if kind not in _PLAIN]),
+            frozenset([f.name for f in fields(record) if f.default is MISSING]),
+        )
+
+
+_PLAIN = frozenset({"str", "int"})
+_SCHEMAS: dict[type[UsageRecord], _Schema] = {cls: _Schema.of(cls) for cls in (UsageOpen, UsageClose)}
 _BILL = attrgetter(
     "ts_us", "tenant", "user", "team", "key", "model", "upstream", "upstream_model", "outcome", "status",
     "input_tokens", "cached_input_tokens", "cache_write_tokens", "cache_write_long_tokens", "output_tokens",

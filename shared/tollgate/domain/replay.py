@@ -7,6 +7,7 @@ are, and in which scope; a rate in which a microsecond is a unit, because the re
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from tollgate.domain.limits import (
     FOREVER_US,
@@ -34,14 +35,14 @@ def settlement_of(close: UsageClose) -> Settlement | None:
     used: list[int | None] = []
     rates = iter(close.rates_us)
     for kind, key, amount in close.settle:
-        subject = _SUBJECT.match(key)
-        if subject is None:
+        take = _take(kind, key)
+        if take is None:
             return None
         if kind == "r" and amount is not None:
             amount = next(rates, None)
             if amount is None:
                 return None
-        takes.append(_take(kind, key, subject[0], _scope(subject)))
+        takes.append(take)
         used.append(amount)
     return Settlement(close.id, takes, used, close.tenant, close.store) if takes else None
 
@@ -55,7 +56,13 @@ def _scope(subject: re.Match[str]) -> Scope:
     return _MEMBERS.get(subject["member"], Scope.TENANT)
 
 
-def _take(kind: str, key: str, subject: str, scope: Scope) -> Take:
+@lru_cache(maxsize=4096)
+def _take(kind: str, key: str) -> Take | None:
+    """None for a key that cannot be read. (Settling changes no take, so all settlements of a bucket share one.)"""
+    found = _SUBJECT.match(key)
+    if found is None:
+        return None
+    subject, scope = found[0], _scope(found)
     if kind == "r":
         return RateTake(subject, key, Rate(scope, Unit.TOKENS, 1, 1, 1, ""), 0, 0)
     if kind == "b":

@@ -10,6 +10,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import orjson
+
 from tollgate.domain.audit import REFUSALS, Refusals
 from tollgate.domain.records import BadRecord
 from tollgate.services.meter import DeadLetter
@@ -29,8 +31,8 @@ def unpack(event: Mapping[str, Any]) -> tuple[list[str], list[DeadLetter]]:
     if not isinstance(data, str):
         return [], [DeadLetter(json.dumps(event, default=str), "not the event of a log subscription")]
     try:
-        batch = json.loads(gunzip(base64.b64decode(data, validate=True)))
-    except (binascii.Error, zlib.error, ValueError, RecursionError) as error:
+        batch = orjson.loads(gunzip(base64.b64decode(data, validate=True)))
+    except (binascii.Error, zlib.error, ValueError) as error:
         return [], [DeadLetter(data, f"not base64 of gzip of JSON: {type(error).__name__}: {error}")]
     if isinstance(batch, dict) and batch.get("messageType") == "CONTROL_MESSAGE":  # "can you be reached?"
         return [], []
