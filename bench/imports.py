@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import time
 from dataclasses import dataclass
 from statistics import median
 
-from rig import ROOT
+from rig import PYTHON, ROOT
 
 PROXY = (
     "functions.proxy.__main__", "uvloop",
@@ -61,7 +60,7 @@ def _run(program: str, environ: dict[str, str], core: set[int]) -> float:
     started = time.perf_counter()
     done = subprocess.run(
         # -S: this environment's start-up hooks import modules that a bundle would have to
-        [sys.executable, "-S", "-c", program], env=environ, capture_output=True, text=True,
+        [PYTHON, "-S", "-c", program], env=environ, capture_output=True, text=True,
         preexec_fn=lambda: os.sched_setaffinity(0, core),
     )  # fmt: skip
     elapsed = (time.perf_counter() - started) * 1000

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from issuer import Issuer
 BENCH = Path(__file__).resolve().parent
 ROOT = Path(os.environ.get("BENCH_TREE") or BENCH.parent)
 """The checkout that is measured: this one, or another to compare with."""
+PYTHON = os.environ.get("BENCH_PYTHON") or sys.executable
+"""The interpreter that is measured: this one, or another of the same version, built in another way."""
 CHUNKS = 20
 SLOW_MS = 20
 _TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
@@ -171,7 +174,7 @@ class Rig:
         return self._serve("bare proxy", [*command, *UVICORN], env)
 
     def python(self, *words: str) -> list[str]:
-        return [sys.executable, *words]
+        return [PYTHON, *words]
 
     # -- what measures
 
@@ -238,7 +241,10 @@ class Rig:
         kept = {
             name: value for name, value in os.environ.items() if not name.startswith(("TOLLGATE_", "AWS_", "REDIS_"))
         }
-        return {**kept, "PYTHONPATH": str(ROOT / "shared")}
+        path = [str(ROOT / "shared")]
+        if sys.executable != PYTHON:  # it has no packages of its own
+            path.append(sysconfig.get_paths()["purelib"])
+        return {**kept, "PYTHONPATH": os.pathsep.join(path)}
 
     def _tool(self, name: str, command: list[str], port: int) -> None:
         self._start(name, command, self._environment(), self._tools_core).wait_for_port(port)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from statistics import median
 
 from exactness import Exactness, judge, usage_records
 from imports import ImportTime, cold_imports
-from rig import BENCH, CHUNKS, SLOW_MS, CannotRun, Load, Process, Rig
+from rig import BENCH, CHUNKS, PYTHON, SLOW_MS, CannotRun, Load, Process, Rig
 
 CONNECTIONS = (1, 8, 64)
 EXACT_RATE, EXACT_BURST = 200, 100
@@ -95,6 +96,12 @@ def main() -> int:
     return 0
 
 
+def _version() -> str:
+    """Of the interpreter that is measured."""
+    words = [PYTHON, "-c", "import platform; print(platform.python_version(), platform.python_compiler())"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def measure(rounds: int, seconds: float) -> dict[str, object]:
     """Everything, in one run."""
     with Rig() as rig:
@@ -133,7 +140,7 @@ def measure(rounds: int, seconds: float) -> dict[str, object]:
         say(f"latency, upstream of {SLOW_MS} ms")
         latency = added_latency(rig, port, token, rounds, seconds)
     return {
-        "machine": {"cores": rig.cores, "python": platform.python_version(), "system": platform.system()},
+        "machine": {"cores": rig.cores, "python": _version(), "system": platform.system()},
         "throughput": throughput,
         "latency": latency,
         "memory_mb": {"start": rss_start, "after_load": rss_load},
