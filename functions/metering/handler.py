@@ -7,37 +7,35 @@ only if the ledger (or the queue of dead letters) cannot be written, and then La
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from tollgate import bootstrap
+from tollgate.adapters.kept import Kept
 from tollgate.adapters.telemetry import emf, log, service
-from tollgate.services.alerts import Budgets
 from tollgate.services.meter import MeterReport, meter
 from tollgate.services.subscription import split, unpack
 
-_budgets = Budgets()
-"""What this container remembers between invocations."""
+_kept = Kept(bootstrap.metering)
+close = _kept.close
 
 
 def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
     """Enter a batch; says what became of it."""
-    report = asyncio.run(_enter(event))
+    report = _kept.run(lambda parts: _enter(event, parts))
     _note(report)
     return asdict(report)
 
 
-async def _enter(event: Mapping[str, Any]) -> MeterReport:
+async def _enter(event: Mapping[str, Any], parts: bootstrap.Metering) -> MeterReport:
     lines, unreadable = unpack(event)
     usage, refusals, wrong = split(lines)
-    async with bootstrap.metering(_budgets) as (ledger, store, dead_letters, thresholds):
-        poison = [*unreadable, *wrong]
-        report = await meter(usage, ledger, store, dead_letters, bootstrap.clock_us(), poison, thresholds)
+    poison = [*unreadable, *wrong]
+    now_us = bootstrap.clock_us()
+    report = await meter(usage, parts.ledger, parts.store, parts.letters, now_us, poison, parts.thresholds)
     if refusals:
-        async with bootstrap.audit_log() as audit:
-            await audit.note(refusals)
+        await parts.audit().note(refusals)
     return report
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tollgate.adapters.sigv4 import Credentials as SigningCredentials
     from tollgate.domain.limits import BudgetTake
     from tollgate.domain.policy import UpstreamSpec
-    from tollgate.services.alerts import Budgets, Thresholds
+    from tollgate.services.alerts import Thresholds
     from tollgate.services.application import Application
     from tollgate.services.directory import Directory
     from tollgate.services.exchange import Exchange, Header
@@ -376,16 +376,28 @@ def serve(host: str = "127.0.0.1", port: int = 8080, workers: int = 1) -> int:
 
 # -- the functions ---------------------------------------------------------------------------------------------------
 #
-# Their handlers are synchronous and run one event loop per invocation, so adapters live as long as one invocation.
+# Their handlers are synchronous. Most run one event loop per invocation, and their adapters live as long; metering,
+# which never rests, keeps both (`adapters/kept.py`).
+
+
+class Metering(NamedTuple):
+    """What `functions.metering` works with."""
+
+    ledger: DynamoLedger
+    store: LimitStore
+    letters: DeadLetters
+    thresholds: Thresholds | None
+    """None where the policy's tables are not named: nothing is known of thresholds."""
+    audit: Callable[[], AuditTable]
+    """Where refusals are noted. Raises `BadSetting`."""
 
 
 @asynccontextmanager
-async def metering(budgets: Budgets) -> AsyncIterator[tuple[DynamoLedger, LimitStore, DeadLetters, Thresholds | None]]:
-    """What `functions.metering` works with; without the policy's tables nothing is known of thresholds.
-    Raises `BadSetting`."""
+async def metering() -> AsyncIterator[Metering]:
+    """Raises `BadSetting`."""
     from tollgate.adapters.alert_table import AlertTable
     from tollgate.adapters.dead_letters import LoggedDeadLetters, QueuedDeadLetters
-    from tollgate.services.alerts import Thresholds
+    from tollgate.services.alerts import Budgets, Thresholds
 
     async with _adapters() as adapters:
         queue = adapters.settings.environ.get("TOLLGATE_DEAD_LETTER_QUEUE_URL")
@@ -393,8 +405,9 @@ async def metering(budgets: Budgets) -> AsyncIterator[tuple[DynamoLedger, LimitS
         thresholds: Thresholds | None = None
         if adapters.settings.policy_table and adapters.settings.tenants_table:
             outbox = AlertTable(adapters.aws("dynamodb"), adapters.settings.ledger_table)
-            thresholds = Thresholds(budgets, adapters.policy_source(), outbox)
-        yield adapters.ledger(), adapters.limit_store(lambda: "fallback"), letters, thresholds
+            thresholds = Thresholds(Budgets(), adapters.policy_source(), outbox)
+        store = adapters.limit_store(lambda: "fallback")
+        yield Metering(adapters.ledger(), store, letters, thresholds, adapters.audit)
 
 
 @asynccontextmanager
@@ -440,13 +453,6 @@ async def inspector() -> AsyncIterator[tuple[Directory, LimitStore, Spending]]:
     async with _adapters() as adapters:
         directory = Directory(adapters.policy_source(), clock_us, versioned=lambda: False)
         yield directory, adapters.limit_store(lambda: "fallback"), adapters.spending()
-
-
-@asynccontextmanager
-async def audit_log() -> AsyncIterator[AuditTable]:
-    """Where metering notes refusals. Raises `BadSetting`."""
-    async with _adapters() as adapters:
-        yield adapters.audit()
 
 
 @asynccontextmanager

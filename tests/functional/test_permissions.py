@@ -333,6 +333,7 @@ def run_metering(aws: Aws) -> None:
     metering.handler(subscription(*lines, json.dumps(more), json.dumps(late), "poison"), None)
     metering.handler(subscription(*lines), None)
     metering.handler({"source": "aws.events", "detail-type": "Scheduled Event"}, None)
+    metering.close()
 
 
 def run_alerts(aws: Aws) -> None:
@@ -364,6 +365,7 @@ def run_reconciler(aws: Aws) -> None:
         if not aws.records:
             run_proxy(aws)
         metering.handler(subscription(*[json.dumps(record) for record in aws.records]), None)
+        metering.close()
         asyncio.run(remember())
         for item in console.scan(TableName="tollgate-limits")["Items"]:
             lost = {name: {"N": "0"} for name in item if name.endswith(":spent")}

@@ -73,6 +73,8 @@ class DynamoLedger:
         report = EntryReport()
         pending = first_of_each(entries, report)
         await self._index(entry for _, entry in pending)
+        if self._use_cases.many():  # a batch keeps its own to its end
+            self._use_cases = UseCases(self._table)
         batch = Entering(self._table, self._counters, self._use_cases, report, provisional=provisional)
         await batch.enter([Pending(entry, position) for position, entry in pending])
         asked = questions(entries)

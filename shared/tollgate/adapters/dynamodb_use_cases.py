@@ -17,6 +17,9 @@ from tollgate.domain.records import UsageClose
 KEPT_S = 140 * 86_400
 """As long as the day's entries may still be corrected."""
 
+REMEMBERED = 10_000
+"""Days of tenants and labels without a row; about 10 MB."""
+
 Day = tuple[str, str]
 """A tenant and a UTC day."""
 
@@ -28,6 +31,10 @@ class UseCases:
         self._table = table
         self._known: dict[Day, set[str]] = {}
         self._others: set[tuple[Day, str]] = set()
+
+    def many(self) -> bool:
+        """Whether it has come to know so much that one had better begin anew."""
+        return len(self._known) + len(self._others) > REMEMBERED
 
     async def learn(self, entries: Iterable[UsageClose]) -> None:
         """Find or make a place for every label of the entries. Raises `StoreUnavailable`."""

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,8 @@ from tollgate.local.aws import ACCOUNT
 
 Handler = Callable[[Mapping[str, Any], object], Any]
 
+CLOSE_S = 3.0
+"""How long a function may take to close what it keeps; the stack's end ends it anyway."""
 SHOWN_LEVELS = frozenset({"WARNING", "ERROR", "CRITICAL"})
 
 
@@ -64,6 +67,7 @@ class Function:
         self._path = handler
         self._timeout_s = timeout_s
         self._handler: Handler | None = None
+        self._close: Callable[[], None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
 
     async def load(self) -> None:
@@ -74,13 +78,19 @@ class Function:
         """The handler's result; what it raises is raised."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._call, event)
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
+        """End what the handler's module keeps between events, if it keeps anything, after the event that it is at."""
+        if self._close is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_S):
+                    await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _load(self) -> Handler:
         if self._handler is None:
-            module, _, name = self._path.rpartition(".")
-            self._handler = getattr(importlib.import_module(module), name)
+            path, _, name = self._path.rpartition(".")
+            module = importlib.import_module(path)
+            self._handler, self._close = getattr(module, name), getattr(module, "close", None)
         return self._handler
 
     def _call(self, event: Mapping[str, Any]) -> Any:

@@ -108,9 +108,7 @@ async def start(options: Options, exits: AsyncExitStack, gave_up: Callable[[], N
     await _gateway(listener, proxy, proxy_port, functions["authorizer"], environ, http, exits)
     token, model_name = await _demo_token(policy, http, url)
 
-    announced = {name: environ[name] for name in ANNOUNCED if name in environ} | {"TOLLGATE_DEV_MODEL_URL": model_url}
-    if options.upstream:
-        announced["TOLLGATE_DEV_UPSTREAM"] = options.upstream
+    announced = {name: environ[name] for name in ANNOUNCED if name in environ}
     announced["TOLLGATE_DEV_MODEL_URL"] = model_url  # `policy apply` sends upstreams there too
     if options.upstream:
         announced["TOLLGATE_DEV_UPSTREAM"] = options.upstream
@@ -213,7 +211,7 @@ def _function(name: str, environ: Mapping[str, str], exits: AsyncExitStack) -> F
     function = Function(
         f"tollgate-{name}", f"functions.{name}.handler.handler", region=environ["AWS_REGION"], timeout_s=timeout_s
     )
-    exits.callback(function.close)
+    exits.push_async_callback(function.aclose)
     return function
 
 
