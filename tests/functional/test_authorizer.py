@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +22,7 @@ from functions.authorizer import handler as authorizer
 from tests.functional.cognito import Pool, user_pool
 from tests.hostile_tokens import HOSTILE
 from tests.tokens import CLIENT, ISSUER, key_set, token
+from tollgate.adapters import jwks
 from tollgate.adapters.jwks import FetchFailed, Jwks, fetch_document
 from tollgate.domain.identity import Identity, KeysUnavailable, granted
 from tollgate.local.gateway_auth import Answer
@@ -304,7 +307,9 @@ def test_a_key_set_is_fetched() -> None:
     [
         (500, b"", {}, "status 500"),
         (302, b"", {"Location": "https://evil.example/keys"}, "status 302"),
-        (200, b" " * 300_000, {}, "more than"),
+        (301, key_set(), {"Location": "/keys"}, "status 301"),
+        (200, b" " * 10_000_000, {}, "more than"),
+        (200, b" " * 300_000, {"Transfer-Encoding": "chunked"}, "Incomplete|ValueError|more than"),
         (200, b"half", {"Content-Length": "100"}, "96 bytes short"),
         (200, b"zz\r\n", {"Transfer-Encoding": "chunked"}, "Incomplete"),
     ],
@@ -312,3 +317,24 @@ def test_a_key_set_is_fetched() -> None:
 def test_a_bad_answer_is_no_key_set(status: int, body: bytes, headers: dict[str, str], reason: str) -> None:
     with answering(status, body, **headers) as url, pytest.raises(FetchFailed, match=reason):
         fetch_document(url)
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"])
+def test_an_answer_that_trickles_ends_in_time(head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes soon enough; together they would take for ever, and no newer keys would ever be looked for."""
+    monkeypatch.setattr(jwks, "TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def trickle() -> None:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(head)
+                for _ in range(200):
+                    connection.sendall(b"x")
+                    time.sleep(0.05)
+
+        threading.Thread(target=trickle, daemon=True).start()
+        began = time.monotonic()
+        with pytest.raises(FetchFailed):
+            fetch_document(f"http://127.0.0.1:{listener.getsockname()[1]}/keys")
+        assert time.monotonic() - began < 2

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from tests.tokens import (
     JWKS_URL,
@@ -24,7 +25,7 @@ from tests.tokens import (
     rsa_key,
     token,
 )  # fmt: skip
-from tollgate.adapters.jwks import MAX_WAITING, Jwks, check_url, emulator_hosts, parse
+from tollgate.adapters.jwks import MAX_WAITING, FetchFailed, Jwks, check_url, emulator_hosts, parse
 from tollgate.domain.identity import KeysUnavailable, Unauthorized
 from tollgate.services.authorize import Authenticator
 
@@ -213,12 +214,58 @@ def test_only_keys_that_may_verify_are_taken() -> None:
         {**ec_jwk("curve"), "crv": "P-384", "alg": "ES256"},
         {**rsa_jwk("x"), "kid": None},
         private,
+        {**rsa_jwk("even"), "n": b64((rsa_key().public_key().public_numbers().n - 1).to_bytes(256))},
+        *({**rsa_jwk(f"exponent-{e}"), "e": b64(e.to_bytes(3))} for e in (0, 1, 2, 3, 65_535, 65_538)),
+        {"kty": "OKP", "kid": "x25519", "crv": "X25519", "x": b64(bytes(31) + b"\x09")},
+        {"kty": "OKP", "kid": "short", "crv": "Ed25519", "x": b64(bytes(31))},
     ]
     assert set(parse(json.dumps({"keys": [*entries, 7, None]}).encode())) == {
         ("good", "RS256"),
         ("declared", "RS256"),
         ("ec", "ES256"),
     }
+
+
+def test_a_key_of_small_order_is_none() -> None:
+    """Libraries take it, and a signature that needs no secret fits it."""
+    p = 2**255 - 19
+    order_8 = int.from_bytes(
+        bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), "little"
+    )
+    taken = Ed25519PublicKey.from_public_bytes(int.to_bytes(1, 32, "little"))
+    taken.verify(int.to_bytes(1, 32, "little") + bytes(32), b"whatever")
+    for y in (0, 1, p - 1, order_8, p - order_8, p, p + 1, 2**255 - 1):
+        for sign in (0, 1 << 255):
+            entry = {"kty": "OKP", "kid": "small", "crv": "Ed25519", "x": b64((y | sign).to_bytes(32, "little"))}
+            with pytest.raises(FetchFailed, match="no usable key"):
+                parse(json.dumps({"keys": [entry]}).encode())
+
+
+def test_an_ed25519_signature_has_one_form() -> None:
+    """Not S + L, which is the same number to whoever forgets to check (RFC 8032, 5.1.7)."""
+    key = Ed25519PrivateKey.generate()
+    raw = key.public_key().public_bytes_raw()
+    (ours,) = parse(key_set({"kty": "OKP", "kid": "ed", "crv": "Ed25519", "x": b64(raw)})).values()
+    signature = key.sign(b"message")
+    order = 2**252 + 27742317777372353535851937790883648493
+    shifted = int.from_bytes(signature[32:], "little") + order
+    assert ours.verify(b"message", signature)
+    for bad in (
+        signature[:32] + shifted.to_bytes(32, "little"),
+        signature[:32] + bytes(32),
+        bytes(64),
+        int.to_bytes(1, 32, "little") + bytes(32),
+        signature + b"\0",
+        signature[:63],
+        b"",
+    ):
+        assert not ours.verify(b"message", bad)
+
+
+def test_of_two_keys_with_one_id_neither_is_an_error() -> None:
+    """An issuer should not publish them; whatever it does, its other keys serve."""
+    found = parse(key_set(rsa_jwk("twice"), rsa_jwk("twice", rsa_key("another")), ec_jwk("twice"), rsa_jwk("good")))
+    assert set(found) == {("twice", "RS256"), ("twice", "ES256"), ("good", "RS256")}
 
 
 def test_keys_come_over_https_or_from_this_machine() -> None:

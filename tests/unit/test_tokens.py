@@ -49,8 +49,10 @@ def test_a_good_token_is_its_callers_identity(verify: Verify, alg: str, typ: str
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_tokens_are_refused(verify: Verify, name: str) -> None:
-    reason = refused(lambda: verify(HOSTILE[name]()))
+def test_hostile_tokens_are_refused(name: str) -> None:
+    known = authenticator(KeySet())  # one for each: none is refused for the others' sake
+    reason = refused(lambda: known.verify(HOSTILE[name]().encode()))
+    assert "too many" not in reason
     assert len(reason) < 100
 
 

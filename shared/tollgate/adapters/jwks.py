@@ -17,9 +17,11 @@ import base64
 import http.client
 import ipaddress
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
@@ -47,6 +49,14 @@ MAX_WAITING = 8
 """Callers that wait at once for a key that is not known; further ones are answered from what is known."""
 MAX_BYTES = 256 * 1024
 MIN_RSA_BITS = 2048
+MIN_RSA_EXPONENT = 65_537
+"""FIPS 186-5: smaller ones have made forgeries of careless verifiers' mistakes."""
+
+# Points of order 8 and less, by their y. With such a key signatures can be made without any secret, and libraries check
+# them without complaint.
+_ED25519_P = 2**255 - 19
+_ORDER_8_Y = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+_SMALL_ORDER_Y = frozenset({0, 1, _ED25519_P - 1, _ORDER_8_Y, _ED25519_P - _ORDER_8_Y})
 
 
 class FetchFailed(Exception):
@@ -223,16 +233,26 @@ def _usable(entry: Mapping[str, Any]) -> tuple[tuple[str, str], PublicKey] | Non
         return None
     try:
         if kty == "RSA" and entry.get("alg", "RS256") == "RS256":
-            rsa_key = rsa.RSAPublicNumbers(_number(entry, "e"), _number(entry, "n")).public_key()
-            return ((kid, "RS256"), Rs256(rsa_key)) if rsa_key.key_size >= MIN_RSA_BITS else None
+            exponent, modulus = _number(entry, "e"), _number(entry, "n")
+            rsa_key = rsa.RSAPublicNumbers(exponent, modulus).public_key()
+            sound = rsa_key.key_size >= MIN_RSA_BITS and exponent >= MIN_RSA_EXPONENT and modulus % 2
+            return ((kid, "RS256"), Rs256(rsa_key)) if sound else None
         if kty == "EC" and curve == "P-256" and entry.get("alg", "ES256") == "ES256":
             point = ec.EllipticCurvePublicNumbers(_number(entry, "x"), _number(entry, "y"), ec.SECP256R1())
             return (kid, "ES256"), Es256(point.public_key())
         if kty == "OKP" and curve == "Ed25519" and entry.get("alg", "EdDSA") == "EdDSA":
-            return (kid, "EdDSA"), EdDsa(Ed25519PublicKey.from_public_bytes(_bytes(entry, "x")))
+            return (kid, "EdDSA"), EdDsa(_ed25519(_bytes(entry, "x")))
     except (ValueError, UnsupportedAlgorithm):
         return None
     return None
+
+
+def _ed25519(raw: bytes) -> Ed25519PublicKey:
+    """Raises `ValueError` for what is no point, is written in another way than the one, or has a small order."""
+    y = int.from_bytes(raw, "little") & (1 << 255) - 1  # the bit above is the sign of x
+    if y >= _ED25519_P or y in _SMALL_ORDER_Y:
+        raise ValueError("not a point of large order")
+    return Ed25519PublicKey.from_public_bytes(raw)
 
 
 def _number(entry: Mapping[str, Any], name: str) -> int:
@@ -284,9 +304,15 @@ def fetch_document(url: str) -> bytes:
     connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
     deadline = time.monotonic() + 2 * TIMEOUT_S  # and one more read
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    # an answer's head that comes a byte at a time never reaches the timeout of a read
+    watch = threading.Timer(2 * TIMEOUT_S, _hang_up, (connection,))
+    watch.daemon = True
+    watch.start()
     try:
         connection.request("GET", target, headers={"Accept": "application/json", "Connection": "close"})
         response = connection.getresponse()
+        if time.monotonic() > deadline:
+            raise FetchFailed("too slow")
         if response.status != 200:
             raise FetchFailed(f"status {response.status}")
         body = bytearray()
@@ -301,5 +327,13 @@ def fetch_document(url: str) -> bytes:
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise FetchFailed(f"{type(error).__name__}: {error}"[:200]) from error
     finally:
+        watch.cancel()
         connection.close()
     return bytes(body)
+
+
+def _hang_up(connection: http.client.HTTPConnection) -> None:
+    """End what another thread waits for: it reads an end of file."""
+    if (sock := connection.sock) is not None:
+        with suppress(OSError):  # it has just been closed
+            sock.shutdown(socket.SHUT_RDWR)
