@@ -30,12 +30,19 @@ def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
 
 async def _enter(event: Mapping[str, Any], parts: bootstrap.Metering) -> MeterReport:
     lines, unreadable = unpack(event)
-    usage, refusals, wrong = split(lines)
-    poison = [*unreadable, *wrong]
-    now_us = bootstrap.clock_us()
-    report = await meter(usage, parts.ledger, parts.store, parts.letters, now_us, poison, parts.thresholds)
-    if refusals:
-        await parts.audit().note(refusals)
+    found = split(lines)
+    report = await meter(
+        found.usage,
+        parts.ledger,
+        parts.store,
+        parts.letters,
+        bootstrap.clock_us(),
+        [*unreadable, *found.wrong],
+        parts.thresholds,
+        found.died,
+    )
+    if found.refusals:
+        await parts.audit().note(found.refusals)
     return report
 
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from tollgate.services.reconcile import BudgetStore
 
     Deadline = Callable[[Exchange], int | None]
+    Name = Callable[[Exchange], str]
 
 
 KEYS_CACHED_S = 20
@@ -238,7 +239,9 @@ class Adapters:
         await self.http.aclose()
 
 
-async def gateway(settings: Settings, identify: Identify, deadline: Deadline, *, max_in_flight: int = 0) -> Gateway:
+async def gateway(
+    settings: Settings, identify: Identify, name: Name, deadline: Deadline, *, max_in_flight: int = 0
+) -> Gateway:
     """The gateway with everything that it needs. Belongs to the running event loop."""
     from tollgate.services.account import Account
     from tollgate.services.administration import Administration
@@ -276,6 +279,7 @@ async def gateway(settings: Settings, identify: Identify, deadline: Deadline, *,
         forwarder=Forwarder(adapters.http, adapters.secrets(), adapters.sign),
         usage_log=StdoutUsageLog(),
         clock=clock_us,
+        name=name,
         deadline=deadline,
         status=status,
         close=adapters.aclose,
@@ -311,17 +315,17 @@ def lambda_application() -> Application:
             "it runs on Lambda alone. Use `tollgate serve` elsewhere."
         )
     from tollgate.services.application import Application
-    from tollgate.services.identify import from_request_context, lambda_deadline
+    from tollgate.services.identify import from_request_context, invocation_id, lambda_deadline
 
     settings = Settings.read()
-    return Application(lambda: gateway(settings, from_request_context, lambda_deadline))
+    return Application(lambda: gateway(settings, from_request_context, invocation_id, lambda_deadline))
 
 
 def serve_application() -> Application:
     """For `tollgate serve`: the authorizer's code runs in this process."""
     from tollgate.authentication import authenticator
     from tollgate.services.application import Application
-    from tollgate.services.identify import Credentials
+    from tollgate.services.identify import Credentials, new_id
 
     settings = Settings.read()
     cap = _whole(settings.environ, "TOLLGATE_MAX_IN_FLIGHT", 1000)
@@ -333,7 +337,7 @@ def serve_application() -> Application:
 
     async def serving() -> Gateway:
         await identify.warm()
-        return await gateway(settings, identify, lambda exchange: None, max_in_flight=cap)
+        return await gateway(settings, identify, new_id, lambda exchange: None, max_in_flight=cap)
 
     return Application(serving)
 

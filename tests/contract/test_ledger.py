@@ -226,6 +226,15 @@ class TestEstimates:
         assert books.run(ledger.overdue(NOON + 5, 100)) == []
         assert len(books.run(ledger.overdue(NOON + 100, 100))) == 5
 
+    def test_open_calls_are_found_by_their_ids(self, books: Books) -> None:
+        ledger = books.ledger
+        opens = [an_open(f"named{i}", expires_us=NOON + 1000 + i) for i in range(10)]
+        books.run(ledger.opened(opens))
+        wanted = [opens[7].id, "nobody", opens[2].id, opens[7].id]
+        assert sorted(one.id for one in books.run(ledger.open_calls(wanted))) == [opens[2].id, opens[7].id]
+        books.run(ledger.forget(opens))
+        assert books.run(ledger.open_calls(wanted)) == []
+
 
 class TestFloors:
     def test_floors_of_what_the_records_were_counted_against(self, books: Books) -> None:

@@ -211,7 +211,13 @@ def test_parts_that_die_come_back(own: DevStack) -> None:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
     wait(listens)
-    os.kill(own.pids["proxy"], signal.SIGKILL)
+    os.kill(own.pids["model"], signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as threads:
+        broken = threads.submit(ask, own, own.token("initech", "carol"), max_tokens=20)
+        time.sleep(1)
+        os.kill(own.pids["proxy"], signal.SIGKILL)
+        assert broken.result()[0] == 502, "the model had its request"
+    os.kill(own.pids["model"], signal.SIGCONT)
     # requests wait for the new one as they would for a cold start
     wait(lambda: ask(own, token)[0] == 200)
     os.kill(own.pids["model"], signal.SIGKILL)
@@ -219,6 +225,8 @@ def test_parts_that_die_come_back(own: DevStack) -> None:
     for name in ("redis", "proxy", "model"):
         assert f"{name} was ended by SIGKILL" in own.log()
         wait(lambda name=name: f"{name} is back" in own.log())  # type: ignore[misc]
+    # long before its hold expires: the report of its invocation says that nobody will close the call
+    wait(lambda: json.loads(own.run("usage", "--user", "carol", "--json").stdout)["rows"] != [])
 
 
 def test_sigterm_loses_no_usage_and_leaves_no_process(own: DevStack) -> None:

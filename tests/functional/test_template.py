@@ -223,9 +223,12 @@ def test_the_proxy_is_behind_the_web_adapter() -> None:
 
 
 def test_usage_records_reach_metering_and_what_fails_is_kept() -> None:
-    (subscription,) = resources("AWS::Logs::SubscriptionFilter").values()
-    assert subscription["LogGroupName"] == {"Ref": "ProxyLogGroup"}
-    assert subscription["DestinationArn"] == {"Fn::GetAtt": ["MeteringFunction", "Arn"]}
+    subscriptions = resources("AWS::Logs::SubscriptionFilter").values()
+    for one in subscriptions:
+        assert one["LogGroupName"] == {"Ref": "ProxyLogGroup"}
+        assert one["DestinationArn"] == {"Fn::GetAtt": ["MeteringFunction", "Arn"]}
+    subscription, reports = sorted(subscriptions, key=lambda one: str(one["FilterPattern"]), reverse=True)
+    assert reports["FilterPattern"] == log_pipe.REPORT_PATTERN
     assert subscription["FilterPattern"] == log_pipe.USAGE_PATTERN
     passes = log_pipe.json_filter(subscription["FilterPattern"])
     assert [passes(json.dumps({"event": name})) for name in ("usage.open", "usage.close", "refusals", "other")] == [

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tollgate.adapters.http import HttpClient
+from tollgate.domain.invocation import call_id, died
 from tollgate.local import api_gateway, log_pipe
 from tollgate.local.api_gateway import ApiGateway, Integration
 from tollgate.local.gateway_auth import Answer, Authorizer, AuthorizerFailed, Denied, NotAuthenticated
@@ -124,13 +125,15 @@ async def call(
     proxy: Proxy | None = None,
     body: bytes = b"{}",
     timeout_s: float = 5,
+    log: list[str] | None = None,
 ) -> Client:
     client = Client(request, body)
     http = HttpClient()
     serving = asyncio.Event()
     serving.set()
     async with proxy or Proxy() as url:
-        integration = Integration(url, serving, "us-east-1", timeout_s=timeout_s)
+        report = [].append if log is None else log.append
+        integration = Integration(url, serving, "us-east-1", timeout_s=timeout_s, report=report)
         gateway = ApiGateway(function or FakeAuthorizer(), integration, http)
         try:
             await gateway(client.scope, client.receive, client.send)
@@ -366,23 +369,42 @@ def test_an_answer_that_breaks_off_is_not_ended_cleanly() -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf")
         await writer.drain()
 
-    with pytest.raises(api_gateway.Truncated):
-        asyncio.run(call(scope(), proxy=Proxy(cut)))
+    proxy, log = Proxy(cut), list[str]()
+    with pytest.raises(api_gateway.Broken):
+        asyncio.run(call(scope(), proxy=proxy, log=log))
+    assert [died(line) for line in log] == [_call(proxy)]
 
 
 def test_a_proxy_that_does_not_answer_in_time_is_504() -> None:
     async def stall(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.5)
 
-    client = asyncio.run(call(scope(), proxy=Proxy(stall), timeout_s=0.1))
+    proxy, log = Proxy(stall), list[str]()
+    client = asyncio.run(call(scope(), proxy=proxy, timeout_s=0.1, log=log))
     assert (client.status, client.error["code"]) == (504, "upstream_timeout")
+    assert [died(line) for line in log] == [_call(proxy)]
+    assert log[0].endswith("\tStatus: timeout")
 
 
 def test_a_proxy_that_dies_during_a_request_is_502() -> None:
     async def die(writer: asyncio.StreamWriter) -> None:
         writer.transport.abort()
 
-    assert asyncio.run(call(scope(), proxy=Proxy(die))).status == 502
+    proxy, log = Proxy(die), list[str]()
+    assert asyncio.run(call(scope(), proxy=proxy, log=log)).status == 502
+    assert [died(line) for line in log] == [_call(proxy)]
+
+
+def test_an_invocation_that_ends_well_is_not_reported() -> None:
+    log: list[str] = []
+    assert asyncio.run(call(scope(), log=log)).status == 200
+    assert log == []
+
+
+def _call(proxy: Proxy) -> str | None:
+    """What the proxy called its only request."""
+    ((_, headers, _),) = proxy.requests
+    return call_id(json.loads(headers["x-amzn-lambda-context"])["request_id"])
 
 
 def test_a_request_waits_while_the_proxy_is_restarted() -> None:
@@ -435,3 +457,4 @@ def test_answers_are_the_templates(resources: dict[str, Any]) -> None:
 def test_the_subscription_filter_is_the_templates(resources: dict[str, Any]) -> None:
     events = resources["MeteringFunction"]["Properties"]["Events"]
     assert events["UsageRecords"]["Properties"]["FilterPattern"] == log_pipe.USAGE_PATTERN
+    assert events["DeadInvocations"]["Properties"]["FilterPattern"] == log_pipe.REPORT_PATTERN

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tollgate.local import log_pipe
-from tollgate.local.log_pipe import Lines, LogPipe, json_filter, subscription_event
+from tollgate.local.api_gateway import report_line
+from tollgate.local.log_pipe import Lines, LogPipe, json_filter, subscription_event, text_filter
 
 
 def unpack(event: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,6 +40,34 @@ class Metering:
     @property
     def ids(self) -> list[int]:
         return [number for batch in self.batches for number in batch]
+
+
+def test_reports_of_failed_invocations_reach_metering_and_no_others() -> None:
+    failed = report_line("5bc05270-6f3c-4ea8-85c2-a055f14a150e", 1, timed_out=True)
+    batches: list[list[str]] = []
+    passed_over: list[str] = []
+
+    async def metering(event: Mapping[str, Any]) -> None:
+        batches.append([each["message"] for each in unpack(event)["logEvents"]])
+
+    async def run() -> None:
+        pipe = LogPipe(metering, log_group="/aws/lambda/proxy", other=passed_over.append)
+        pipe.start()
+        pipe.feed(usage(1).encode()[:9])
+        pipe.report(failed)
+        pipe.report(failed.partition("\tStatus")[0])
+        pipe.feed(usage(1).encode()[9:] + b"\n")
+        await pipe.close()
+
+    asyncio.run(run())
+    assert batches == [[failed, usage(1)]]
+    assert passed_over == [failed.partition("\tStatus")[0]]
+
+
+@pytest.mark.parametrize("pattern", ["", "REPORT", '"a" b', '"a"  "b"', '"a" ?"b"', '"a'])
+def test_a_pattern_of_words_that_is_not_known_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match="does not know the filter pattern"):
+        text_filter(pattern)
 
 
 def deliver(pieces: list[bytes], metering: Metering, *, pause_s: float = 0.0, **options: Any) -> None:

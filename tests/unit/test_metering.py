@@ -61,9 +61,9 @@ class Bench:
         self.ledger, self.store, self.letters = MemoryLedger(), Floors(), Letters()
         self.now = NOON + MINUTE
 
-    def meter(self, *records: Any, unreadable: Sequence[DeadLetter] = ()) -> MeterReport:
+    def meter(self, *records: Any, unreadable: Sequence[DeadLetter] = (), died: Sequence[str] = ()) -> MeterReport:
         lines = [r if isinstance(r, str) else json.dumps(r if isinstance(r, dict) else r.as_dict()) for r in records]
-        return asyncio.run(meter(lines, self.ledger, self.store, self.letters, self.now, unreadable))
+        return asyncio.run(meter(lines, self.ledger, self.store, self.letters, self.now, unreadable, None, died))
 
     def spent(self) -> int:
         return asyncio.run(self.ledger.spent([BUDGET]))[0]
@@ -233,6 +233,19 @@ class TestOpens:
         bench.meter(a_close("a", input_tokens=10))
         bench.now = NOON + 60 * MINUTE
         assert (bench.meter().resolved, bench.spent()) == (0, 10)
+
+    def test_a_call_whose_process_died_is_billed_at_once(self, bench: Bench) -> None:
+        bench.meter(an_open("a", input_tokens=10, output_tokens=90), an_open("b", input_tokens=1))
+        report = bench.meter(an_open("c", input_tokens=5), died=["a", "c", "never heard of"])
+        assert (report.resolved, bench.spent()) == (2, 105), "b is still on its way"
+        assert bench.meter(died=["a", "c"]).resolved == 0
+        report = bench.meter(a_close("a", input_tokens=10, output_tokens=1))
+        assert (report.replaced, bench.spent()) == (1, 16), "it had been closed in its last moment"
+
+    def test_a_call_that_was_closed_before_its_process_died_is_not_billed_again(self, bench: Bench) -> None:
+        bench.meter(an_open("a", input_tokens=10, output_tokens=90))
+        bench.meter(a_close("a", input_tokens=10))
+        assert (bench.meter(died=["a"]).resolved, bench.spent()) == (0, 10)
 
     def test_hundreds_of_them(self, bench: Bench) -> None:
         bench.meter(*[an_open(f"{i}", input_tokens=1) for i in range(450)])

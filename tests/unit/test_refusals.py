@@ -152,6 +152,6 @@ def test_metering_tells_them_from_usage_and_keeps_what_is_wrong() -> None:
     line = json.dumps(Refusals("p.1", NOON, 429, "user.requests.minute", 17, "req_1").line())
     usage = '{"event":"usage.close","v":1,"user":"refusals"}'
     wrong = ['{"event":"refusals","v":9}', '{"event":"refusals"', '["refusals"]']
-    records, counted, letters = split([usage, line, *wrong])
+    records, counted, letters, _ = split([usage, line, *wrong])
     assert (records, [it.count for it in counted]) == ([usage], [17])
     assert [letter.line for letter in letters] == wrong

@@ -141,12 +141,7 @@ class DynamoLedger:
 
     async def open_call(self, id: str) -> UsageOpen | None:
         """A call that has begun and whose end nobody has told yet."""
-        ex = Expression()
-        ending = "#" + digest(id)
-        async for item in self._table.query(ex, f"{ex.name('pk')} = {ex.value(f'o#{_shard(id)}')}"):
-            if item["sk"].endswith(ending):
-                return UsageOpen.parse(json.loads(item["r"]))
-        return None
+        return next(iter(await self.open_calls([id])), None)
 
     # -- open calls ----------------------------------------------------------------------------------------------
 
@@ -154,6 +149,20 @@ class DynamoLedger:
         """Remember calls that have begun. Remembering one twice changes nothing."""
         items = {open_.id: _open_item(open_) for open_ in opens}
         await self._table.write_many(puts=list(items.values()))
+
+    async def open_calls(self, ids: Sequence[str]) -> list[UsageOpen]:
+        """Those of these calls that have begun, closed or not. Reads all open calls of their partitions: for the few
+        whose end is told in another way."""
+        wanted: dict[int, set[str]] = {}
+        for id in ids:
+            wanted.setdefault(_shard(id), set()).add(digest(id))
+        found: list[UsageOpen] = []
+        for shard, digests in wanted.items():
+            ex = Expression()
+            async for item in self._table.query(ex, f"{ex.name('pk')} = {ex.value(f'o#{shard}')}", consistent=True):
+                if item["sk"].partition("#")[2] in digests:
+                    found.append(UsageOpen.parse(json.loads(item["r"])))
+        return found
 
     async def overdue(self, before_us: int, limit: int) -> list[UsageOpen]:
         """Open calls whose hold expired before `before_us`, whether closed meanwhile or not; at most `limit`."""

@@ -97,6 +97,9 @@ class MemoryLedger:
         for open_ in opens:
             self._opens[open_.id] = open_
 
+    async def open_calls(self, ids: Sequence[str]) -> list[UsageOpen]:
+        return [self._opens[id] for id in dict.fromkeys(ids) if id in self._opens]
+
     async def overdue(self, before_us: int, limit: int) -> list[UsageOpen]:
         due = sorted((o for o in self._opens.values() if o.expires_us < before_us), key=lambda o: o.expires_us)
         return due[:limit]

@@ -180,7 +180,7 @@ async def _replay(stack: Stack, portions: Iterator[Portion], queue: Queue | None
     audit = stack.audit() if stack.environ.get("TOLLGATE_AUDIT_TABLE") and not dry_run else None
     try:
         while (portion := await asyncio.to_thread(next, portions, None)) is not None:
-            usage, refusals, wrong = split(portion.lines)
+            usage, refusals, wrong, _ = split(portion.lines)
             report = await meter(usage, entries, store, collected, clock_us(), [*portion.unreadable, *wrong])
             if refusals and audit is not None:
                 summary.refusals += await audit.note(refusals)

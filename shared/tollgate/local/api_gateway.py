@@ -85,8 +85,13 @@ class Refused(Exception):
         self.answer = answer
 
 
-class Truncated(Exception):
-    """The answer broke off after it had begun: all that is left to do is to close the connection."""
+class Broken(Exception):
+    """The proxy broke off. Where its answer has begun (no `answer`) all that is left is to close the connection."""
+
+    def __init__(self, reason: UpstreamError, answer: errors.ApiError | None = None) -> None:
+        super().__init__(str(reason))
+        self.timed_out = isinstance(reason, TimedOut)
+        self.answer = answer
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,8 @@ class Integration:
     region: str
     function: str = "tollgate-proxy"
     timeout_s: float = TIMEOUT_S
+    report: Callable[[str], None] = lambda _: None
+    """Takes the line that Lambda writes to the function's log when an invocation has failed."""
 
     @property
     def arn(self) -> str:
@@ -133,8 +140,15 @@ class ApiGateway:
         if source is not None:
             context["authorizer"] = await self._authorize(source, scope, context)
         body = await _body(receive, headers)
-        response = await self._forward(scope, body, context)
-        await _pass_on(response, send, request_id)
+        invocation, began = str(uuid.uuid4()), time.monotonic()
+        try:
+            response = await self._forward(scope, body, context, invocation)
+            await _pass_on(response, send, request_id)
+        except Broken as broken:
+            self._integration.report(report_line(invocation, time.monotonic() - began, timed_out=broken.timed_out))
+            if broken.answer is None:
+                raise
+            raise Refused(broken.answer) from None
 
     def _request_context(self, scope: Scope, request_id: str) -> dict[str, Any]:
         """The event's `requestContext`, as far as it does not come from the authorizer."""
@@ -175,8 +189,8 @@ class ApiGateway:
             say(f"the authorizer failed: {error}")
             raise Refused(AUTHORIZER_FAILURE) from None
 
-    async def _forward(self, scope: Scope, body: bytes, context: Mapping[str, Any]) -> Response:
-        """The head of the proxy's answer. Raises `Refused` if there is none."""
+    async def _forward(self, scope: Scope, body: bytes, context: Mapping[str, Any], invocation: str) -> Response:
+        """The head of the proxy's answer. Raises `Refused` if the proxy was not reached, `Broken` if it gave none."""
         integration = self._integration
         timeout_s = integration.timeout_s
         query = scope["query_string"]
@@ -184,7 +198,7 @@ class ApiGateway:
         headers = [(name, value) for name, value in scope["headers"] if name not in NOT_FORWARDED]
         headers += [
             (b"x-amzn-request-context", _json(context)),
-            (b"x-amzn-lambda-context", _json(self._lambda_context(timeout_s))),
+            (b"x-amzn-lambda-context", _json(self._lambda_context(timeout_s, invocation))),
         ]
         timeouts = Timeouts(connect=2.0, first_byte=timeout_s, idle=timeout_s, total=timeout_s)
         until = asyncio.get_running_loop().time() + START_S
@@ -198,18 +212,20 @@ class ApiGateway:
                 if asyncio.get_running_loop().time() > until:
                     raise Refused(INTEGRATION_FAILURE) from None
                 await asyncio.sleep(0.05)
-            except TimedOut:
-                raise Refused(INTEGRATION_TIMEOUT) from None
+            except TimedOut as error:
+                raise Broken(error, INTEGRATION_TIMEOUT) from None
             except TimeoutError:
                 raise Refused(INTEGRATION_FAILURE) from None
-            except (UpstreamError, ValueError):
+            except UpstreamError as error:
+                raise Broken(error, DEFAULT_5XX) from None
+            except ValueError:
                 raise Refused(DEFAULT_5XX) from None
 
-    def _lambda_context(self, timeout_s: float) -> dict[str, Any]:
+    def _lambda_context(self, timeout_s: float, invocation: str) -> dict[str, Any]:
         """What the adapter tells of the invocation; `deadline` is in epoch milliseconds."""
         integration = self._integration
         return {
-            "request_id": str(uuid.uuid4()),
+            "request_id": invocation,
             "deadline": int((time.time() + timeout_s) * 1000),
             "invoked_function_arn": integration.arn,
             "xray_trace_id": None,
@@ -223,6 +239,15 @@ class ApiGateway:
                 "log_group": f"/aws/lambda/{integration.function}",
             },
         }
+
+
+def report_line(invocation: str, seconds: float, *, timed_out: bool) -> str:
+    """What Lambda writes at the end of an invocation that failed, where logs are text."""
+    status = "timeout" if timed_out else "error\tError Type: Runtime.ExitError"
+    return (
+        f"REPORT RequestId: {invocation}\tDuration: {seconds * 1000:.2f} ms\tBilled Duration: {seconds * 1000:.0f} ms\t"
+        f"Memory Size: 1024 MB\tMax Memory Used: 128 MB\tStatus: {status}"
+    )
 
 
 def _identity_source(method: str, path: str) -> bytes | None:
@@ -298,7 +323,7 @@ async def _pass_on(response: Response, send: Send, request_id: str) -> None:
         async for chunk in response:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
     except UpstreamError as error:
-        raise Truncated(str(error)) from error
+        raise Broken(error) from error
     finally:
         await response.aclose()
     await send({"type": "http.response.body", "body": b""})

@@ -22,7 +22,9 @@ from tollgate.local.aws import ACCOUNT
 from tollgate.local.children import say
 
 USAGE_PATTERN = '{ ($.event = "usage.open") || ($.event = "usage.close") || ($.event = "refusals") }'
-"""The subscription's filter pattern, the same as in the template."""
+REPORT_PATTERN = '"REPORT RequestId:" "Status:"'
+"""The subscriptions' filter patterns, the same as in the template. Lambda's report of an invocation is no JSON, so it
+takes a subscription of its own; it has a status where the invocation failed."""
 
 BATCH_S = 1.0
 MAX_BATCH_BYTES = 256 * 1024
@@ -37,6 +39,8 @@ RETRY_S = 0.2
 MAX_RETRY_S = 5.0
 
 _TERM = re.compile(r'\(?\s*\$\.([A-Za-z0-9_.]+)\s*=\s*"([^"]*)"\s*\)?')
+
+_WORDS = re.compile(r'"([^"?\\]+)"')
 
 Invoke = Callable[[Mapping[str, Any]], Awaitable[Any]]
 
@@ -61,6 +65,14 @@ def json_filter(pattern: str) -> Callable[[str], bool]:
         return any(_matches(record, path, value) for path, value in terms)
 
     return matches
+
+
+def text_filter(pattern: str) -> Callable[[str], bool]:
+    """A CloudWatch Logs filter like ``"some words" "and others"``: it matches lines that hold all of them."""
+    words = _WORDS.findall(pattern)
+    if " ".join(f'"{word}"' for word in words) != pattern or not words:
+        raise ValueError(f"this stand-in for CloudWatch Logs does not know the filter pattern {pattern!r}")
+    return lambda line: all(word in line for word in words)
 
 
 def _matches(found: Any, path: list[str], value: str) -> bool:
@@ -107,9 +119,9 @@ def subscription_event(log_group: str, events: list[tuple[int, str]]) -> dict[st
 
 
 class LogPipe:
-    """One log group with one subscription.
+    """One log group with its subscriptions, which share their batches here.
 
-    `other` is given every line that the subscription does not want. `dead` is given the event of a batch that failed
+    `other` is given every line that no subscription wants. `dead` is given the event of a batch that failed
     `ATTEMPTS` times, with the last error, as a function's failure destination would be.
     """
 
@@ -118,14 +130,13 @@ class LogPipe:
         invoke: Invoke,
         *,
         log_group: str,
-        pattern: str = USAGE_PATTERN,
         other: Callable[[str], None] = lambda _: None,
         dead: Callable[[Mapping[str, Any], Exception], Awaitable[None]] | None = None,
         batch_s: float = BATCH_S,
     ) -> None:
         self._invoke = invoke
         self._log_group = log_group
-        self._wanted = json_filter(pattern)
+        self._wanted = json_filter(USAGE_PATTERN), text_filter(REPORT_PATTERN)
         self._other = other
         self._dead = dead
         self._batch_s = batch_s
@@ -142,6 +153,10 @@ class LogPipe:
         """A piece of the process's output."""
         self._take(self._lines.feed(data))
 
+    def report(self, line: str) -> None:
+        """A line that Lambda itself writes, between those of the process."""
+        self._take([line])
+
     async def close(self) -> None:
         """Deliver everything that was fed, however long the last batch has waited."""
         self._take(self._lines.end())
@@ -153,7 +168,7 @@ class LogPipe:
     def _take(self, lines: list[str]) -> None:
         now_ms = int(time.time() * 1000)
         for line in lines:
-            if self._wanted(line):
+            if any(wants(line) for wants in self._wanted):
                 self._waiting.append((now_ms, line))
                 self._arrived.set()
             else:

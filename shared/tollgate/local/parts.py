@@ -21,6 +21,8 @@ from tollgate.local.redis_server import redis_child
 
 if TYPE_CHECKING:
     from tollgate.domain.policy import Policy
+    from tollgate.local.api_gateway import Integration
+    from tollgate.local.log_pipe import LogPipe
     from tollgate.local.provision import Resources
     from tollgate.local.stack import Options, Ready
 
@@ -56,6 +58,7 @@ PERSONAL = frozenset(
 async def start(options: Options, exits: AsyncExitStack, gave_up: Callable[[], None]) -> Ready:
     """Start everything; what ends it again is pushed on `exits` as it starts. `gave_up` is called later if a part
     is lost that cannot be replaced. Raises `NotStarted`."""
+    from tollgate.local.api_gateway import Integration
     from tollgate.local.stack import Ready
 
     listener = _listen(options.port)
@@ -103,9 +106,12 @@ async def start(options: Options, exits: AsyncExitStack, gave_up: Callable[[], N
     environ["TOLLGATE_INSPECT_FUNCTION"] = inspect.name
     environ["AWS_ENDPOINT_URL_LAMBDA"] = await lambda_api.serve({inspect.name: inspect}, exits)
     proxy_port = free_port()
-    proxy = await _proxy(proxy_port, environ, functions["metering"], options, http, exits)
+    pipe = _log_pipe(environ, functions["metering"], options, exits)
+    proxy = await _proxy(proxy_port, environ, pipe, http, exits)
     children.append(proxy)
-    await _gateway(listener, proxy, proxy_port, functions["authorizer"], environ, http, exits)
+    proxy_url = f"http://127.0.0.1:{proxy_port}"
+    integration = Integration(proxy_url, proxy.serving, environ["AWS_REGION"], report=pipe.report)
+    await _gateway(listener, integration, functions["authorizer"], http, exits)
     token, model_name = await _demo_token(policy, http, url)
 
     announced = {name: environ[name] for name in ANNOUNCED if name in environ}
@@ -264,15 +270,8 @@ async def _publish(
         raise NotStarted(f"the policy was not published within {PUBLISHED_WITHIN_S:g} s") from None
 
 
-async def _proxy(
-    port: int,
-    environ: Mapping[str, str],
-    metering: Function,
-    options: Options,
-    http: HttpClient,
-    exits: AsyncExitStack,
-) -> Child:
-    """The proxy's process, started as run.sh does it, with its standard output piped to metering."""
+def _log_pipe(environ: Mapping[str, str], metering: Function, options: Options, exits: AsyncExitStack) -> LogPipe:
+    """The proxy's log group, whose subscriptions are metering's."""
     from tollgate.local.log_pipe import LogPipe
     from tollgate.local.provision import PROXY_LOG_GROUP, dead_letter
 
@@ -289,6 +288,13 @@ async def _proxy(
     pipe.start()
     # pushed before the process: what it writes while it ends is metered too
     exits.push_async_callback(pipe.close)
+    return pipe
+
+
+async def _proxy(
+    port: int, environ: Mapping[str, str], pipe: LogPipe, http: HttpClient, exits: AsyncExitStack
+) -> Child:
+    """The proxy's process, started as run.sh does it, with its standard output in its log group."""
     command = [sys.executable, "-m", "functions.proxy", str(port), str(PROXY_DRAIN_S)]
     # by this it knows that it is behind API Gateway, and believes the request context
     on_lambda = {"AWS_LAMBDA_FUNCTION_NAME": "tollgate-proxy", "POWERTOOLS_SERVICE_NAME": "proxy"}
@@ -312,19 +318,12 @@ async def _healthy(http: HttpClient, port: int) -> None:
 
 
 async def _gateway(
-    listener: socket.socket,
-    proxy: Child,
-    proxy_port: int,
-    authorizer: Function,
-    environ: Mapping[str, str],
-    http: HttpClient,
-    exits: AsyncExitStack,
+    listener: socket.socket, integration: Integration, authorizer: Function, http: HttpClient, exits: AsyncExitStack
 ) -> None:
     """Serve the stand-in for API Gateway on the port that the user asked for."""
     from tollgate.adapters.http_server import HttpServer
-    from tollgate.local.api_gateway import ApiGateway, Integration
+    from tollgate.local.api_gateway import ApiGateway
 
-    integration = Integration(f"http://127.0.0.1:{proxy_port}", proxy.serving, environ["AWS_REGION"])
     application = ApiGateway(authorizer.invoke, integration, http)
     server = HttpServer(application)
     await server.start(listener)

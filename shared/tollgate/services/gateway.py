@@ -8,7 +8,6 @@ the hold is settled and the usage recorded before the last message, because Lamb
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
 
 import orjson
@@ -79,20 +78,22 @@ class Gateway:
         forwarder: Forwarder,
         usage_log: UsageLog,
         clock: Callable[[], int],
+        name: Callable[[Exchange], str],
         deadline: Callable[[Exchange], int | None],
         status: Callable[[], dict[str, object]],
         close: Callable[[], Awaitable[None]],
         max_in_flight: int = 0,
         max_body: int = MAX_BODY,
     ) -> None:
-        """`deadline`: when this process will be stopped, in µs, or None. `status`: what /healthz tells.
-        `max_in_flight`: requests at once before 503; 0: as many as come."""
+        """`name`: what a request is called. `deadline`: when this process will be stopped, in µs, or None.
+        `status`: what /healthz tells. `max_in_flight`: requests at once before 503; 0: as many as come."""
         self._identify = identify
         self._account = account
         self._administration = administration
         self._admitter = admitter
         self._forwarder = forwarder
         self._clock = clock
+        self._name = name
         self._deadline = deadline
         self._status = status
         self._close_adapters = close
@@ -110,7 +111,7 @@ class Gateway:
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer one request, whatever happens."""
-        request_id = "req_" + os.urandom(16).hex()
+        request_id = self._name(exchange)
         route = ROUTES.get(exchange.path)
         if route is None and exchange.path.startswith(KEYED_PREFIX):
             exchange.path = exchange.path.removeprefix("/anthropic")

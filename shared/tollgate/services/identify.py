@@ -7,12 +7,14 @@ client can. Everywhere else the same verifier runs in this process, and the head
 from __future__ import annotations
 
 import asyncio
+import os
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
 import orjson
 
 from tollgate.domain.identity import Identity, Unauthorized
+from tollgate.domain.invocation import call_id
 from tollgate.services.exchange import Exchange
 from tollgate.wire.credentials import bearer, presented
 
@@ -47,6 +49,20 @@ def lambda_deadline(exchange: Exchange) -> int | None:
     except (KeyError, TypeError, ValueError):
         return None
     return deadline_ms * 1000 if isinstance(deadline_ms, int) and deadline_ms > 0 else None
+
+
+def new_id(exchange: Exchange) -> str:
+    """What a request is called, here and in every record of it."""
+    return "req_" + os.urandom(16).hex()
+
+
+def invocation_id(exchange: Exchange) -> str:
+    """The same on Lambda: the invocation's own id, by which Lambda tells of an invocation that died."""
+    try:
+        known = call_id(orjson.loads(exchange.headers[b"x-amzn-lambda-context"])["request_id"])
+    except (KeyError, TypeError, ValueError):
+        known = None
+    return known or new_id(exchange)
 
 
 class Credentials:

@@ -8,8 +8,8 @@ which budgets alert.
 Settlements come before the ledger, because a floor must not count what is still to be settled: it would count twice.
 A hold that lives is replaced by what was used; one that is gone is left alone, and the floor brings what was used.
 
-With every batch, calls whose hold has expired without a close are billed at their estimates; should a close come
-later after all, the ledger replaces the estimate by it.
+With every batch, calls that nobody closed are billed at their estimates: those whose process Lambda reports to be dead
+at once, others when their hold has expired. Should a close come after all, the ledger replaces the estimate by it.
 """
 
 from __future__ import annotations
@@ -75,6 +75,10 @@ class Entries(Ledger, Protocol):
         """Calls that were to have ended before that moment, closed or not; at most `limit`."""
         ...
 
+    async def open_calls(self, ids: Sequence[str]) -> list[UsageOpen]:
+        """Those of these calls that have begun, closed or not."""
+        ...
+
     async def forget(self, opens: Sequence[UsageOpen]) -> None: ...
 
 
@@ -116,10 +120,11 @@ async def meter(
     now_us: int,
     unreadable: Sequence[DeadLetter] = (),
     thresholds: Thresholds | None = None,
+    died: Sequence[str] = (),
 ) -> MeterReport:
     """Enter a batch, which may be repeated and come in any order. `unreadable` could not even be split into lines.
 
-    `thresholds`: whom to tell what the budgets have used now.
+    `thresholds`: whom to tell what the budgets have used now. `died`: ids of calls whose process is reported dead.
 
     Raises `StoreUnavailable` if the ledger, the dead letters or an alert cannot be written: then the whole batch is to
     be delivered again.
@@ -156,7 +161,7 @@ async def meter(
     report.opened = len(waiting)
     if closes:
         report.lag_ms = max(0, max(now_us - close.ts_us - close.latency_ms * 1000 for close in closes) // 1000)
-    report.resolved = await resolve_opens(ledger, now_us)
+    report.resolved = await resolve_dead(ledger, died) + await resolve_opens(ledger, now_us)
     if poison:
         await dead_letters.send(poison)
     if entry.floors:
@@ -178,14 +183,26 @@ async def settle_again(closes: Sequence[UsageClose], store: LimitStore, now_us: 
     return await store.replay(settlements) if settlements else 0
 
 
+async def resolve_dead(ledger: Entries, died: Sequence[str]) -> int:
+    """Bill calls at their estimates whose process is known to be dead; how many there were. One that could be closed
+    before is entered, or will be. One whose open comes later than this is left to its age."""
+    opens = await ledger.open_calls(died) if died else []
+    return await _bill(ledger, opens) if opens else 0
+
+
 async def resolve_opens(ledger: Entries, now_us: int) -> int:
     """Bill calls that were never closed at their estimates; how many there were."""
     billed = 0
     while due := await ledger.overdue(now_us - PATIENCE_US, OPENS_AT_ONCE):
-        billed += (await ledger.enter([open_.close() for open_ in due], provisional=True)).entered
-        await ledger.forget(due)
+        billed += await _bill(ledger, due)
         if len(due) < OPENS_AT_ONCE:
             break
+    return billed
+
+
+async def _bill(ledger: Entries, opens: Sequence[UsageOpen]) -> int:
+    billed = (await ledger.enter([open_.close() for open_ in opens], provisional=True)).entered
+    await ledger.forget(opens)
     return billed
 
 

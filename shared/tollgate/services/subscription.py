@@ -8,11 +8,12 @@ import binascii
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from tollgate.domain.audit import REFUSALS, Refusals
+from tollgate.domain.invocation import died
 from tollgate.domain.records import BadRecord
 from tollgate.services.meter import DeadLetter
 
@@ -59,19 +60,31 @@ def gunzip(packed: bytes) -> bytes:
     return found
 
 
-def split(lines: Sequence[str]) -> tuple[list[str], list[Refusals], list[DeadLetter]]:
-    """Usage records; counts of refusals, which are for the audit log; and what looks like one, but is none."""
-    usage: list[str] = []
-    refusals: list[Refusals] = []
-    wrong: list[DeadLetter] = []
+class Lines(NamedTuple):
+    """The lines of a batch, told apart."""
+
+    usage: list[str]
+    refusals: list[Refusals]
+    """Counts of refusals, which are for the audit log."""
+    wrong: list[DeadLetter]
+    """What looks like such a count, but is none."""
+    died: list[str]
+    """The calls whose invocation is reported to have died."""
+
+
+def split(lines: Sequence[str]) -> Lines:
+    found = Lines([], [], [], [])
     for line in lines:
-        if f'"{REFUSALS}"' not in line[:24]:  # a line begins with its event
-            usage.append(line)
-            continue
-        try:
-            refusals.append(Refusals.parse(json.loads(line)))
-        except BadRecord as bad:
-            wrong.append(DeadLetter(line, str(bad)))
-        except (ValueError, RecursionError):
-            wrong.append(DeadLetter(line, "not a line of JSON in UTF-8"))
-    return usage, refusals, wrong
+        if line.startswith("REPORT "):
+            if (call := died(line)) is not None:
+                found.died.append(call)
+        elif f'"{REFUSALS}"' not in line[:24]:  # a line begins with its event
+            found.usage.append(line)
+        else:
+            try:
+                found.refusals.append(Refusals.parse(json.loads(line)))
+            except BadRecord as bad:
+                found.wrong.append(DeadLetter(line, str(bad)))
+            except (ValueError, RecursionError):
+                found.wrong.append(DeadLetter(line, "not a line of JSON in UTF-8"))
+    return found
