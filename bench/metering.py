@@ -27,14 +27,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from tests.aws_fixture import ENVIRON, make_table
+import orjson
+
+from tests.aws_fixture import ENVIRON, PATIENT, make_table
 from tests.records import NOON, a_close
 from tests.servers import dynamodb_local, free_port, wait_for_port
-from tollgate.adapters import aws
 from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.dynamodb import Client
 from tollgate.adapters.dynamodb_ledger import DynamoLedger
-from tollgate.adapters.http import HttpClient, Timeouts
+from tollgate.adapters.http import HttpClient
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.domain import keys
 from tollgate.domain.limits import Window
@@ -53,7 +54,7 @@ class Nothing:
         return {}
 
 
-json_bytes = aws.orjson.dumps
+json_bytes = orjson.dumps
 
 
 class Letters:
@@ -152,7 +153,7 @@ async def against(url: str, options: argparse.Namespace, *, table: str = "") -> 
     """`table`: one that needs not be made."""
     http = HttpClient()
     try:
-        client = AwsClient.for_service("dynamodb", http, ENVIRON | {"AWS_ENDPOINT_URL": url})
+        client = AwsClient.for_service("dynamodb", http, ENVIRON | {"AWS_ENDPOINT_URL": url}, PATIENT)
         return await measure(client, table or await make_table(client, sort_key=True), options)
     finally:
         await http.aclose()
@@ -184,7 +185,6 @@ def main() -> None:
     parser.add_argument("--dynamodb-local", action="store_true")
     options = parser.parse_args()
     print(asyncio.run(measure(Nothing(), "ledger", options)).line("nothing behind"))
-    aws.TIMEOUTS = Timeouts(connect=30, first_byte=60, idle=60, total=90)
     with ExitStack() as servers:
         if options.http:
             url = servers.enter_context(nothing_over_http())

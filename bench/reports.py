@@ -19,12 +19,10 @@ from typing import Any
 
 from tests.aws_fixture import dynamodb, make_table
 from tests.servers import dynamodb_local
-from tollgate.adapters import aws
 from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.dynamodb import Table
 from tollgate.adapters.dynamodb_counters import place_item
 from tollgate.adapters.dynamodb_ledger import DynamoLedger
-from tollgate.adapters.http import Timeouts
 from tollgate.domain.bookkeeping import Row, add
 from tollgate.domain.keys import digest
 from tollgate.domain.reports import ALL_KEYS, KEYS, grouped
@@ -122,7 +120,6 @@ def main() -> None:
         ("a small tenant, by user and day", {"tenant": "tenant-40"}, ("user", "day")),
         ("everything, by the default keys", {}, KEYS),
     ]
-    aws.TIMEOUTS = Timeouts(connect=30, first_byte=60, idle=60, total=90)  # DynamoDB Local has one core at best
     with dynamodb_local() as url, asyncio.Runner() as runner, dynamodb(url, runner) as client:
         table = runner.run(fill(client, rows))
         for name, where, by in asked:

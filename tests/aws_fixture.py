@@ -12,7 +12,7 @@ from typing import Any
 
 from tollgate.adapters.aws import AwsClient, AwsError
 from tollgate.adapters.dynamodb import Client
-from tollgate.adapters.http import HttpClient
+from tollgate.adapters.http import HttpClient, Timeouts
 from tollgate.local.aws import application
 
 
@@ -36,6 +36,9 @@ def aws_endpoint() -> Iterator[str]:
 
 ENVIRON = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
 
+PATIENT = Timeouts(connect=30, first_byte=60, idle=60, total=90)
+"""One small server for hundreds of callers, on a machine that has other things to do."""
+
 
 @contextmanager
 def dynamodb(url: str, runner: asyncio.Runner) -> Iterator[AwsClient]:
@@ -45,7 +48,7 @@ def dynamodb(url: str, runner: asyncio.Runner) -> Iterator[AwsClient]:
         return HttpClient()
 
     http = runner.run(start())
-    yield AwsClient.for_service("dynamodb", http, ENVIRON | {"AWS_ENDPOINT_URL": url})
+    yield AwsClient.for_service("dynamodb", http, ENVIRON | {"AWS_ENDPOINT_URL": url}, PATIENT)
     runner.run(http.aclose())
 
 

@@ -17,11 +17,9 @@ from hypothesis import strategies as st
 
 from tests.aws_fixture import Recorder, aws_endpoint, dynamodb, make_table
 from tests.records import NOON, a_close, an_open
-from tollgate.adapters import aws
 from tollgate.adapters.aws import AwsError
 from tollgate.adapters.dynamodb_counters import SPREAD
 from tollgate.adapters.dynamodb_ledger import DynamoLedger
-from tollgate.adapters.http import Timeouts
 from tollgate.adapters.memory_ledger import MemoryLedger
 from tollgate.domain import keys
 from tollgate.domain.bookkeeping import OTHER, USE_CASES, Counter
@@ -80,8 +78,7 @@ class Books:
 
 @pytest.fixture(scope="module")
 def dynamo(runner: asyncio.Runner) -> Iterator[Recorder]:
-    with aws_endpoint() as url, dynamodb(url, runner) as client, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(aws, "TIMEOUTS", Timeouts(connect=10, first_byte=30, idle=30, total=60))  # moto is slow
+    with aws_endpoint() as url, dynamodb(url, runner) as client:
         yield Recorder(client)
 
 

@@ -13,11 +13,11 @@ import os
 import sys
 import time
 
-from tests.aws_fixture import ENVIRON
+from tests.aws_fixture import ENVIRON, PATIENT
 from tests.dynamodb_local.takes import one
-from tollgate.adapters import aws
+from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.dynamodb_limits import DynamoLimitStore
-from tollgate.adapters.http import HttpClient, Timeouts
+from tollgate.adapters.http import HttpClient
 from tollgate.domain.limits import Admission
 
 HOLD_US = 900_000_000
@@ -27,7 +27,7 @@ APART_S = 1.1
 
 async def call(url: str, table: str, kind: str, callers: int, clock_skew_us: int) -> dict[str, object]:
     http = HttpClient()
-    client = aws.AwsClient.for_service("dynamodb", http, ENVIRON | {"AWS_ENDPOINT_URL": url})
+    client = AwsClient.for_service("dynamodb", http, ENVIRON | {"AWS_ENDPOINT_URL": url}, PATIENT)
     store = DynamoLimitStore(client, table)
     told: dict[bool, list[int]] = {True: [], False: []}
 
@@ -46,7 +46,6 @@ async def call(url: str, table: str, kind: str, callers: int, clock_skew_us: int
 
 def main() -> None:
     url, table, kind, callers, skew_s = sys.argv[1:]
-    aws.TIMEOUTS = Timeouts(connect=30, first_byte=60, idle=60, total=90)  # hundreds wait for one small server
     right, skew_ns = time.time_ns, int(float(skew_s) * 1e9)
     time.time_ns = lambda: right() + skew_ns
     print(json.dumps(asyncio.run(call(url, table, kind, int(callers), skew_ns // 1000))))

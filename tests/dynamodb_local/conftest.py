@@ -9,9 +9,7 @@ import pytest
 
 from tests.aws_fixture import dynamodb, make_table
 from tests.servers import dynamodb_local
-from tollgate.adapters import aws
 from tollgate.adapters.aws import AwsClient
-from tollgate.adapters.http import Timeouts
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,14 +28,6 @@ def url() -> Iterator[str]:
 def runner() -> Iterator[asyncio.Runner]:
     with asyncio.Runner() as runner:
         yield runner
-
-
-@pytest.fixture(scope="session", autouse=True)
-def patience() -> Iterator[None]:
-    """One small server for hundreds of callers, on a machine that has other things to do."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(aws, "TIMEOUTS", Timeouts(connect=30, first_byte=60, idle=60, total=90))
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ import pytest
 
 from tests.dynamodb_local.takes import PLACES, SUBJECT, budget, requests, slot, tokens
 from tollgate.adapters.aws import AwsClient
-from tollgate.adapters.dynamodb_limit_items import counter, marker_key
+from tollgate.adapters.dynamodb_limit_items import counter
+from tollgate.adapters.dynamodb_limit_markers import marker_key
 from tollgate.adapters.dynamodb_limits import DynamoLimitStore
 from tollgate.domain.limits import Admission, Decision, Settlement, Status, Take
 from tollgate.ports import StoreUnavailable

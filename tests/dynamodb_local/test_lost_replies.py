@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.aws_fixture import ENVIRON
+from tests.aws_fixture import ENVIRON, PATIENT
 from tests.dynamodb_local.takes import budget, requests, slot, tokens
 from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.dynamodb_limit_items import counter
@@ -77,7 +77,8 @@ async def admit_and_settle(
 ) -> tuple[int, int]:
     """One after the other; how many were admitted, and how many could not be told."""
     http = HttpClient()
-    store = DynamoLimitStore(AwsClient.for_service("dynamodb", http, ENVIRON | {"AWS_ENDPOINT_URL": wire.url}), table)
+    client = AwsClient.for_service("dynamodb", http, ENVIRON | {"AWS_ENDPOINT_URL": wire.url}, PATIENT)
+    store = DynamoLimitStore(client, table)
     admitted = unknown = 0
     for i in range(count):
         try:

@@ -181,10 +181,12 @@ def against(responses: list[bytes | None], use: Callable[[AwsClient], Awaitable[
     return requests
 
 
-def run_against(handle: Handler, use: Callable[[AwsClient], Awaitable[None]]) -> None:
+def run_against(
+    handle: Handler, use: Callable[[AwsClient], Awaitable[None]], timeouts: Timeouts = aws.TIMEOUTS
+) -> None:
     async def run() -> None:
         async with serve(handle) as (_, url), client() as http:
-            await use(AwsClient.for_service("dynamodb", http, ENVIRON | {"AWS_ENDPOINT_URL": url}))
+            await use(AwsClient.for_service("dynamodb", http, ENVIRON | {"AWS_ENDPOINT_URL": url}, timeouts))
 
     asyncio.run(run())
 
@@ -224,8 +226,7 @@ def test_a_refusal_is_final() -> None:
     assert against([REFUSED], use) == 1
 
 
-def test_a_timeout_is_not_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aws, "TIMEOUTS", Timeouts(first_byte=0.05))
+def test_a_timeout_is_not_waited_for_again() -> None:
     requests = 0
 
     async def silent(peer: Peer) -> None:
@@ -238,7 +239,7 @@ def test_a_timeout_is_not_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(TimedOut):
             await dynamodb.call("GetItem", {}, retry=True)
 
-    run_against(silent, use)
+    run_against(silent, use, Timeouts(first_byte=0.05))
     assert requests == 1
 
 

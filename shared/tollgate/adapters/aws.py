@@ -140,6 +140,7 @@ class AwsClient:
         target_prefix: str,
         json_version: str,
         credentials: CredentialSource,
+        timeouts: Timeouts = TIMEOUTS,
     ) -> None:
         self._http = http
         self._service = service
@@ -148,6 +149,7 @@ class AwsClient:
         self._target = target_prefix
         self._content_type = f"application/x-amz-json-{json_version}".encode()
         self._credentials = credentials
+        self._timeouts = timeouts
         self._clock = ServerClock()
 
     @property
@@ -161,12 +163,14 @@ class AwsClient:
         return self._clock.known(time.time_ns() // 1000, int(time.monotonic() * 1e6))
 
     @classmethod
-    def for_service(cls, service: str, http: HttpClient, environ: Mapping[str, str]) -> AwsClient:
+    def for_service(
+        cls, service: str, http: HttpClient, environ: Mapping[str, str], timeouts: Timeouts = TIMEOUTS
+    ) -> AwsClient:
         """`service`: dynamodb, secretsmanager, sqs or events."""
         region = region_of(environ)
         prefix, version = _PROTOCOLS[service]
         source = CredentialSource(environ)
-        return cls(http, service, region, endpoint(service, region, environ), prefix, version, source)
+        return cls(http, service, region, endpoint(service, region, environ), prefix, version, source, timeouts)
 
     async def call(self, operation: str, payload: dict[str, Any], *, retry: bool = False) -> dict[str, Any]:
         """One operation. `retry`: call again when throttled, on the service's own failure and on lost connections, a
@@ -198,7 +202,7 @@ class AwsClient:
             credentials=credentials,
             now_s=(sent_us + self._clock.offset_us) / 1e6,
         )
-        response = await self._http.request("POST", self._url, signed, body, TIMEOUTS)
+        response = await self._http.request("POST", self._url, signed, body, self._timeouts)
         if (date := response.header(b"date")) is not None:
             self._clock.observe(date, sent_us, time.time_ns() // 1000, int(time.monotonic() * 1e6))
         answer = await response.read(MAX_ANSWER)

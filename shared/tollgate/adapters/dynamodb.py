@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Protocol
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from tollgate.adapters.aws import AwsError
 from tollgate.adapters.http import UpstreamError
@@ -25,6 +26,9 @@ BATCH = 100
 BATCH_WRITE = 25
 UNPROCESSED_TRIES = 6
 THROTTLED_TRIES = 3
+AGAIN_WITHIN_S = 1.0
+"""How soon a reply must be lost for the write to be made again: nobody waits twice for a timeout."""
+T = TypeVar("T")
 
 
 class Client(Protocol):
@@ -239,6 +243,28 @@ class Table:
                     raise
                 await pause(attempt)
         return await self.client.call(operation, payload)
+
+
+async def again(call: Callable[[], Awaitable[T]]) -> T:
+    """A call that may be made twice, made again if its reply is soon lost."""
+    started = time.monotonic()
+    try:
+        return await call()
+    except Unsure:
+        if time.monotonic() - started > AGAIN_WITHIN_S:
+            raise
+        return await call()
+
+
+async def together(work: Iterable[Awaitable[T]]) -> list[T]:
+    """Everything at once. All of it is over when this returns, or raises the first failure."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    done: list[T] = []
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+        done.append(result)
+    return done
 
 
 async def pause(attempt: int) -> None:

@@ -1,0 +1,112 @@
+"""Markers of admitted requests. An admission on several items is committed by its marker, and settling claims it.
+
+h#<id>   e: expiry (µs), g: granted, w: where, n: which call, s: settler
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from tollgate.adapters.dynamodb import ConditionFailed, Expression, Plain, Table, Write, again
+from tollgate.adapters.dynamodb_limit_items import DAY_S
+from tollgate.domain.keys import digest
+from tollgate.domain.limits import SECOND_US
+from tollgate.ports import StoreUnavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one part of an admitted request was taken."""
+
+    pk: str
+    shards: int
+    expiry_s: int
+    own: bool
+    """Whether the admission took it itself, rather than finding it taken by a call of the same id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """An admitted request. Raises `StoreUnavailable` for what nobody of us can have written."""
+
+    expiry_us: int
+    granted: list[int]
+    places: list[Place]
+    call: str
+    """Which call admitted it."""
+    settler: str = ""
+    """Which call has settled it, if one has."""
+
+    @classmethod
+    def read(cls, plain: Plain) -> Marker:
+        try:
+            granted, places = json.loads(plain["g"]), [Place(*place) for place in json.loads(plain["w"])]
+            return cls(int(plain["e"]), [int(amount) for amount in granted], places, plain["n"], plain.get("s", ""))
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreUnavailable(f"DynamoDB: {plain.get('pk')} is not a marker that Tollgate wrote") from error
+
+    def plain(self, pk: str) -> Plain:
+        places = [[place.pk, place.shards, place.expiry_s, place.own] for place in self.places]
+        return {
+            "pk": pk,
+            "e": self.expiry_us,
+            "g": json.dumps(self.granted, separators=(",", ":")),
+            "w": json.dumps(places, separators=(",", ":")),
+            "n": self.call,
+            "ttl": self.expiry_us // SECOND_US + DAY_S,
+        }
+
+
+def marker_key(id: str) -> str:
+    return f"h#{digest(id)}"
+
+
+class Markers:
+    """The markers in a table."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    async def find(self, ids: Iterable[str]) -> dict[str, Marker]:
+        """Those that exist, by id."""
+        pks = {marker_key(id): id for id in ids}
+        found = await self._table.get_many([{"pk": pk} for pk in pks])
+        return {pks[plain["pk"]]: Marker.read(plain) for plain in found}
+
+    async def put(self, id: str, marker: Marker, now: int) -> Marker | None:
+        """Commit; the marker of an earlier call of the same id, if it is there already and not settled."""
+        pk, ex = marker_key(id), Expression()
+        expiry, settler = ex.name("e"), ex.name("s")
+        free = f"attribute_not_exists({ex.name('pk')}) OR {expiry} <= {ex.value(now)} OR attribute_exists({settler})"
+        try:
+            await again(lambda: self._table.put(marker.plain(pk), condition=free, expression=ex))
+        except ConditionFailed as failed:
+            first = Marker.read(failed.item)
+            return first if first.call != marker.call else None  # else only the reply was lost
+        except StoreUnavailable:  # it may have been written all the same
+            await self._withdraw(pk, marker.call)
+            raise
+        return None
+
+    async def _withdraw(self, pk: str, call: str) -> None:
+        ex = Expression()
+        with suppress(ConditionFailed, StoreUnavailable):
+            condition = f"{ex.name('n')} = {ex.value(call)}"
+            await self._table.delete({"pk": pk}, condition=condition, expression=ex)
+
+    async def claim(self, id: str, now: int) -> Marker | None:
+        """The marker of an admission that nobody has settled and whose holds live; from now on it is settled."""
+        call, write = os.urandom(8).hex(), Write()
+        settler = write.name("s")
+        write.conditions += [f"{write.name('e')} > {write.value(now)}", f"attribute_not_exists({settler})"]
+        write.sets.append(f"{settler} = {write.value(call)}")
+        try:
+            key = {"pk": marker_key(id)}
+            return Marker.read(await again(lambda: self._table.update(key, write, returns="ALL_NEW")))
+        except ConditionFailed as failed:
+            found = Marker.read(failed.item) if failed.item else None
+            return found if found is not None and found.settler == call else None

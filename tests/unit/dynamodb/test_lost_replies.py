@@ -1,0 +1,111 @@
+"""Writes that were done, and whose answers never came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.records import NOON
+from tests.unit.dynamodb.world import DAY_S, SECOND, World, budget, loaded, rate, slot
+from tollgate.adapters import dynamodb_limit_items
+from tollgate.adapters.aws import AwsError
+from tollgate.adapters.http_message import ClosedEarly
+from tollgate.domain.limits import (
+    Scope,
+    Status,
+    Unit,
+)
+from tollgate.ports import StoreUnavailable
+
+
+class TestLostReplies:
+    """A write that was done, and whose answer never came."""
+
+    def drop(self, world: World, which: Callable[[int], bool]) -> None:
+        """Lose the replies to those writes, counted from 0, for which `which` says so; each after it was done."""
+        count = -1
+
+        async def fault(operation: str, payload: dict[str, Any]) -> None:
+            nonlocal count
+            if operation not in ("UpdateItem", "PutItem"):
+                return
+            count += 1
+            if which(count):
+                with suppress(AwsError):  # that a condition does not hold is an answer, too
+                    await world.client.call(operation, payload)
+                raise ClosedEarly("the reply was dropped", after_bytes=0)
+
+        world.calls.fault = fault
+
+    def test_whichever_reply_is_lost_all_is_charged_and_settled_once(self, world: World) -> None:
+        takes = (rate(Scope.USER), rate(Scope.TENANT, unit=Unit.TOKENS, cost=5), budget(10), slot())
+        world.admit(budget(0), id="first")
+        takes = tuple(loaded(take) for take in takes)
+        for lost in range(6):  # the user's write, the tenant's, the marker; the claim, and the tenant's again
+            self.drop(world, lambda n, lost=lost: n == lost)
+            assert world.admit(*takes, id=f"{lost}").admitted
+            assert world.settle(f"{lost}", *zip(takes, (None, 3, 4, 0), strict=True))
+            expected = [NOON + (lost + 1) * takes[0].inc_us, NOON + (lost + 1) * 3 * SECOND * 60 // 100]
+            assert [world.number(take) for take in takes] == [*expected, 4 * (lost + 1), 0]
+
+    def test_as_many_charges_as_requests_however_many_replies_are_lost(self, world: World) -> None:
+        take = rate(Scope.USER, 10)
+        take = replace(take, limit=replace(take.limit, period_us=DAY_S * SECOND, amount=2000, burst=2000))
+        self.drop(world, lambda n: n % 3 == 0)  # each taking write; then the same again, and the marker
+        for i in range(100):
+            world.now += 100_000  # ten requests a second
+            assert world.admit(take, id=f"{i}").admitted
+        assert world.number(take) == NOON + 100_000 + 100 * take.inc_us
+
+    def test_a_call_that_gave_up_is_found_by_the_next_of_the_same_id(self, world: World) -> None:
+        takes = (rate(Scope.USER), loaded(budget(10)), slot())
+        world.admit(budget(0), id="first")
+        self.drop(world, lambda n: True)
+        with pytest.raises(StoreUnavailable):
+            world.admit(*takes, id="a")
+        world.calls.fault = None
+        assert world.admit(*takes, id="a").admitted
+        assert world.number(takes[0]) == NOON + takes[0].inc_us
+        assert world.settle("a", *zip(takes, (None, 7, 0), strict=True))
+        assert [world.number(take) for take in takes[1:]] == [7, 0]
+
+    def test_what_nobody_can_tell_any_more_is_not_charged_again(self, world: World) -> None:
+        """Every entry of the item has been taken by others meanwhile."""
+        take = rate(Scope.USER, 1000)
+        self.drop(world, lambda n: True)
+        with pytest.raises(StoreUnavailable):
+            world.admit(take, id="a")
+        world.calls.fault = None
+        for _ in range(8 * dynamodb_limit_items.IDS):
+            assert world.admit(take, store=world.container()).admitted
+        before = world.number(take)
+        with pytest.raises(StoreUnavailable, match="nobody can tell"):
+            world.admit(take, id="a")
+        assert world.number(take) == before == NOON + (1 + 8 * dynamodb_limit_items.IDS) * take.inc_us
+
+    def test_what_was_certainly_not_done_is_done_again(self, world: World) -> None:
+        take = rate(Scope.USER)
+        world.admit(take)
+        world.now += 5 * SECOND
+
+        async def unheard(operation: str, payload: dict[str, Any]) -> None:
+            raise world.calls.outage()
+
+        world.calls.fault = unheard
+        with pytest.raises(StoreUnavailable):
+            world.admit(take, id="a")
+        world.calls.fault = None
+        assert world.admit(take, id="a").admitted
+        assert world.number(take) == NOON + 5 * SECOND + take.inc_us
+
+    def test_what_was_taken_after_all_is_given_back_when_another_limit_refuses(self, world: World) -> None:
+        self.drop(world, lambda n: n == 0)
+        assert world.admit(rate(Scope.USER), slot(0)).status is Status.REFUSED
+        assert world.admit(rate(Scope.USER, 1), rate(Scope.TENANT, 1)).admitted
+        self.drop(world, lambda n: n == 0)
+        assert world.admit(rate(Scope.IP), rate(Scope.TENANT, 1)).status is Status.REFUSED
+        assert world.number(rate(Scope.IP)) == NOON
