@@ -145,6 +145,40 @@ def test_redis_is_emptied_while_metering_is_ten_minutes_late(
     driver.run(driver.store.aclose())
 
 
+def test_lost_settlements_are_made_up_for_while_others_go_on(driver: Driver, ledger: MemoryLedger) -> None:
+    """Floors are enough, without the settlements themselves: a budget is short by no more than what is still in the
+    pipeline, and by nothing once that is through (ADR 39)."""
+    day = replace(budget(TENANT, Unit.TOKENS, Window.DAY), cost=100, floor=100)
+    pipeline: list[UsageClose] = []
+    lost = [f"lost{i}" for i in range(5)]
+
+    def call(id: str) -> None:
+        assert driver.admit(day, id=id).admitted
+        if id not in lost:
+            assert driver.settle(id, [day], [100])
+        pipeline.append(a_close(id, input_tokens=100, output_tokens=0, settle=(("b", day.key, 100),)))
+
+    def counted() -> int:
+        store: Any = driver.store
+        return int(driver.run(store.known_spent([day.key]))[day.key])
+
+    for id in lost:
+        call(id)
+    driver.now += 2 * MINUTE  # their holds have expired
+    for i in range(20):
+        call(f"call{i}")
+        if i % 4 == 3:  # metering is eight calls behind, and the reconciler comes along
+            entered, pipeline[:] = pipeline[:-8], pipeline[-8:]
+            driver.run(ledger.enter(entered))
+            run(driver, ledger)
+            used = 100 * (len(lost) + i + 1)
+            assert used - counted() <= 100 * min(len(lost), len(pipeline))
+    driver.run(ledger.enter(pipeline))
+    run(driver, ledger)
+    assert counted() == 2500
+    assert run(driver, ledger).drift == {}
+
+
 class TestTheLedgerItself:
     def test_calls_that_nobody_closed_are_billed(self, ledger: MemoryLedger) -> None:
         asyncio.run(ledger.opened([an_open("a", expires_us=NOON)]))

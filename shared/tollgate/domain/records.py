@@ -24,9 +24,9 @@ MINOR = 2
 MAX_COUNT = 2**48
 """No single call uses more tokens or micro-dollars than this (281 trillion): more is a corrupt record."""
 
-Outcome = Literal["ok", "client_gone", "upstream_error", "upstream_closed", "timed_out", "not_sent"]
-"""How the call ended: answered; answered to a caller who left; refused or failed upstream; broken off; stalled;
-never left the gateway (nothing was used)."""
+Outcome = Literal["ok", "upstream_error", "upstream_closed", "timed_out", "not_sent"]
+"""How the call ended: answered; refused or failed upstream; broken off; stalled; never left the gateway (nothing was
+used). Whether the caller was still there does not matter: the answer is drained, and billed."""
 Priced = Literal["table", "ceiling", "none"]
 """What the cost was reckoned by: a price of the policy; its ceiling, because the model has none; nothing (or a record
 that does not say)."""
