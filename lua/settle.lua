@@ -10,25 +10,28 @@
 --
 -- KEYS  1 marker, then those to be moved: rates, budgets, concurrency limits; then the estimates, if there is a sample
 -- ARGV  1 request id   2 numbers, packed as little-endian doubles:
---       now (us; 0: the server's clock), rates, budgets, samples (0 or 1), then
---       per rate: position among the takes (from 1), used (us); per budget: position, used (its unit)
+--       now (us; 0: the server's clock), rates, samples (0 or 1), then
+--       per rate: position among the takes (from 1), used (us); per budget or slot: position, used (its unit; of a slot 0)
 --       per sample: prompt bytes, prompt tokens, answer tokens (0: nothing to learn)
 -- Result 1 settled, 0 nothing to do
 
-local call, tonumber = redis.call, tonumber
+local MINUTE, DEBTS, LARGEST = 60000000, 900000000, 2 ^ 53 -- as in admit.lua
+local call, tonumber, format, rep, max, min = redis.call, tonumber, string.format, string.rep, math.max, math.min
 local codec = struct or string
+local pack, read = codec.pack, codec.unpack
+
 local mark = call('GETDEL', KEYS[1])
-if not mark then return 0 end
-local granted = {codec.unpack('<' .. string.rep('d', #mark / 8), mark)} -- [1]: when the hold expires
-local n = {codec.unpack('<' .. string.rep('d', #ARGV[2] / 8), ARGV[2])}
-local now, rates, budgets, samples = n[1], n[2], n[3], n[4]
+if not mark or #mark % 8 ~= 0 then return 0 end
+local granted = {read('<' .. rep('d', #mark / 8), mark)} -- [1]: when the hold expires
+local n = {read('<' .. rep('d', #ARGV[2] / 8), ARGV[2])}
+local now, rates, samples = n[1], n[2], n[3]
 if now == 0 then
   local time = call('TIME')
   now = time[1] * 1000000 + time[2]
 end
-if granted[1] <= now then return 0 end -- the hold has expired, and is released
+if not (#mark > 0 and granted[1] > now) then return 0 end -- the hold has expired, and is released
 
-local arg = 5
+local arg = 4
 for k = 2, 1 + rates do
   local move = n[arg + 1] - granted[1 + n[arg]]
   local raw = move ~= 0 and call('GET', KEYS[k])
@@ -36,45 +39,46 @@ for k = 2, 1 + rates do
     local tat, epoch = string.match(raw, '^(%d+)(.*)$') -- see admit.lua
     tat = tonumber(tat)
     if move < 0 then
-      call('SET', KEYS[k], string.format('%.0f', tat + move) .. epoch, 'KEEPTTL')
+      call('SET', KEYS[k], format('%d', max(0, tat + move)) .. epoch, 'KEEPTTL')
     else
-      tat = math.max(tat, now) + move
-      call('SET', KEYS[k], string.format('%.0f', tat) .. epoch, 'PX', math.ceil((tat - now) / 1000) + 1000)
+      tat = min(max(tat, now) + move, LARGEST)
+      local last = (math.floor(tat / MINUTE) + 1) * MINUTE + DEBTS
+      call('SET', KEYS[k], format('%d', tat) .. epoch, 'PX', math.ceil((last - now) / 1000))
     end
   end
   arg = arg + 2
 end
-for k = 2 + rates, 1 + rates + budgets do
+for k = 2 + rates, #KEYS - samples do
   if call('HDEL', KEYS[k], '#' .. ARGV[1]) == 1 then
-    local budget = call('HMGET', KEYS[k], 'spent', 'held')
-    call('HSET', KEYS[k], 'spent', budget[1] + n[arg + 1], 'held', budget[2] - granted[1 + n[arg]])
+    local raw = call('HGET', KEYS[k], 's')
+    if raw and #raw == 32 then
+      local spent, held, sweep, loaded = read('<dddd', raw)
+      call('HSET', KEYS[k], 's', pack('<dddd', spent + n[arg + 1], held - granted[1 + n[arg]], sweep, loaded))
+    end
   end
   arg = arg + 2
-end
-for k = 2 + rates + budgets, #KEYS - samples do
-  call('ZREM', KEYS[k], ARGV[1])
 end
 
 if samples == 1 then
   local raw = call('GET', KEYS[#KEYS])
   local e = {0, 0, 0, 0}
-  if raw and #raw == 32 then e = {codec.unpack('<dddd', raw)} end
+  if raw and #raw == 32 then e = {read('<dddd', raw)} end
   local bytes, tokens, answer = n[arg], n[arg + 1], n[arg + 2]
   if tokens > 0 then
     e[1], e[2] = e[1] + bytes, e[2] + tokens
     if e[2] > 100000 then e[1], e[2] = e[1] / 2, e[2] / 2 end
   end
   if answer > 0 then
-    local step = math.max(0.05, 0.5 / (1 + e[4] / 4))
+    local step = max(0.05, 0.5 / (1 + e[4] / 4))
     if e[4] == 0 then
       e[3] = answer
     elseif answer > e[3] then
-      e[3] = math.min(e[3] * (1 + step), answer, 1000000)
+      e[3] = min(e[3] * (1 + step), answer, 1000000)
     else
-      e[3] = math.max(e[3] / (1 + step), answer)
+      e[3] = max(e[3] / (1 + step), answer)
     end
     e[4] = e[4] + 1
   end
-  call('SET', KEYS[#KEYS], codec.pack('<dddd', e[1], e[2], e[3], e[4]), 'PX', 2592000000) -- 30 days
+  call('SET', KEYS[#KEYS], pack('<dddd', e[1], e[2], e[3], e[4]), 'PX', 2592000000) -- 30 days
 end
 return 1

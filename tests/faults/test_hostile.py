@@ -29,7 +29,7 @@ from tests.redis_cluster import redis_cluster
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.redis_cluster_limits import RedisClusterLimitStore
 from tollgate.adapters.redis_connection import RedisAddress, RedisConnection
-from tollgate.adapters.redis_limits import EPOCH, POLICY_VERSION, SERVERS, Scripts, admit_call
+from tollgate.adapters.redis_limits import EPOCH, POLICY_VERSION, SERVERS, Scripts, admit_call, read_decision
 from tollgate.domain import keys
 from tollgate.domain.bucket_cache import CAPACITY, BucketCache
 from tollgate.domain.limits import (
@@ -90,7 +90,8 @@ def test_a_million_addresses(redis: Redis) -> None:
                 if number % 10 == 0:
                     seen = Admission("x", [RateTake(subject, names[4], limit, 1, 1)], 1_000, "acme")
                     cache.learn(seen, Decision(Status.REFUSED, 1, [State(10**15)]), 0)
-            assert all(status == 1 for status, *_ in await asyncio.gather(*answers))
+            decided = [read_decision(answer, 1, "redis") for answer in await asyncio.gather(*answers)]
+            assert all(decision.admitted for decision in decided)
         connection.close()
 
     with redis.client() as client:
@@ -160,11 +161,14 @@ FOREIGN: list[Callable[[Any, str], object]] = [
     lambda client, key: client.rpush(key, "a", "b"),
     lambda client, key: client.sadd(key, "a"),
     lambda client, key: client.hset(key, "spent", "much"),
+    lambda client, key: client.hset(key, "s", "much"),
+    lambda client, key: client.hset(key, mapping={"s": b"\xff" * 32, "#x": b"\xff" * 16}),  # numbers that are none
     lambda client, key: client.set(key, "not a number"),
     lambda client, key: client.set(key, b"\xff\x00\xfe"),
     lambda client, key: client.set(key, "9" * 400),
     lambda client, key: client.set(key, "-17"),
     lambda client, key: client.set(key, "nan"),
+    lambda client, key: client.set(key, b"\xff" * 32),
     lambda client, key: client.set(key, ""),
 ]
 

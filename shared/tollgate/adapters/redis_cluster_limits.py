@@ -189,7 +189,7 @@ class RedisClusterLimitStore(ScriptedStore):
             if isinstance(reply, StoreUnavailable):
                 failure = reply
                 continue
-            answer = read_decision(reply, self.name)
+            answer = read_decision(reply, len(group.takes), self.name)
             answers.append(answer)
             if answer.admitted and group.takes and (not look or any(state.granted for state in answer.states)):
                 taken.append(group)

@@ -115,7 +115,7 @@ class RedisLimitStore(ScriptedStore):
         subject = keys.tenant_subject(admission.tenant)
         head = (f"{subject}m:{admission.id}", POLICY_VERSION, f"{subject}version", EPOCH)
         names, args = admit_call(admission, head, self._now())
-        return read_decision(await self._run(self._scripts.admit, names, args), self.name)
+        return read_decision(await self._run(self._scripts.admit, names, args), len(admission.takes), self.name)
 
     async def look(self, admission: Admission) -> Decision:
         return await self.admit(admission)
@@ -216,15 +216,17 @@ async def scanned(connection: RedisConnection, pattern: str) -> AsyncIterator[Se
 
 async def spent_of(connection: RedisConnection, budgets: Sequence[str]) -> dict[str, int]:
     """What those of them that this node has know to be spent. Raises `StoreUnavailable`."""
-    replies = [connection.call("HGET", name, "spent") for name in budgets]  # in one write
+    replies = [connection.call("HGET", name, "s") for name in budgets]  # in one write
     found: dict[str, int] = {}
     for name, reply in zip(budgets, await asyncio.gather(*replies, return_exceptions=True), strict=True):
         if isinstance(reply, RedisReplyError) and reply.code != "WRONGTYPE":
             raise refused(reply)
         if isinstance(reply, StoreUnavailable):
             raise reply
-        if isinstance(reply, bytes) and reply.isdigit():
-            found[name] = int(reply)
+        if isinstance(reply, bytes) and len(reply) == _COUNT.size:
+            spent = _COUNT.unpack(reply)[0]
+            if 0 <= spent <= FOREVER_US:
+                found[name] = int(spent)
     return found
 
 
@@ -255,35 +257,30 @@ def admit_call(
     """KEYS and ARGV for `lua/admit.lua`. `head`: the keys of the request's marker, the policy's version, the tenant's
     version, and the epoch; `epoch_us`: the epoch of rates, where that is not the one in the last of these keys."""
     names = [*head]
-    rates: list[int] = []
-    budgets: list[int] = []
-    slots: list[int] = []
+    life = admission.expires_us
+    numbers = [now_us, life, admission.policy_version, admission.tenant_version, epoch_us, 0, 0, 0]
+    counted = 5
     for take in admission.takes:
         names.append(take.key)
         if isinstance(take, RateTake):
-            if budgets or slots:
-                raise ValueError("an admission's takes are rates, then budgets, then slots")
-            limit = take.limit
-            seed = take.seed_us
-            rates += (
-                take.inc_us, take.floor_us, limit.burst_us, admission.expires_us if limit.refundable else 0,
-                -1 if seed is None else seed,
+            place, seed, rate = 5, take.seed_us, take.limit
+            numbers += (
+                take.inc_us, take.floor_us, rate.burst_us, life if rate.refundable else 0, -1 if seed is None else seed
             )  # fmt: skip
         elif isinstance(take, BudgetTake):
-            if slots:
-                raise ValueError("an admission's takes are rates, then budgets, then slots")
-            seed = take.seed
-            budgets += (
-                take.cost, take.floor, take.limit.amount, take.start_us, take.end_us, -1 if seed is None else seed
+            place, seed = 6, take.seed
+            numbers += (
+                take.cost, take.floor, take.limit.amount, -1 if seed is None else seed, take.start_us, take.end_us
             )  # fmt: skip
         else:
-            slots.append(take.limit.amount)
+            place = 7
+            numbers.append(take.limit.amount)
+        if place < counted:
+            raise ValueError("an admission's takes are rates, then budgets, then slots")
+        counted = place
+        numbers[place] += 1
     if admission.ask:
         names.append(admission.ask)
-    numbers = (
-        now_us, admission.expires_us, admission.policy_version, admission.tenant_version, epoch_us,
-        len(rates) // 5, len(budgets) // 6, len(slots), *rates, *budgets, *slots,
-    )  # fmt: skip
     return names, [admission.id, packed(numbers)]
 
 
@@ -291,7 +288,7 @@ def settle_call(settlement: Settlement, marker: str, now_us: int) -> tuple[list[
     """KEYS and ARGV for `lua/settle.lua`; what does not move is left out."""
     names = [marker]
     sample = settlement.sample
-    numbers = [now_us, 0, 0, int(sample is not None)]
+    numbers = [now_us, 0, int(sample is not None)]
     position = 0
     for take, used in zip(settlement.takes, settlement.used, strict=True):
         position += 1
@@ -300,9 +297,8 @@ def settle_call(settlement: Settlement, marker: str, now_us: int) -> tuple[list[
                 continue
             numbers[1] += 1
             numbers += (position, take.limit.inc_us(used))
-        elif isinstance(take, BudgetTake):
-            numbers[2] += 1
-            numbers += (position, used or 0)
+        else:
+            numbers += (position, (used or 0) if isinstance(take, BudgetTake) else 0)
         names.append(take.key)
     if sample is not None:
         names.append(settlement.learn)
@@ -323,16 +319,21 @@ def _doubles(count: int) -> struct.Struct:
 NOTHING_GRANTED = packed([FOREVER_US])
 """A request's marker, as `lua/admit.lua` writes it, of a request that was granted nothing."""
 _STATUSES = {int(status): status for status in Status}
+_HEAD = struct.Struct("<4d")
+"""Status, now, the policy's version and the tenant's."""
+_COUNT = struct.Struct("<4d")
+"""What a budget or a concurrency limit counts: spent, held, when its first hold may expire, when it was loaded."""
 
 
-def read_decision(reply: list[Any], store: str) -> Decision:
-    """The answer of `lua/admit.lua`; its states are parallel to the admission's takes."""
-    told = Learned.unpacked(reply.pop()) if isinstance(reply[-1], bytes) else None
-    code = reply[0]
-    decision = Decision(_STATUSES[code], reply[1], [], (), reply[2], reply[3], store)
-    decision.told = told
-    if code <= 1:
-        decision.states = [State(value, granted) for value, granted in zip(reply[4::2], reply[5::2], strict=True)]
-    elif code == 3:
-        decision.cold = tuple(reply[4:])
+def read_decision(reply: bytes, takes: int, store: str) -> Decision:
+    """The answer of `lua/admit.lua` to an admission of so many takes; its states are parallel to them."""
+    status, now, policy, tenant = map(int, _HEAD.unpack_from(reply))
+    decision = Decision(_STATUSES[status], now, [], (), policy, tenant, store)
+    if status <= 1:
+        numbers = list(map(int, _doubles(2 * takes).unpack_from(reply, _HEAD.size)))
+        decision.states = list(map(State, numbers[:takes], numbers[takes:]))
+        decision.told = Learned.unpacked(reply[_HEAD.size + 16 * takes :])
+    elif status == 3:
+        cold = reply[_HEAD.size :]
+        decision.cold = tuple(map(int, _doubles(len(cold) // 8).unpack(cold)))
     return decision

@@ -1,0 +1,89 @@
+"""When Redis may forget: not before a limit is whole again or a settlement can no longer come; in the end always."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from tests.contract.test_limit_store import MINUTE, SECOND, TENANT, USER, budget, slot
+from tollgate.adapters.redis_limits import EPOCH, RedisLimitStore
+from tollgate.domain.limits import Admission, Rate, RateTake, Scope, Settlement, Take, Unit
+
+HOUR, DAY = 60 * MINUTE, 1440 * MINUTE
+DEBTS = 15 * MINUTE
+"""For so long a rate of tokens is kept, so that a debt finds it (`lua/admit.lua`)."""
+SLOW = SECOND
+"""What may pass between two of a test's commands."""
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+        client.set(EPOCH, 1, px=40 * DAY // 1000)
+        yield client
+
+
+def rate(unit: Unit, period_us: int = MINUTE, burst: int = 1_000, cost: int = 1) -> RateTake:
+    limit = Rate(Scope.USER, unit, 1_000, period_us, burst, f"user.{unit}")
+    return RateTake(USER, f"{USER}:{unit}", limit, cost, cost)
+
+
+def test_a_rate_is_kept_until_it_is_full_whatever_came_before(client: redis.Redis, redis_url: str) -> None:
+    """Other plans' periods and bursts, give-backs and debts among it: an expiry that is not moved is late enough."""
+    chance = random.Random(5)
+
+    async def scenario() -> None:
+        store = RedisLimitStore(redis_url, reply_timeout=5)
+        checked = 0
+        for number in range(500):
+            unit = chance.choice((Unit.REQUESTS, Unit.TOKENS))
+            period, burst = chance.choice((SECOND, MINUTE, HOUR, DAY)), chance.choice((10, 1_000, 5_000))
+            take, life = rate(unit, period, burst, chance.randrange(10)), chance.choice((SECOND, MINUTE, 2 * DEBTS))
+            decision = await store.admit(Admission(f"r{number}", [take], life, "acme"))
+            if not decision.admitted:  # somebody else's burst: start again
+                client.delete(take.key)
+                continue
+            if unit is Unit.TOKENS:
+                assert client.pttl(take.key) * 1_000 >= life - SLOW
+                if chance.random() < 0.5:
+                    used = chance.choice((0, 5, 3_000))
+                    assert await store.settle(Settlement(f"r{number}", [take], [used], "acme"))
+            raw = client.get(take.key)
+            assert isinstance(raw, bytes)
+            assert client.pttl(take.key) * 1_000 >= int(raw) - decision.now_us - SLOW
+            checked += 1
+        assert checked > 200
+        await store.aclose()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("take", "longest_us"),
+    [
+        (rate(Unit.REQUESTS), MINUTE + SECOND),
+        (rate(Unit.TOKENS), MINUTE + SECOND + DEBTS),
+        (slot(), DAY),
+        (budget(1, at=time.time_ns() // 1_000), 25 * HOUR),
+    ],
+    ids=["requests", "tokens", "slots", "budget"],
+)
+def test_everything_expires(client: redis.Redis, redis_url: str, take: Take, longest_us: int) -> None:
+    async def scenario() -> None:
+        store = RedisLimitStore(redis_url, reply_timeout=5)
+        for id in ("a", "b"):
+            call = Admission(id, [take], MINUTE, "acme", tenant_version=1, policy_version=1)
+            assert (await store.admit(call)).admitted
+        await store.settle(Settlement("a", [take], [1], "acme"))
+        await store.aclose()
+
+    asyncio.run(scenario())
+    assert 0 < client.pttl(take.key) * 1_000 <= longest_us
+    assert client.pttl(f"{TENANT}m:b") * 1_000 <= MINUTE
+    assert all(client.pttl(key) > 0 for key in client.scan_iter())
