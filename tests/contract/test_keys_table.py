@@ -240,13 +240,16 @@ def test_a_pepper_that_a_key_needs_and_that_is_gone_is_told_and_its_number_is_no
 def test_of_two_who_change_the_peppers_at_once_one_is_told(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     """Secrets Manager refuses another value with a token that it knows. moto takes it, so it is played here."""
     real, made = keys.manager.call, dict[str, str]()
+    both_have_read, writes = asyncio.Barrier(2), 0
 
     async def call(operation: str, payload: dict[str, Any], *, retry: bool = False) -> dict[str, Any]:
-        if (
-            operation == "PutSecretValue"
-            and made.setdefault(payload["ClientRequestToken"], payload["SecretString"]) != payload["SecretString"]
-        ):
-            raise AwsError("ResourceExistsException", "", 400, {})
+        nonlocal writes
+        if operation == "PutSecretValue":
+            writes += 1
+            if writes <= 2:
+                await both_have_read.wait()
+            if made.setdefault(payload["ClientRequestToken"], payload["SecretString"]) != payload["SecretString"]:
+                raise AwsError("ResourceExistsException", "", 400, {})
         return await real(operation, payload, retry=retry)
 
     monkeypatch.setattr(keys.manager, "call", call)

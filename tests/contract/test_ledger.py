@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import random
 from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -460,7 +461,10 @@ class TestDynamoDB:
         assert books.spent(*asked) == [total + 8] * 6
         assert [row["input_tokens"] for row in elsewhere.rows()] == [total + 8]
 
-    def test_floors_of_spread_counters_are_read_now_and_then(self, books: Books, dynamo: Recorder) -> None:
+    def test_floors_of_spread_counters_are_read_now_and_then(
+        self, books: Books, dynamo: Recorder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("random.randrange", random.Random(1).randrange)
         day = take(Unit.TOKENS, Window.DAY)
         books.enter(a_close("first"))
         books.run(books.ledger._counters.spread([Counter(USER, day.label)]))

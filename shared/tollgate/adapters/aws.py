@@ -26,6 +26,9 @@ from tollgate.adapters.server_clock import ServerClock
 from tollgate.adapters.sigv4 import Credentials, signed_headers
 
 TIMEOUTS = Timeouts(connect=1.0, first_byte=2.0, idle=2.0, total=5.0)
+"""Where a caller waits for the answer, or a retry is at hand."""
+PATIENT = Timeouts(connect=5.0, first_byte=15.0, idle=15.0, total=30.0)
+"""Where an operator would rather wait than try again."""
 MAX_ANSWER = 20 * 1024 * 1024
 """Bytes; DynamoDB's largest answer is 16 MB."""
 TRIES = 4

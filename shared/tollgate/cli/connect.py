@@ -177,9 +177,9 @@ class Stack:
 
     def service(self, name: str) -> AwsClient:
         """`name` as for `AwsClient.for_service`."""
-        from tollgate.adapters.aws import AwsClient
+        from tollgate.adapters.aws import PATIENT, AwsClient
 
-        return AwsClient.for_service(name, self.http, self.environ)
+        return AwsClient.for_service(name, self.http, self.environ, PATIENT)
 
     def tables(self) -> PolicyTables:
         from tollgate.adapters.policy_tables import PolicyTables
