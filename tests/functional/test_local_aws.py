@@ -136,3 +136,56 @@ def test_iterators_of_streams_are_forgotten() -> None:
         assert list(backend.shard_iterators) == ["d", "e", "f"]
     finally:
         DynamoDBStreamsBackend.get_records = original  # type: ignore[method-assign]
+
+
+def test_shortcuts_change_no_answer(port: int) -> None:
+    """What `moto_speed` replaces: partitions, their order and pages, values in expressions, attributes of any kind."""
+    keys = {
+        "KeySchema": [{"AttributeName": "pk", "KeyType": "HASH"}, {"AttributeName": "n", "KeyType": "RANGE"}],
+        "AttributeDefinitions": [
+            {"AttributeName": "pk", "AttributeType": "S"},
+            {"AttributeName": "n", "AttributeType": "N"},
+        ],
+    }
+    table = {"TableName": "shortcuts"}
+    assert call(port, "CreateTable", {**table, "BillingMode": "PAY_PER_REQUEST", **keys})[0] == 200
+
+    def update(partition: str, number: str, value: dict[str, Any]) -> tuple[int, Any]:
+        changes = {
+            "Key": {"pk": {"S": partition}, "n": {"N": number}},
+            "UpdateExpression": "SET v = :v, #k.x = if_not_exists(#k.x, :v) ADD c :one",
+            "ConditionExpression": "attribute_exists(#k) OR c < :one",
+            "ExpressionAttributeNames": {"#k": "map"},
+            "ExpressionAttributeValues": {":v": value, ":one": {"N": "1"}},
+            "ReturnValues": "ALL_NEW",
+        }
+        return call(port, "UpdateItem", {**table, **changes})
+
+    for partition in ("b", "a"):
+        for number in ("10", "9", "-1", "2.5"):
+            item = {"pk": {"S": partition}, "n": {"N": number}, "map": {"M": {"l": {"L": [{"NULL": True}]}}}}
+            assert call(port, "PutItem", {**table, "Item": item})[0] == 200
+    for value in ({"S": "1"}, {"N": "1"}, {"SS": ["y", "x"]}, {"BOOL": False}, {"L": [{"M": {"k": {"S": ""}}}]}):
+        _, answer = update("a", "9", value)
+        assert answer["Attributes"]["v"] in (value, {"SS": ["x", "y"]})
+        assert answer["Attributes"]["map"] == {"M": {"l": {"L": [{"NULL": True}]}, "x": {"S": "1"}}}
+    assert answer["Attributes"]["c"] == {"N": "5"}
+    assert update("c", "9", {"S": "1"})[0] == 400
+
+    found = []
+    asked = {
+        "KeyConditionExpression": "pk = :p AND n > :n",
+        "ExpressionAttributeValues": {":p": {"S": "a"}, ":n": {"N": "0"}},
+        "Limit": 2,
+    }
+    for forward in (True, False):
+        page: dict[str, Any] = {"ScanIndexForward": forward}
+        while page:
+            _, answer = call(port, "Query", {**table, **asked, "ScanIndexForward": forward, **page})
+            found.append([item["n"]["N"] for item in answer["Items"]])
+            page = {"ExclusiveStartKey": answer["LastEvaluatedKey"]} if "LastEvaluatedKey" in answer else {}
+    assert found == [["2.5", "9"], ["10"], ["10", "9"], ["2.5"]]
+    nothing = {"ExpressionAttributeValues": {":p": {"S": "c"}, ":n": {"N": "0"}}}
+    assert call(port, "Query", {**table, **asked, **nothing})[1]["Items"] == []
+    _, answer = call(port, "Scan", table)
+    assert [item["n"]["N"] for item in answer["Items"]] == ["-1", "2.5", "9", "10"] * 2

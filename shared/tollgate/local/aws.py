@@ -65,8 +65,9 @@ def application() -> WsgiApp:
     """moto's server as a WSGI application, serialised where that matters."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 
-    from tollgate.local import moto_client_secrets, moto_transactions
+    from tollgate.local import moto_client_secrets, moto_speed, moto_transactions
 
+    moto_speed.install()
     moto_transactions.install()
     moto_client_secrets.install()
     return Serialised(DomainDispatcherApplication(create_backend_app))
