@@ -7,13 +7,15 @@ import socket
 import threading
 import time
 from collections.abc import Coroutine, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import pytest
 import uvloop
 
+from tollgate.adapters import redis_connection
 from tollgate.adapters.redis_connection import RedisAddress, RedisConnection
-from tollgate.ports import StoreUnavailable
+from tollgate.ports import Overloaded, StoreUnavailable
 
 T = TypeVar("T")
 
@@ -89,3 +91,71 @@ def test_a_reply_that_does_not_come_is_given_up_in_time(server: tuple[RedisAddre
             connection.close()
 
     assert 0.05 <= run(main()) < 1
+
+
+class TestQueue:
+    """Many commands at once, which are answered one after the other."""
+
+    @pytest.fixture
+    def gap(self) -> list[float]:
+        """Seconds that each command takes."""
+        return [0.005]
+
+    @pytest.fixture
+    def busy(self, gap: list[float]) -> Iterator[RedisAddress]:
+        listener = socket.create_server(("127.0.0.1", 0))
+
+        def serve() -> None:
+            peer, _ = listener.accept()
+            with peer, suppress(OSError):
+                while asked := peer.recv(65536):
+                    for _ in range(asked.count(b"PING")):
+                        time.sleep(gap[0])
+                        peer.sendall(b"+PONG\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield RedisAddress("127.0.0.1", listener.getsockname()[1], tls=False)
+        thread.join()
+        listener.close()
+
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(redis_connection, "QUEUE", 0.05)
+        monkeypatch.setattr(redis_connection, "PAUSE", 0.3)
+
+    async def ask(self, address: RedisAddress, count: int) -> tuple[list[BaseException | Any], float]:
+        """What so many are told, and how long that took."""
+        connection = await RedisConnection.open(address, reply_timeout=1)
+        started = time.monotonic()
+        try:
+            told = await asyncio.gather(*(connection.call("PING") for _ in range(count)), return_exceptions=True)
+            return told, time.monotonic() - started
+        finally:
+            connection.close()
+
+    def test_a_crowd_is_answered_as_long_as_replies_keep_coming(self, busy: RedisAddress) -> None:
+        told, _ = run(self.ask(busy, 100))
+        assert [str(one) for one in told if isinstance(one, BaseException)] == []
+
+    def test_a_pause_ends_a_queue_that_is_old(self, busy: RedisAddress, gap: list[float]) -> None:
+        gap[0] = 0.6
+        told, seconds = run(self.ask(busy, 20))
+        assert isinstance(told[-1], StoreUnavailable)
+        assert not isinstance(told[0], BaseException)
+        assert seconds < 6
+
+    def test_no_queue_is_endless(self, busy: RedisAddress, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(redis_connection, "MAX_QUEUE", 0.3)
+        told, seconds = run(self.ask(busy, 2000))
+        assert not isinstance(told[0], BaseException)
+        assert isinstance(told[-1], StoreUnavailable)
+        assert seconds < 6
+
+    def test_who_comes_when_it_is_full_is_turned_away_and_nobody_else(
+        self, busy: RedisAddress, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(redis_connection, "MAX_PENDING", 3)
+        told, _ = run(self.ask(busy, 5))
+        assert [isinstance(one, Overloaded) for one in told] == [False, False, False, True, True]
+        assert not any(isinstance(one, BaseException) for one in told[:3])

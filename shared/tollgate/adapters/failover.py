@@ -18,7 +18,7 @@ from tollgate.adapters import telemetry
 from tollgate.adapters.breaker import Breaker
 from tollgate.adapters.lru import Lru
 from tollgate.domain.limits import Admission, Decision, RateTake, Settlement
-from tollgate.ports import CannotDecide, LimitStore, StoreUnavailable
+from tollgate.ports import CannotDecide, LimitStore, Overloaded, StoreUnavailable
 
 T = TypeVar("T")
 FailureMode = Literal["fallback", "open", "closed"]
@@ -95,6 +95,8 @@ class FailoverLimitStore:
             doubts = self._breaker.doubts
             try:
                 return await self._primary.admit(admission)
+            except Overloaded:
+                raise
             except CannotDecide as error:
                 telemetry.log("ERROR", "Redis cannot decide a request", reason=str(error))
             except StoreUnavailable as error:
@@ -122,6 +124,10 @@ class FailoverLimitStore:
             try:
                 return await self._primary.settle(settlement)
             except CannotDecide:
+                return False
+            except Overloaded:  # it is healthy, so only this waits
+                self._keep(settlement)
+                self._watch_it("Redis has too much to do")
                 return False
             except StoreUnavailable as error:
                 self._keep(settlement)
@@ -199,8 +205,11 @@ class FailoverLimitStore:
             _metric(StoreDoubted=1)
             if self._breaker.is_open:
                 self._opened(str(error))
+        self._watch_it(str(error))
+
+    def _watch_it(self, reason: str) -> None:
         if not self._closing and (self._watcher is None or self._watcher.done()):
-            self._watcher = asyncio.get_running_loop().create_task(self._watch(str(error)))
+            self._watcher = asyncio.get_running_loop().create_task(self._watch(reason))
 
     async def _watch(self, reason: str) -> None:
         """Ask the primary until it may be trusted; then tell it what it has missed, and let calls pass again."""

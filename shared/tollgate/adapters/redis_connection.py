@@ -21,18 +21,22 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import hiredis
 
 from tollgate.adapters import telemetry
-from tollgate.ports import CannotDecide, StoreUnavailable
+from tollgate.ports import CannotDecide, Overloaded, StoreUnavailable
 
 CONNECT_TIMEOUT = 0.5
 """Seconds. A new connection takes about 1.4 ms, with TLS about 10."""
 REPLY_TIMEOUT = 0.1
 """Seconds. A script call takes about 0.1 ms; an order of magnitude above the worst healthy pause."""
-MAX_QUEUE = 2.0
+QUEUE = 2.0
 """Seconds that a command may wait longer than that, while replies to those before it keep coming."""
+MAX_QUEUE = 10.0
+"""The same where they come without a pause: as fast as Redis can, or as we can read. A crowd is no failure."""
+PAUSE = 0.025
+"""Seconds without a reply that end a queue which is older than `QUEUE`."""
 READ_FIRST = 0.001
 """Seconds from a command's deadline until the connection is given up: for one more look at the socket."""
-MAX_PENDING = 10_000
-"""Commands in flight. More means that Redis does not keep up: fail at once rather than grow."""
+MAX_PENDING = 20_000
+"""Commands in flight. More are turned away at once: a process that is ahead of Redis must not grow."""
 RENEW_LOGIN = 10 * 3600.0
 """Seconds after which a connection logs in again: ElastiCache ends IAM connections that are 12 hours old."""
 RENEW_AGAIN = 600.0
@@ -125,7 +129,8 @@ class RedisConnection(asyncio.Protocol):
         self._pending: deque[tuple[float, asyncio.Future[Any]]] = deque()
         self._timeout = reply_timeout
         self._timer: asyncio.TimerHandle | None = None
-        self._late = False
+        self._looked_at: float | None = None
+        """When the oldest command was found late, and the socket was given one more chance."""
         self._heard_at = 0.0
         self._broken: StoreUnavailable | None = None
 
@@ -167,7 +172,7 @@ class RedisConnection(asyncio.Protocol):
         """Issue one command. The future gives its reply, or raises `RedisReplyError` or `StoreUnavailable`."""
         future: asyncio.Future[Any] = self._loop.create_future()
         if self._broken is not None or len(self._pending) + len(self._out) >= MAX_PENDING:
-            future.set_exception(_again(self._broken or StoreUnavailable("too many Redis commands in flight")))
+            future.set_exception(_again(self._broken or Overloaded("too many Redis commands in flight")))
             return future
         if not self._out:
             self._loop.call_soon(self._flush)
@@ -221,17 +226,18 @@ class RedisConnection(asyncio.Protocol):
         this before it reads what has long been there."""
         self._timer = None
         if not self._pending:
-            self._late = False
+            self._looked_at = None
             return
-        due = self._pending[0][0]
-        left = min(max(due, self._heard_at + self._timeout), due + MAX_QUEUE) - time.monotonic()
+        due, now = self._pending[0][0], time.monotonic()
+        patience = self._timeout if now < due + QUEUE else PAUSE
+        left = min(max(due, self._heard_at + patience), due + MAX_QUEUE) - now
         if left > 0:
-            self._late = False
-        elif self._late:
+            self._looked_at = None
+        elif self._looked_at is not None and (self._heard_at < self._looked_at or now > due + MAX_QUEUE):
             self._break(StoreUnavailable("Redis did not answer in time"))
             return
         else:
-            self._late, left = True, READ_FIRST
+            self._looked_at, left = now, READ_FIRST
         self._timer = self._loop.call_later(left, self._check_deadline)
 
     def _break(self, reason: StoreUnavailable) -> None:
