@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +20,7 @@ from tollgate.adapters.dynamodb import BATCH, Cancelled, Expression, Key, Plain,
 from tollgate.adapters.dynamodb_counters import SPREAD, Counters, Place
 from tollgate.adapters.dynamodb_use_cases import UseCases
 from tollgate.domain.bookkeeping import EntryReport, Moves, add, day_of, moves
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.limits import SECOND_US
 from tollgate.domain.records import UsageClose
 from tollgate.ports import StoreUnavailable

@@ -8,9 +8,10 @@ a high load. So each container learns, for each rate of an item, by two bits, as
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from tollgate.adapters.dynamodb_limit_items import Item
+from tollgate.domain.dataclass import dataclass
 
 MOST = 3
 """Surely busy. 0 is surely idle; from 2 on, busy is the better guess."""

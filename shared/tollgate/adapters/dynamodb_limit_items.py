@@ -27,10 +27,11 @@ entry meanwhile, nobody can tell, and it is not charged again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from hashlib import blake2b
 
 from tollgate.adapters.dynamodb import Plain, Write
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.keys import digest
 from tollgate.domain.limits import SECOND_US, Admission, Take
 from tollgate.ports import StoreUnavailable

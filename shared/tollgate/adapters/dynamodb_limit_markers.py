@@ -9,10 +9,10 @@ import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from tollgate.adapters.dynamodb import ConditionFailed, Expression, Plain, Table, Write, again
 from tollgate.adapters.dynamodb_limit_items import DAY_S
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.keys import digest
 from tollgate.domain.limits import SECOND_US
 from tollgate.ports import StoreUnavailable

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from tollgate.adapters.dynamodb import Write
 from tollgate.adapters.dynamodb_limit_guesses import Guess
 from tollgate.adapters.dynamodb_limit_items import Item, counter, short_name, single, spent_name
 from tollgate.adapters.dynamodb_limit_parts import Part
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.limits import BudgetTake, RateTake
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from tollgate.adapters.dynamodb_limit_items import DAY_S, SINGLE_CROWD, Item, counter, short_name, single
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.limits import SECOND_US, BudgetTake, RateTake, State, Take, fits, grant
 
 BUDGET_KEPT_S = 40 * DAY_S

@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 from tollgate.adapters import dynamodb_limit_writes as writes
 from tollgate.adapters.dynamodb import AGAIN_WITHIN_S, ConditionFailed, Key, Table, Unsure
@@ -20,6 +19,7 @@ from tollgate.adapters.dynamodb_limit_items import DAY_S, Item, forget, mark, sh
 from tollgate.adapters.dynamodb_limit_moves import Move, giving_back
 from tollgate.adapters.dynamodb_limit_parts import Part, Unknown
 from tollgate.adapters.lru import Lru
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.limits import SECOND_US, Admission
 from tollgate.ports import Overloaded, StoreUnavailable
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 from urllib.parse import urlsplit
+
+from tollgate.domain.dataclass import dataclass
 
 Header = tuple[bytes, bytes]
 Phase = Literal["connect", "first_byte", "idle", "total"]

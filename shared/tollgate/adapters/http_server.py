@@ -236,6 +236,7 @@ async def _serve(application: Application, listener: socket.socket, drain_s: flo
         return _say(problem, NOT_STARTED)
     if not signals.first.done():
         gc.freeze()  # what is here now stays: a full collection need not look at it again, for some 10 ms
+        gc.enable()  # a start may have gone without
         await server.start(listener)
         await signals.first
         await server.stop(drain_s)

@@ -10,7 +10,6 @@ import asyncio
 import select
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
 from math import inf
 from typing import Protocol, cast
 
@@ -20,6 +19,7 @@ from tollgate.adapters.deadline import Deadline
 from tollgate.adapters.http_message import Header
 from tollgate.adapters.http_server_cycle import Cycle, Scope
 from tollgate.adapters.http_server_message import CONTINUE, REFUSALS, parse_target
+from tollgate.domain.dataclass import dataclass
 
 MAX_HEAD = 32 * 1024
 """Bytes of a request's head (API Gateway allows 10 KB); also of what may come between two pieces of a body: chunk

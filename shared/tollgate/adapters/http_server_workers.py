@@ -14,10 +14,10 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from tollgate.adapters import telemetry
 from tollgate.adapters.http_server import FAILED, NOT_STARTED
+from tollgate.domain.dataclass import dataclass
 
 FIRST_PAUSE_S = 0.1
 MAX_PAUSE_S = 10.0
@@ -27,6 +27,8 @@ LASTED_S = 30.0
 
 @dataclass(slots=True)
 class _Worker:
+    """A process, since when (monotonic seconds), and how long to wait before the next if it dies."""
+
     pid: int
     started: float
     pause_s: float = FIRST_PAUSE_S

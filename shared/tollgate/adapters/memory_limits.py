@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.estimates import Learned
 from tollgate.domain.limits import (
     Admission,
@@ -29,6 +30,8 @@ SWEEP_EVERY = 1024
 
 @dataclass(slots=True)
 class _BudgetState:
+    """One budget in one window."""
+
     spent: int
     end_us: int
     holds: dict[str, tuple[int, int]] = field(default_factory=dict)

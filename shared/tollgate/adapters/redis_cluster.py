@@ -11,7 +11,7 @@ import asyncio
 import ipaddress
 from binascii import crc_hqx
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from tollgate.adapters.redis_connection import (
@@ -24,6 +24,7 @@ from tollgate.adapters.redis_connection import (
     RedisReplyError,
     refused,
 )
+from tollgate.domain.dataclass import dataclass
 from tollgate.ports import StoreUnavailable
 
 SLOTS = 16_384

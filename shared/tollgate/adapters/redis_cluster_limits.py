@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tollgate.adapters.lru import Lru
@@ -35,6 +34,7 @@ from tollgate.adapters.redis_limits import (
     version_keys,
 )
 from tollgate.domain import keys
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.limits import Admission, Decision, RateTake, Settlement, State, Status, Take
 from tollgate.ports import StoreUnavailable
 

@@ -13,7 +13,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from typing import Any, cast
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import hiredis
 
 from tollgate.adapters import telemetry
+from tollgate.domain.dataclass import dataclass
 from tollgate.ports import CannotDecide, Overloaded, StoreUnavailable
 
 CONNECT_TIMEOUT = 0.5

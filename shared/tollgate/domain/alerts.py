@@ -8,10 +8,10 @@ windows are history, and a replay of old records tells nobody.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.identity import Identity
 from tollgate.domain.keys import digest
 from tollgate.domain.limits import DAY_US, SECOND_US, Budget, Scope, Unit, Window

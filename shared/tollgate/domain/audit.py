@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, ClassVar, Literal, Self
 
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.limits import Window
 from tollgate.domain.records import BadRecord
 

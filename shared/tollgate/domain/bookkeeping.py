@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from operator import attrgetter
 from typing import NamedTuple, TypeVar
 
 from tollgate.domain import keys
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.limits import BudgetTake, Unit, Window
 from tollgate.domain.records import UsageClose, counts_as_request
 

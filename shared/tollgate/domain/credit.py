@@ -9,11 +9,11 @@ life. It counted before there was credit, too: the first entry of an account not
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
 from tollgate.domain import keys
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.limits import FOREVER_US, Budget, BudgetTake, Scope, Unit, Window
 
 Kind = Literal["payment", "refund", "reversal"]

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.limits import SECOND_US, Budget, BudgetTake, State, Take
 from tollgate.domain.policy import SPEAKS, Policy
 from tollgate.domain.policy_paths import Path

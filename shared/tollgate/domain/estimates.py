@@ -15,8 +15,8 @@ Pure: no clock, no IO.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.usage import BYTES_PER_TOKEN
 
 FIRST_ANSWER = 256

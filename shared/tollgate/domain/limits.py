@@ -14,12 +14,13 @@ that every store gives the same answer for the same numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from functools import lru_cache
 from typing import ClassVar
 
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.estimates import Learned, Sample
 
 SECOND_US = 1_000_000

@@ -11,10 +11,11 @@ somebody forgot it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.keys import digest
 from tollgate.domain.limits import FOREVER_US
 from tollgate.domain.policy import Policy, PriceSpec, RouteSpec

@@ -13,9 +13,11 @@ never change what another field means; a newer reader takes their defaults where
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from operator import attrgetter
 from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
+
+from tollgate.domain.dataclass import dataclass
 
 SCHEMA = 1
 MINOR = 2

@@ -6,10 +6,11 @@ Compiled once per tenant record, policy revision and user; per request only cost
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from tollgate.domain import keys
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.identity import Identity
 from tollgate.domain.limits import (
     PERIOD_US,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from tollgate.domain.dataclass import dataclass
 
 MAX_TOKENS = 2**31 - 1
 """No count, no maximum, nor its product with the number of answers, may be larger: more is a mistake or an attack."""

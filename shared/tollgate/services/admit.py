@@ -8,11 +8,12 @@ nothing, and is asked again with what was missing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from tollgate.domain import data_rules
 from tollgate.domain.bucket_cache import BucketCache
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.degradation import Degraded, Levels
 from tollgate.domain.identity import Identity
 from tollgate.domain.limits import (

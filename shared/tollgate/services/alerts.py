@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from tollgate.domain import keys
 from tollgate.domain.alerts import Alert, anomaly, crossed
 from tollgate.domain.anomaly import DAYS, FLOOR, unusual
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.identity import Identity
 from tollgate.domain.limits import DAY_US, SECOND_US, Budget, BudgetTake, Scope, Unit, Window
 from tollgate.domain.policy import Policy, TenantRecord

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, Protocol
 
 from tollgate.domain import bills
 from tollgate.domain.bills import Difference, Totals
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.records import UsageClose
 from tollgate.domain.reports import Line, UsageRow
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.estimates import LEAST_PROMPT, Sample
 from tollgate.domain.identity import Identity
 from tollgate.domain.limits import BudgetTake

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 from tollgate.domain.data_rules import permitted, retains_nothing
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.identity import Identity
 from tollgate.domain.policy import SPEAKS, Policy, RouteSpec, TenantRecord
 from tollgate.domain.terms import Bound, Claim, Terms, compile_terms, ip_bounds, upstream_bounds
@@ -53,6 +53,8 @@ class Entitlement:
 
 @dataclass(slots=True)
 class _Known:
+    """What was read of a tenant, and when."""
+
     own: TenantRecord | None
     """The tenant's record, None if there is none (then the token's plan counts)."""
     read_us: int

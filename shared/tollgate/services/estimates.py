@@ -7,9 +7,9 @@ used, seldom enough to cost nothing.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 
 from tollgate.domain import keys
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.estimates import Learned, Sample
 
 CAPACITY = 10_000

@@ -7,10 +7,10 @@ is (or one of so many tokens), and says what such a call would be told.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tollgate.domain import keys
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.identity import Identity
 from tollgate.domain.limits import (
     SECOND_US,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
 from tollgate.adapters.http_message import TimedOut, Timeouts, UpstreamError
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.policy import UpstreamSpec
 from tollgate.ports import Response, Secrets, SecretUnavailable
 from tollgate.wire import errors

@@ -15,12 +15,12 @@ at once, others when their hold has expired. Should a close come after all, the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
 
 from tollgate.domain.bookkeeping import EntryReport
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.limits import DAY_US, SECOND_US
 from tollgate.domain.records import BadRecord, UsageClose, UsageOpen
 from tollgate.domain.replay import settlement_of

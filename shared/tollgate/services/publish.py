@@ -10,9 +10,10 @@ Everything here may be repeated: a stream delivers at least once, and again afte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol
 
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.policy import Policy, TenantSpec
 from tollgate.domain.policy_document import PolicyErrors
 from tollgate.ports import LimitStore

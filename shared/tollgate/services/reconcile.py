@@ -10,11 +10,12 @@ be the sum of its report rows, since every transaction moves both.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from tollgate.domain import keys
 from tollgate.domain.bookkeeping import Counter, Question, figure, models_digest, question_of
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.limits import DAY_US, Unit, Window
 from tollgate.ports import StoreUnavailable
 from tollgate.services.meter import Entries, resolve_opens

@@ -6,9 +6,9 @@ provider (a file, an earlier answer's audio): the provider's key is shared, so s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from tollgate.domain.dataclass import dataclass
 from tollgate.wire.errors import invalid_request
 
 IMAGE_TOKENS = 1_000

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from tollgate.domain.dataclass import dataclass
 from tollgate.domain.usage import BYTES_PER_TOKEN, MAX_TOKENS, tokens_of
 from tollgate.wire.body import Body, BodyError
 from tollgate.wire.errors import Api, invalid_request, not_available
