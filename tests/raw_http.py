@@ -11,22 +11,43 @@ from typing import Any
 import pytest
 import uvloop
 
-from tollgate.adapters.http import HttpClient
+from tollgate.adapters.http import HttpClient, Response
+
+PATIENCE_S = 60.0
+"""What must happen has this long to happen: only a test that fails waits for it."""
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Returns as soon as `condition` holds, and fails if it never does."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - whoever makes it hold knows of no event
+            await asyncio.sleep(0.002)
+
+
+async def settled(measure: Callable[[], int]) -> int:
+    """What `measure` says once it has said the same ten times in a row, 10 ms apart."""
+    last, times = measure(), 1
+    while times < 10:
+        await asyncio.sleep(0.01)
+        found = measure()
+        last, times = found, times + 1 if found == last else 1
+    return last
 
 
 def on_both_loops(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Runs a coroutine as a test on asyncio's own loop and on uvloop, within 10 s."""
+    """Runs a coroutine as a test on asyncio's own loop and on uvloop. Its deadline is for what never ends."""
 
     @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
     def run(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
         with asyncio.Runner(loop_factory=loop) as runner:
-            runner.run(asyncio.wait_for(test(), 10))
+            runner.run(asyncio.wait_for(test(), PATIENCE_S))
 
     run.__name__, run.__doc__ = test.__name__, test.__doc__
     return run
 
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 class Peer:
@@ -120,3 +141,20 @@ def answering(*responses: bytes, close: bool = False) -> Handler:
             await peer.reader.read()
 
     return handle
+
+
+async def fetch(http: HttpClient, url: str, **options: Any) -> tuple[int, bytes]:
+    response = await http.request("GET", url, **options)
+    return response.status, await response.read(1 << 24)
+
+
+async def collect(response: Response, into: list[bytes]) -> None:
+    async for chunk in response:
+        into.append(chunk)
+
+
+async def closed(*peers: Peer) -> None:
+    """Returns once the client has ended these connections (for handlers that read until then)."""
+    async with asyncio.timeout(PATIENCE_S):
+        for peer in peers:
+            await peer.gone.wait()
