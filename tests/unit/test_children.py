@@ -35,7 +35,7 @@ def alive(pid: int) -> bool:
     return stat.rpartition(") ")[2][0] != "Z"
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - processes set no events
             await asyncio.sleep(0.01)
@@ -66,7 +66,7 @@ def test_a_child_that_dies_is_restarted_on_its_port() -> None:
         os.kill(first, signal.SIGKILL)
         await until(lambda: child.pid != first and child.serving.is_set())
         await listening(port)
-        await child.stop(5)
+        await child.stop(60)
         assert not alive(child.pid)
         assert not alive(first)
 
@@ -79,7 +79,7 @@ def test_a_child_that_cannot_be_replaced_is_reported() -> None:
         child = sleeper(on_death=dead.set)
         await child.start()
         os.kill(child.pid, signal.SIGKILL)
-        await asyncio.wait_for(dead.wait(), 5)
+        await asyncio.wait_for(dead.wait(), 60)
         await child.stop(1)
 
     asyncio.run(run())
@@ -127,7 +127,7 @@ def test_output_is_handed_over_to_the_last_byte() -> None:
         child = Child("talker", [sys.executable, "-c", code], os.environ, ready=at_once, on_output=seen.append)
         await child.start()
         await until(lambda: b"".join(seen) == b"up\n")  # an unbuffered interpreter writes the line in two pieces
-        await child.stop(5)
+        await child.stop(60)
         assert b"".join(seen) == b"up\n" + b"x" * 200_000 + b"end\n"
 
     asyncio.run(run())

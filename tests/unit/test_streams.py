@@ -77,7 +77,7 @@ def follow(stream: FakeStream, publisher: Publisher, **options: Any) -> None:
         task = asyncio.create_task(table.run())
         await asyncio.sleep(0.05)
         stream.add("late")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while "late" not in publisher.keys:  # noqa: ASYNC110 - polling is what is tested
                 await asyncio.sleep(0.005)
         task.cancel()
