@@ -19,6 +19,8 @@ from tollgate.ports import Overloaded, StoreUnavailable
 
 Plain = dict[str, Any]
 """An item's attributes as Python values: int or str (bool where one was written)."""
+Coded = dict[str, dict[str, Any]]
+"""The same as DynamoDB writes them: ``{"N": "7"}``."""
 Key = dict[str, str]
 
 BATCH = 100
@@ -171,20 +173,28 @@ class Table:
     ) -> AsyncIterator[Plain]:
         """Items of one partition in the order of their sort keys, page by page; at most `limit`, if it is given.
         `index`: of that index, not of the table itself."""
-        payload: dict[str, Any] = {"TableName": self.name, "KeyConditionExpression": condition, **expression.payload()}
+        options: dict[str, Any] = {}
         if index:
-            payload["IndexName"] = index
+            options["IndexName"] = index
         if limit:
-            payload["Limit"] = limit
+            options["Limit"] = limit
         if consistent:
-            payload["ConsistentRead"] = True
+            options["ConsistentRead"] = True
         count = 0
+        async for page in self.pages(expression, condition, **options):
+            for item in page:
+                yield decode_item(item)
+            count += len(page)
+            if limit and count >= limit:
+                return
+
+    async def pages(self, expression: Expression, condition: str, **options: Any) -> AsyncIterator[list[Coded]]:
+        """The same as DynamoDB sends it (up to 1 MB at once), for who reads very many; `options`: Query's own."""
+        payload = {"TableName": self.name, "KeyConditionExpression": condition, **expression.payload(), **options}
         while True:
             answer = await self._call("Query", payload)
-            for item in answer.get("Items", []):
-                yield decode_item(item)
-                count += 1
-            if (limit and count >= limit) or not answer.get("LastEvaluatedKey"):
+            yield answer.get("Items", [])
+            if not answer.get("LastEvaluatedKey"):
                 return
             payload["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
 

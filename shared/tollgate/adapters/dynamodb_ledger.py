@@ -27,7 +27,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from types import MappingProxyType
 
-from tollgate.adapters.dynamodb import Client, Expression, Key, Plain, Table
+from tollgate.adapters.dynamodb import Client, Coded, Expression, Key, Plain, Table
 from tollgate.adapters.dynamodb_counters import COLUMNS, PARTITIONS, Counters
 from tollgate.adapters.dynamodb_entering import Entering, Pending, entry_key, entry_partitions
 from tollgate.adapters.dynamodb_use_cases import UseCases
@@ -36,7 +36,6 @@ from tollgate.domain.bookkeeping import (
     EntryReport,
     Question,
     Row,
-    add,
     first_of_each,
     models_digest,
     question,
@@ -107,23 +106,35 @@ class DynamoLedger:
     ) -> list[UsageRow]:
         tenants = [tenant] if tenant is not None else await self.tenants()
         busy = asyncio.Semaphore(QUERIES_AT_ONCE)
+        asked = {*by, *where}
+        columns = [name if name in asked else "" for name in COLUMNS]
+        told = [*(["sk"] if "day" in asked else []), *filter(None, columns), *FIGURES]
 
         async def rows(name: str, rollup: str, first: str, last: str) -> list[UsageRow]:
             ex = Expression()
             condition = f"{ex.name('pk')} = {ex.value(f'{PARTITIONS[rollup]}#{name}')} AND {ex.name('sk')} BETWEEN "
             condition += f"{ex.value(first)} AND {ex.value(last)}"
+            projection = ", ".join([ex.name(name) for name in told])
+            found: list[UsageRow] = []
             async with busy:
-                return [_usage_row(name, rollup, item) async for item in self._table.query(ex, condition)]
+                async for page in self._table.pages(ex, condition, ProjectionExpression=projection):
+                    found += [_usage_row(name, rollup, columns, item) for item in page]
+            return found
 
-        ranges = [(span.rollup, *days) for span in spans({*by, *where}, since, until) for days in _ranges(span)]
+        ranges = [(span.rollup, *days) for span in spans(asked, since, until) for days in _ranges(span)]
         parts = await asyncio.gather(*(rows(name, *part) for name in tenants for part in ranges))
         sums: dict[Row, dict[str, int]] = {}
         for row, more in (one for part in parts for one in part):
             known = sums.setdefault(row, more)
-            if known is not more:  # a row that was spread is in several items
-                add(sums, {row: more})
-        found = (UsageRow(row, total) for row, total in sums.items())
-        return used(r for r in found if all(getattr(r.row, name) == value for name, value in where.items()))
+            if known is not more:  # a row that was spread is in several items, and others differ where nobody asks
+                for name, amount in more.items():
+                    known[name] = known.get(name, 0) + amount
+        wanted = list(where.items())
+        return used(
+            UsageRow(row, total)
+            for row, total in sums.items()
+            if not wanted or all(getattr(row, name) == value for name, value in wanted)
+        )
 
     async def entries(self, tenant: str, day: str) -> AsyncIterator[UsageClose]:
         """A tenant's entries of one UTC day, in no order; without what only settling needs. An index follows its table
@@ -215,10 +226,15 @@ class DynamoLedger:
         return [sum(sums[q.counter].get(name, 0) for name in q.names) if q.counter in sums else None for q in asked]
 
 
-def _usage_row(tenant: str, rollup: str, item: Plain) -> UsageRow:
-    columns = [item.get(name, "") for name in COLUMNS]
-    sums = {name: item[name] for name in FIGURES if name in item}
-    return UsageRow(Row._make([tenant, item["sk"].partition("#")[0], *columns, rollup]), sums)
+_NO_TEXT = {"S": ""}
+
+
+def _usage_row(tenant: str, rollup: str, columns: Sequence[str], item: Coded) -> UsageRow:
+    """`columns`: those that are told apart, each in its place."""
+    get = item.get
+    told = [get(name, _NO_TEXT)["S"] for name in columns]
+    sums = {name: int(item[name]["N"]) for name in FIGURES if name in item}
+    return UsageRow(Row._make((tenant, get("sk", _NO_TEXT)["S"].partition("#")[0], *told, rollup)), sums)
 
 
 def _ranges(span: Span) -> list[tuple[str, str]]:

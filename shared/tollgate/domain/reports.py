@@ -15,6 +15,8 @@ COUNTS = ("requests", "input_tokens", "output_tokens", "total_tokens", "cost_mic
 PARTS = (*KINDS, "estimated", "ceiling")
 """Parts of the counts, which are told on demand."""
 
+_NOTHING = dict.fromkeys(FIGURES, 0)
+
 Line = dict[str, Any]
 """One line of a report: its keys, then its counts."""
 
@@ -74,9 +76,13 @@ def grouped(rows: Iterable[UsageRow], by: Sequence[str] = KEYS, *, kinds: bool =
     at = [Row._fields.index(name) for name in by]
     found: dict[tuple[str, ...], dict[str, int]] = {}
     for row, sums in rows:
-        into = found.setdefault(tuple([row[i] for i in at]), dict.fromkeys(FIGURES, 0))
-        for name, amount in sums.items():
-            into[name] += amount
+        key = tuple([row[i] for i in at])
+        into = found.get(key)
+        if into is None:
+            found[key] = {**_NOTHING, **sums}
+        else:
+            for name, amount in sums.items():
+                into[name] += amount
     shown = (*COUNTS, *(PARTS if kinds else ()))
     lines: list[Line] = []
     for key in sorted(found):
