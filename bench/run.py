@@ -127,7 +127,7 @@ def measure(rounds: int, seconds: float) -> dict[str, object]:
                 say(name)
                 samples = rounds_of(
                     rig, targets, rounds,
-                    lambda target, n=connections, s=stream: rig.load(  # type: ignore[misc]
+                    lambda target, n=connections, s=stream: rig.load(  # type: ignore[misc]  # a default binds it
                         target.port, token, connections=n, seconds=seconds, stream=s
                     ),
                 )  # fmt: skip

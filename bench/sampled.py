@@ -66,7 +66,7 @@ class Calls:
 
     def stop(self) -> dict[str, object]:
         self._profile.disable()
-        stats = pstats.Stats(self._profile).stats  # type: ignore[attr-defined]
+        stats = pstats.Stats(self._profile).stats  # type: ignore[attr-defined]  # typeshed lacks it
         rows = {_label(*key): (calls, alone, whole) for key, (_, calls, alone, whole, _) in stats.items()}
         return {"calls": rows}
 

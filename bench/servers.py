@@ -65,7 +65,7 @@ def compare(granian: list[str], rounds: int, seconds: float) -> None:
         ):  # fmt: skip
             found = rounds_of(
                 rig, targets, rounds,
-                lambda target, m=model, s=stream, n=connections: rig.load(  # type: ignore[misc]
+                lambda target, m=model, s=stream, n=connections: rig.load(  # type: ignore[misc]  # a default binds it
                     target.port, token, connections=n, seconds=seconds, stream=s, model=m
                 ),
             )  # fmt: skip

@@ -50,7 +50,7 @@ class Issuer:
     def key_set(self) -> bytes:
         algorithms = jwt.algorithms.get_default_algorithms()
         found = [
-            {**algorithms[alg].to_jwk(key.public_key(), as_dict=True), "kid": kid, "alg": alg, "use": "sig"}  # type: ignore[call-overload]
+            {**algorithms[alg].to_jwk(key.public_key(), as_dict=True), "kid": kid, "alg": alg, "use": "sig"}  # type: ignore[call-overload]  # PyJWT's overloads
             for kid, (alg, key) in self._keys.items()
         ]
         return json.dumps({"keys": found}).encode()

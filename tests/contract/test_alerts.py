@@ -122,7 +122,7 @@ def close(
     record = source.record or TenantRecord(tenant="acme", plan="pro", version=0)
     settle = []
     for bound in bind_budgets(budgets(POLICY.plans["pro"], record, user, at), Identity("acme", user)):
-        label = bound.limit.window.bounds(at)[0]  # type: ignore[union-attr]
+        label = bound.limit.window.bounds(at)[0]  # type: ignore[union-attr]  # a budget
         settle.append(("b", f"{bound.key}:{label}", 1))
     amounts = {"input_tokens": tokens, "cost_microusd": round(usd * 1e6), "ts_us": at}
     return a_close(id, user=user, settle=tuple(settle), **amounts)

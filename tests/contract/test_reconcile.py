@@ -193,7 +193,7 @@ class TestTheLedgerItself:
                 raise StoreUnavailable("it is away")
                 yield
 
-        report = asyncio.run(reconcile(ledger, [Away()], NOON))  # type: ignore[list-item]
+        report = asyncio.run(reconcile(ledger, [Away()], NOON))  # type: ignore[list-item]  # as little as it needs
         assert report.failures == ["redis: it is away"]
 
     def test_books_balance_whatever_was_entered_and_replaced(self, ledger: MemoryLedger) -> None:

@@ -62,8 +62,8 @@ def test_who_asks_again_with_the_same_id_is_charged_once(redis: Redis) -> None:
                     tokens.seed = 0
                     call = Admission(uuid.uuid4().hex, [scarcely(), tokens], MINUTE, "acme")
                     used = Settlement(call.id, call.takes, [None, 30], "acme")
-                    await insist(lambda call=call: store.admit(call), i % 2 == 0)  # type: ignore[misc]
-                    await insist(lambda used=used: store.settle(used), i % 2 == 0)  # type: ignore[misc]
+                    await insist(lambda call=call: store.admit(call), i % 2 == 0)  # type: ignore[misc]  # a default binds it
+                    await insist(lambda used=used: store.settle(used), i % 2 == 0)  # type: ignore[misc]  # a default binds it
 
         clients = 20
         await asyncio.gather(*(client(i, LOST // clients) for i in range(clients)))
@@ -150,12 +150,12 @@ def test_an_admission_is_not_asked_for_again_where_it_is_being_cancelled(redis: 
             async with containers(f"redis://127.0.0.1:{proxy.port}", lambda: second) as (container,):
                 await container.ask(scarcely())
                 call = Admission(uuid.uuid4().hex, [scarcely(), budget(100, 1_000)], MINUTE, "acme")
-                call.takes[1].seed = 0  # type: ignore[union-attr]
+                call.takes[1].seed = 0  # type: ignore[union-attr]  # a budget
                 proxy.drop_replies(1)
-                call.takes[1].seed = None  # type: ignore[union-attr]
+                call.takes[1].seed = None  # type: ignore[union-attr]  # a budget
                 assert not (await container.store.admit(call)).admitted
                 await until(lambda: container.failover.deciding == "redis")
-                call.takes[1].seed = 0  # type: ignore[union-attr]
+                call.takes[1].seed = 0  # type: ignore[union-attr]  # a budget
                 decision = await container.store.admit(call)
                 assert (decision.admitted, decision.store) == (True, "second")
                 await container.store.settle(Settlement(call.id, call.takes, [None, 40], "acme", decision.store))

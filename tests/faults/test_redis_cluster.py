@@ -122,7 +122,7 @@ class TestAllOrNothing:
             async with opened(cluster) as (store,):
                 call = admission(requests(1), now_budget(100, seed=None), by_address(5))
                 assert (await store.admit(call)).status is Status.COLD
-                call.takes[1].seed = 950  # type: ignore[union-attr]
+                call.takes[1].seed = 950  # type: ignore[union-attr]  # a budget
                 assert (await store.admit(call)).status is Status.REFUSED
                 call.takes[1] = now_budget(50)
                 assert (await store.admit(call)).admitted
@@ -443,12 +443,12 @@ def test_a_group_is_suspected_for_a_moment_only(cluster: Cluster) -> None:
             asked = 0
             run_calls = store._cluster.run
 
-            async def counting(calls, **options):  # type: ignore[no-untyped-def]
+            async def counting(calls, **options):  # type: ignore[no-untyped-def]  # as it is called
                 nonlocal asked
                 asked += 1
                 return await run_calls(calls, **options)
 
-            store._cluster.run = counting  # type: ignore[method-assign]
+            store._cluster.run = counting  # type: ignore[method-assign]  # a spy
             assert not (await store.admit(admission(*limit))).admitted
             assert asked == 1  # it looked; nothing was taken, so nothing was given back
             await asyncio.sleep(SUSPECT)

@@ -115,10 +115,10 @@ def test_a_redis_that_is_killed_again_and_again(own: DevStack) -> None:
     with load(caller) as seen:
         for _ in range(3):
             so_far = seen.statuses[200]
-            wait(lambda so_far=so_far: seen.statuses[200] >= so_far + 10)  # type: ignore[misc]
+            wait(lambda so_far=so_far: seen.statuses[200] >= so_far + 10)  # type: ignore[misc]  # a default binds it
             pid = redis_pid(own)
             os.kill(pid, signal.SIGKILL)
-            wait(lambda pid=pid: redis_pid(own) not in (0, pid))  # type: ignore[misc]
+            wait(lambda pid=pid: redis_pid(own) not in (0, pid))  # type: ignore[misc]  # a default binds it
     assert not [status for status in seen.statuses if status >= 500], seen.problems[:3]
     wait(lambda: store(caller) == "redis")
     used = 9 * seen.statuses[200]

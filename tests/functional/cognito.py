@@ -53,7 +53,7 @@ class Pool:
         cognito.admin_set_user_password(UserPoolId=self.id, Username=user, Password=PASSWORD, Permanent=True)
         parameters = {"USERNAME": user, "PASSWORD": PASSWORD}
         answer = cognito.initiate_auth(AuthFlow="USER_PASSWORD_AUTH", ClientId=self.client, AuthParameters=parameters)
-        return answer["AuthenticationResult"]  # type: ignore[no-any-return]
+        return answer["AuthenticationResult"]  # type: ignore[no-any-return]  # boto3 has no types
 
     def issue(self, access_token: str, **added: Any) -> str:
         """The same access token with claims added, signed with the pool's own key: what Cognito does after its

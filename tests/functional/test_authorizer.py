@@ -89,7 +89,7 @@ def denied(event: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> dict[st
     assert type(caught.value) is Exception
     output = capsys.readouterr().out
     assert output.count("\n") == 1
-    return json.loads(output)  # type: ignore[no-any-return]
+    return json.loads(output)  # type: ignore[no-any-return]  # JSON
 
 
 def test_a_tenants_token_says_who_calls(pool: Pool, login: dict[str, str]) -> None:

@@ -224,7 +224,7 @@ def test_parts_that_die_come_back(own: DevStack) -> None:
     wait(lambda: ask(own, token)[0] == 200)
     for name in ("redis", "proxy", "model"):
         assert f"{name} was ended by SIGKILL" in own.log()
-        wait(lambda name=name: f"{name} is back" in own.log())  # type: ignore[misc]
+        wait(lambda name=name: f"{name} is back" in own.log())  # type: ignore[misc]  # a default binds it
     # long before its hold expires: the report of its invocation says that nobody will close the call
     wait(lambda: json.loads(own.run("usage", "--user", "carol", "--json").stdout)["rows"] != [])
 

@@ -131,11 +131,11 @@ def test_iterators_of_streams_are_forgotten() -> None:
             def get(self, limit: int) -> dict[str, Any]:
                 return {}
 
-        backend.shard_iterators = dict.fromkeys("abcdef", Iterator_())  # type: ignore[arg-type]
+        backend.shard_iterators = dict.fromkeys("abcdef", Iterator_())  # type: ignore[arg-type]  # a stand-in
         backend.get_records("f", 1)
         assert list(backend.shard_iterators) == ["d", "e", "f"]
     finally:
-        DynamoDBStreamsBackend.get_records = original  # type: ignore[method-assign]
+        DynamoDBStreamsBackend.get_records = original  # type: ignore[method-assign]  # put back
 
 
 def test_shortcuts_change_no_answer(port: int) -> None:

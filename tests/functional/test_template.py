@@ -154,7 +154,7 @@ def test_gateway_responses_are_the_errors_that_the_proxy_and_the_stand_in_give(
     response = api()["x-amazon-apigateway-gateway-responses"][name]
     assert response["statusCode"] == str(error.status)
     shown = json.loads(response["responseTemplates"]["application/json"])
-    expected: dict[str, Any] = error.payload()  # type: ignore[assignment]
+    expected: dict[str, Any] = error.payload()  # type: ignore[assignment]  # object, to look inside
     if not error.message:
         assert shown["error"].pop("message")
         expected["error"].pop("message")

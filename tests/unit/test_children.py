@@ -46,7 +46,7 @@ async def at_once() -> None:
 
 
 def sleeper(**options: object) -> Child:
-    return Child("sleeper", SLEEP, os.environ, ready=at_once, **options)  # type: ignore[arg-type]
+    return Child("sleeper", SLEEP, os.environ, ready=at_once, **options)  # type: ignore[arg-type]  # any options
 
 
 def test_ports_are_below_the_ephemeral_ones_and_free() -> None:

@@ -134,7 +134,7 @@ def test_it_ends_when_the_budget_is_larger_or_whole_again(tmp_path: Path) -> Non
         assert isinstance(grant := await container.ask(), Grant)
         assert grant.request.degraded is not None
         container.now += 24 * 3600 * SECOND
-        container.admitter._ledger.microusd = 0  # type: ignore[attr-defined]
+        container.admitter._ledger.microusd = 0  # type: ignore[attr-defined]  # the test's own
         assert isinstance(grant := await container.ask(), Grant)
         assert grant.request.degraded is None
 

@@ -357,7 +357,7 @@ def test_chunks_are_passed_on_as_they_come() -> None:
             if message.get("body") == b"one":
                 go.set()  # only now is there a second chunk
 
-        client.send = send  # type: ignore[method-assign]
+        client.send = send  # type: ignore[method-assign]  # a spy
         http = HttpClient()
         serving = asyncio.Event()
         serving.set()

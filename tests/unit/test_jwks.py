@@ -87,7 +87,7 @@ def test_a_storm_while_the_issuer_hangs_leaves_threads_for_everybody_else(jwks: 
     clock.ahead_s = 3600
     with ThreadPoolExecutor(MAX_WAITING + 1) as pool:
         waiting = [pool.submit(jwks.find, f"k{i}", "RS256") for i in range(MAX_WAITING)]
-        while jwks._waiting._value:  # type: ignore[attr-defined]
+        while jwks._waiting._value:  # type: ignore[attr-defined]  # asyncio tells nobody
             assert not any(found.done() for found in waiting)
         assert jwks.find("one more", "RS256") is None, "answered at once, from what is known"
         assert jwks.find("rsa", "RS256") is not None, "and so is whoever has a good key"

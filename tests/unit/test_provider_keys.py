@@ -28,7 +28,7 @@ class Manager:
         self._client = client
         self.reads: list[str] = []
         self.now = 0.0
-        self.keys = ProviderKeys(self, clock_s=lambda: self.now)  # type: ignore[arg-type]
+        self.keys = ProviderKeys(self, clock_s=lambda: self.now)  # type: ignore[arg-type]  # as little as it needs
 
     async def call(self, operation: str, payload: dict[str, Any], *, retry: bool = False) -> dict[str, Any]:
         self.reads.append(payload["SecretId"])
@@ -80,7 +80,7 @@ def test_a_new_key_that_the_provider_does_not_know_yet(url: str) -> None:
         await manager.put("b", "sk-one")
         await manager.keys.get("b")
         await manager.put("b", "sk-two")
-        fresh = manager.keys = ProviderKeys(manager, clock_s=lambda: manager.now)  # type: ignore[arg-type]
+        fresh = manager.keys = ProviderKeys(manager, clock_s=lambda: manager.now)  # type: ignore[arg-type]  # as little as it needs
         assert await fresh.get("b") == "sk-two"
         assert await fresh.another("b", "sk-two") == "sk-one"
         manager.now += REFUSED_S  # and later the old one is revoked

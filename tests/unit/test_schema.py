@@ -43,7 +43,7 @@ def test_what_was_given_is_told_from_what_is_the_default() -> None:
 def test_a_spec_is_frozen_and_knows_its_names() -> None:
     spec = LimitSpec(requests=5, per="minute")
     with pytest.raises(AttributeError, match="frozen"):
-        spec.requests = 6  # type: ignore[misc]
+        spec.requests = 6  # type: ignore[misc]  # that is the test
     with pytest.raises(TypeError, match="has no reqests"):
         spec.replace(reqests=6)
     assert repr(spec) == "LimitSpec(requests=5, per='minute')"

@@ -59,7 +59,7 @@ def budget(
 def loaded(take: T) -> T:
     """The same take of a budget that has been loaded before."""
     if isinstance(take, BudgetTake):
-        return replace(take, seed=None)  # type: ignore[return-value]
+        return replace(take, seed=None)  # type: ignore[return-value]  # of the same class
     return take
 
 

@@ -212,7 +212,7 @@ def test_money_and_life() -> None:
     error = refusal_error(*decided((take(limit, 600_000), 25_000_000)))
     assert error.status == 402
     assert "$25.5 in all, $0.5 left. It does not reset" in error.message
-    assert take(limit).end_us == FOREVER_US  # type: ignore[union-attr]
+    assert take(limit).end_us == FOREVER_US  # type: ignore[union-attr]  # a budget
 
 
 def test_what_would_fit_now() -> None:
