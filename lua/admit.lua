@@ -55,17 +55,17 @@ local function whole(raw)
 end
 local head = call('MGET', unpack(KEYS, 1, 4 + rates))
 local known_policy, known_tenant, epoch = whole(head[2]), whole(head[3]), whole(head[4])
-local function answer(status)
-  return pack('<dddd', status, now, known_policy, known_tenant)
+local function answer(status, numbers, count)
+  return pack('<dddd' .. rep('d', count), status, now, known_policy, known_tenant, unpack(numbers, 1, count))
 end
-if (policy > 0 and known_policy > policy) or (tenant > 0 and known_tenant > tenant) then return answer(2) end
+if (policy > 0 and known_policy > policy) or (tenant > 0 and known_tenant > tenant) then return answer(2, {}, 0) end
 if epoch == 0 and (counts > 0 or n[5] == 0) then
   epoch = now
   call('SET', KEYS[4], now, 'PX', MONTH_MS)
 end
 local rates_since = n[5] > 0 and n[5] or epoch
 
-local granted, again = {}, false
+local granted, again = {0, 0, 0, 0, 0, 0, 0, 0}, false
 local mark = head[1]
 if mark and #mark > 0 and #mark % 8 == 0 then -- this id was admitted before, and its answer was lost: the same again
   granted = {read('<' .. rep('d', #mark / 8), mark)}
@@ -73,7 +73,8 @@ if mark and #mark > 0 and #mark % 8 == 0 then -- this id was admitted before, an
 end
 
 -- Look at everything first.
-local fits, value, arg, cold, seeded = true, {}, 9, {}, {}
+local fits, arg, cold, seeded = true, 9, {}, {}
+local value = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0} -- as long as usual, because growing costs
 for i = 1, rates do
   local raw, least, burst, seed = head[4 + i], n[arg + 1], n[arg + 2], n[arg + 4]
   local tat, since = tonumber(raw or 0), nil
@@ -115,13 +116,13 @@ local function swept(key)
   end
   return sum, first
 end
-local counted = {}
+local counted, hold, expiry = {}, '#' .. ARGV[1], now + life -- counted: what each state becomes, if all fit
 for take = rates + 1, takes do
   local key, budget = KEYS[4 + take], take <= rates + n[7]
   local cost, least, limit, seed, gone = 1, 1, n[arg], -1, now + DAY
   if budget then
     cost, least, limit, seed, gone = n[arg], n[arg + 1], n[arg + 2], n[arg + 3], n[arg + 5]
-    if now < n[arg + 4] or now >= gone then return answer(4) end
+    if now < n[arg + 4] or now >= gone then return answer(4, {}, 0) end
     gone = gone + 3600000000 -- an hour after its window, so that a late settlement finds it
   end
   arg = arg + (budget and 6 or 1)
@@ -150,18 +151,18 @@ for take = rates + 1, takes do
   value[take] = committed
   if not again then
     if committed + least > limit then fits = false end
-    granted[take] = max(least, min(cost, limit - committed))
+    local amount = max(least, min(cost, limit - committed))
+    granted[take] = amount
+    counted[take] = pack('<dddd', spent, held + amount, sweep > 0 and min(sweep, expiry) or expiry, loaded)
   end
-  counted[take] = {spent, held, sweep, loaded}
 end
-if #cold > 0 then return answer(3) .. pack('<' .. rep('d', #cold), unpack(cold)) end
+if #cold > 0 then return answer(3, cold, #cold) end
 
 local function set_rate(i, old, tat)
   local key, burst, keep, minute = KEYS[4 + i], n[6 + 5 * i], n[7 + 5 * i], tat - tat % MINUTE
   local young = now < rates_since + burst
   if old >= minute and old < minute + MINUTE and keep <= DEBTS and not young then
-    call('SET', key, format('%d', tat), 'KEEPTTL')
-    return
+    if type(redis.pcall('INCRBY', key, tat - old)) == 'number' then return end -- else it is not ours
   end
   local last = minute + MINUTE
   if keep > 0 then last = last + max(keep, DEBTS) end
@@ -172,21 +173,17 @@ end
 
 -- Then take all, or nothing.
 if fits and not again and life > 0 then
-  local expiry = now + life
   for i = 1, rates do
     local tat = max(value[i], now) + granted[i]
     set_rate(i, value[i], tat)
     value[i] = tat
   end
   for take = rates + 1, takes do
-    local c, amount = counted[take], granted[take]
-    local sweep = c[3] > 0 and min(c[3], expiry) or expiry
-    call('HSET', KEYS[4 + take], 's', pack('<dddd', c[1], c[2] + amount, sweep, c[4]),
-      '#' .. ARGV[1], pack('<dd', amount, expiry))
-    value[take] = value[take] + amount
+    call('HSET', KEYS[4 + take], 's', counted[take], hold, pack('<dd', granted[take], expiry))
+    value[take] = value[take] + granted[take]
   end
   if takes > 0 then
-    call('SET', KEYS[1], pack('<' .. rep('d', takes + 1), expiry, unpack(granted)), 'PX', ceil(life / 1000))
+    call('SET', KEYS[1], pack('<' .. rep('d', takes + 1), expiry, unpack(granted, 1, takes)), 'PX', ceil(life / 1000))
   end
   if known_policy < policy then call('SET', KEYS[2], policy, 'PX', MONTH_MS) end
   if known_tenant < tenant then call('SET', KEYS[3], tenant, 'PX', MONTH_MS) end
@@ -197,4 +194,4 @@ end
 local taken = fits and (again or life > 0)
 for i = 1, takes do value[takes + i] = taken and granted[i] or 0 end
 local told = #KEYS > 4 + takes and call('GET', KEYS[#KEYS]) or ''
-return answer(fits and 1 or 0) .. pack('<' .. rep('d', 2 * takes), unpack(value)) .. told
+return answer(fits and 1 or 0, value, 2 * takes) .. told
