@@ -39,7 +39,7 @@ from tollgate.ports import StoreUnavailable
 DAY_S = 86_400
 SINGLE_HOLDS, SINGLE_CROWD = 16, 48
 """Requests of one subject whose holds stand alone, each until its own expiry. Who knows of the first number shares an
-expiry with others instead; from the second on, nobody's hold stands alone for a while."""
+expiry with others instead, and has others do so for a while; from the second on, no further hold stands alone."""
 CROWDED_US = 60 * SECOND_US
 """That while."""
 IDS = 16

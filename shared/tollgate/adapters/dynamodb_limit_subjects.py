@@ -16,6 +16,7 @@ from tollgate.adapters import dynamodb_limit_writes as writes
 from tollgate.adapters.dynamodb import AGAIN_WITHIN_S, ConditionFailed, Key, Table, Unsure
 from tollgate.adapters.dynamodb_limit_guesses import Guess
 from tollgate.adapters.dynamodb_limit_items import DAY_S, Item, forget, mark, shared
+from tollgate.adapters.dynamodb_limit_lanes import Lanes
 from tollgate.adapters.dynamodb_limit_moves import Move, giving_back
 from tollgate.adapters.dynamodb_limit_parts import Part, Unknown
 from tollgate.adapters.lru import Lru
@@ -50,6 +51,7 @@ class SubjectItems:
         """Writes that may or may not have been done, by request and item."""
         self._shed_until: Lru[float] = Lru(KNOWN)
         """Items that were throttled a moment ago (s, monotonic)."""
+        self._lanes = Lanes()
 
     async def find(self, pks: Iterable[str]) -> dict[str, Item]:
         """Those that exist, read consistently."""
@@ -59,6 +61,10 @@ class SubjectItems:
     async def take(self, part: Part, admission: Admission, now: int) -> bool:
         """One write for all limits of a subject; after a wrong guess one more, with what the item really says. False
         if it does not fit, or a budget is cold: `part` tells what there is."""
+        async with self._lanes.turn(part.pk):
+            return await self._take(part, admission, now)
+
+    async def _take(self, part: Part, admission: Admission, now: int) -> bool:
         name = f"{admission.id} {part.pk}"
         if time.monotonic() < self._shed_until.get(part.pk, 0.0):
             raise Overloaded(f"DynamoDB: too many writes of {part.pk}")
@@ -117,7 +123,12 @@ class SubjectItems:
                 await self._table.update({"pk": part.pk}, write)
 
     async def move(self, pk: str, move: Move, now: int, id: str, *, undo: bool = False) -> None:
-        """One write for all that moves in an item: settled once per `id`, or (`undo`) what `id` took given back."""
+        """One write for all that moves in an item: settled once per `id`, or (`undo`) what `id` took given back. It
+        waits for its turn as long as that takes: nobody else would do it."""
+        async with self._lanes.turn(pk, patient=True):
+            await self._move(pk, move, now, id, undo=undo)
+
+    async def _move(self, pk: str, move: Move, now: int, id: str, *, undo: bool) -> None:
         known = guess = self._known.get(pk, Guess())
         lost, started = False, time.monotonic()
         for _ in range(MAX_TRIES):

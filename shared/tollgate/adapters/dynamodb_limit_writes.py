@@ -13,6 +13,7 @@ from tollgate.adapters.dynamodb_limit_guesses import Guess
 from tollgate.adapters.dynamodb_limit_items import (
     CROWDED_US,
     SINGLE_CROWD,
+    SINGLE_HOLDS,
     Item,
     counter,
     short_name,
@@ -47,7 +48,7 @@ def take_part(part: Part, admission: Admission, guess: Guess, granted: list[int]
         for alias, amount in held.items():
             hold = write.name(f"~{alias}{part.expiry_s}")
             write.sets.append(f"{hold} = if_not_exists({hold}, {write.value(0)}) + {write.value(amount)}")
-        if guess.item.numbers.get("k", 0) >= SINGLE_CROWD:
+        if guess.item.numbers.get("k", 0) >= SINGLE_HOLDS:
             write.sets.append(f"{write.name('q')} = {write.value(now + CROWDED_US)}")
     elif held:
         _hold_alone(write, admission, held, now)
