@@ -69,7 +69,7 @@ def test_boosts_end(acme: Shell) -> None:
     ended = acme.ok("boost", "end", "acme", "user.requests.minute", "--user", "ann", "--json").json["ended"]
     assert [entry["user"] for entry in ended] == ["ann"]
     assert acme.ok("boost", "end", "acme").out.startswith("ended: {scope: user, requests: 100")
-    assert acme.fails(3, "boost", "end", "acme") == "tollgate: acme has no boosts"
+    assert acme.fails(3, "boost", "end", "acme") == "tollgate: acme has no boosts: see `tollgate boost list`"
     assert acme.ok("boost", "list").out == "no boosts\n"
 
 

@@ -105,6 +105,23 @@ def test_tokens_that_may_come_back_are_asked_for_once_a_second(tmp_path: Path) -
     assert asyncio.run(flood()) <= 11
 
 
+def test_a_boost_counts_until_its_moment_and_no_longer(tmp_path: Path) -> None:
+    """Also for a caller who never pauses, whose terms are at hand."""
+    boosts = "[{scope: user, requests: 6000, per: minute, burst: 1000, until: 2026-11-21T12:00:07Z}]"
+
+    async def admitted() -> tuple[int, int]:
+        world = World(tmp_path, POLICY.replace("{plan: free}", f"{{plan: free, limits: {boosts}}}"))
+        counts = [0, 0]
+        for _ in range(1000):
+            counts[world.now >= NOON + 7 * SECOND] += isinstance(await world.ask(), Grant)
+            world.now += SECOND // 100
+        return counts[0], counts[1]
+
+    boosted, after = asyncio.run(admitted())
+    assert boosted == 700
+    assert after <= 10 + 3, "the plan's burst, and one a second"
+
+
 def test_many_callers_at_once_are_told_by_one_refusal(tmp_path: Path) -> None:
     """Those who asked before the first answer came go to the store; nobody after."""
 

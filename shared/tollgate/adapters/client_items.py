@@ -52,7 +52,8 @@ class ClientItems:
         """The client of this name or id. Raises `NotFound`; `Conflict` where several tenants have one."""
         found = [client for client in await self.all(tenant) if name in (client.name, client.client_id)]
         if not found:
-            raise NotFound(f"there is no client {name!r}" + (f" of tenant {tenant!r}" if tenant else ""))
+            whose = f" of tenant {tenant!r}" if tenant else ""
+            raise NotFound(f"there is no client {name!r}{whose}: see `tollgate client list`")
         if len(found) > 1:
             tenants = ", ".join(client.tenant for client in found)
             raise Conflict(f"several tenants have a client {name!r} ({tenants}): add --tenant, or give its id")

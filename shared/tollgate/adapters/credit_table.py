@@ -14,8 +14,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from tollgate.adapters.dynamodb import Client, Expression, Table, encode_item, pause
-from tollgate.adapters.policy_tables import Conflict, NotFound, PolicyTables
-from tollgate.adapters.tenants_table import content_of
+from tollgate.adapters.policy_tables import Conflict, PolicyTables
+from tollgate.adapters.tenants_table import content_of, no_tenant
 from tollgate.domain.credit import BadEntry, Entry, spending_of, sums
 from tollgate.domain.policy_document import canonical
 from tollgate.ports import Spending
@@ -50,7 +50,7 @@ class CreditTable:
         for attempt in range(TRIES):
             item = await self._tables.tenants.item(entry.tenant)
             if item is None:
-                raise NotFound(f"there is no tenant {entry.tenant!r}")
+                raise no_tenant(entry.tenant)
             known = await self.entries(entry.tenant)
             for one in known:
                 if one.id == entry.id:
@@ -73,14 +73,14 @@ class CreditTable:
         Raises `NotFound`."""
         item = await self._tables.tenants.item(tenant)
         if item is None:
-            raise NotFound(f"there is no tenant {tenant!r}")
+            raise no_tenant(tenant)
         return not _holds(item, sums(await self.entries(tenant)))
 
     async def repair(self, tenant: str, by: str) -> bool:
         """Make the record's sums those of the entries. False: they were. Raises `NotFound`, `Conflict`."""
         item = await self._tables.tenants.item(tenant)  # first: an entry that comes after this grows its version
         if item is None:
-            raise NotFound(f"there is no tenant {tenant!r}")
+            raise no_tenant(tenant)
         wanted = sums(await self.entries(tenant))
         if _holds(item, wanted):
             return False

@@ -25,11 +25,13 @@ from tollgate.adapters.policy_items import KINDS, SNAPSHOT, body_of, body_text, 
 from tollgate.adapters.policy_items import document_of as document_of_items
 from tollgate.adapters.policy_items import without_bookkeeping as bare
 from tollgate.adapters.tenants_table import (
+    CONTENT,
     Conflict,
     NotFound,
     TenantRow,
     TenantsTable,
     document_of,
+    no_tenant,
     persistently,
     record_of,
     same_content,
@@ -42,6 +44,7 @@ from tollgate.domain.policy_check import check, check_record, tenant_problems
 from tollgate.domain.policy_diff import Change, changes
 from tollgate.domain.policy_document import Document, PolicyErrors, Problem
 from tollgate.domain.policy_overrides import GROUPS, override
+from tollgate.domain.policy_paths import nearest
 from tollgate.domain.schema import plain
 from tollgate.ports import PolicyUnavailable
 
@@ -260,9 +263,10 @@ class PolicyTables:
         async def once() -> TenantRecord:
             item = await self.tenants.item(name)
             if item is None:
-                raise NotFound(f"there is no tenant {name!r}")
+                raise no_tenant(name)
             before = plain(check_record(TenantRecord, document_of(item)))
             content = edit(before)
+            self._refuse_meaningless(document_of(item), before, content)
             if content.get("credit") != before.get("credit"):
                 problem = document_of(item).problem(("credit",), "is the sum of what was paid", "use `tollgate credit`")
                 raise PolicyErrors([problem])
@@ -272,6 +276,16 @@ class PolicyTables:
             return await self.tenants.write(item, plain(record), actor)
 
         return await persistently(once)
+
+    @staticmethod
+    def _refuse_meaningless(document: Document, before: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+        """A name that means nothing is a slip: `stat=suspended` must not look like success. Raises `PolicyErrors`."""
+        problems = [document.problem((name,), "is not known", nearest(name, CONTENT))
+                    for name in content if name not in before and name not in CONTENT]  # fmt: skip
+        problems += [document.problem((name,), "cannot be set")
+                     for name in ("tenant", "version") if content.get(name) != before.get(name)]  # fmt: skip
+        if problems:
+            raise PolicyErrors(problems)
 
     async def edit_plan(self, name: str, edit: Callable[[dict[str, Any]], Any], actor: str) -> Applied:
         """Change a plan (`edit` as above), or make one. The whole policy is checked before anything is written.

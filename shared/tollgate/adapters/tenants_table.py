@@ -105,6 +105,10 @@ def version_of(item: Mapping[str, Any]) -> int:
     return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else 0
 
 
+def no_tenant(name: str) -> NotFound:
+    return NotFound(f"there is no tenant {name!r}: see `tollgate tenant list`")
+
+
 class TenantsTable:
     """The tenants table. Failures to reach it are raised as `PolicyUnavailable`."""
 
@@ -154,7 +158,7 @@ class TenantsTable:
         try:
             await self._table.put({**item, **self._signed(actor)}, as_read("tenant", None, ()))
         except ConditionFailed:
-            raise Conflict(f"there is a tenant {name!r} already") from None
+            raise Conflict(f"there is a tenant {name!r} already: `tollgate tenant set` changes it") from None
         return record
 
     async def write(
@@ -225,7 +229,7 @@ class TenantsTable:
     async def _existing(self, name: str) -> Item:
         item = await self.item(name)
         if item is None:
-            raise NotFound(f"there is no tenant {name!r}")
+            raise no_tenant(name)
         return item
 
     def _signed(self, actor: str) -> dict[str, str]:

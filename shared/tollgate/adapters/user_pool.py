@@ -72,7 +72,7 @@ class UserPool:
         try:
             return User.of(self._cognito.admin_get_user(UserPoolId=self._pool, Username=name))
         except self._cognito.exceptions.UserNotFoundException:
-            raise NotFound(f"there is no user {name!r}") from None
+            raise NotFound(f"there is no user {name!r}: see `tollgate user list`") from None
 
     def users(self) -> Iterator[User]:
         """Everybody, a page at a time."""

@@ -155,7 +155,7 @@ def end(tenant: str, limit: str | None, user: str | None, every: bool, as_json: 
         if not gone or (len(gone) > 1 and not every):
             there = ", ".join(map(entry_id, boosts))
             if not boosts:
-                raise Fail(f"{tenant} has no boosts", NOT_FOUND)
+                raise Fail(f"{tenant} has no boosts: see `tollgate boost list`", NOT_FOUND)
             if gone:
                 raise Fail(f"which one? {tenant} has {there} (--all ends all)", USAGE)
             raise Fail(f"{tenant} has no such boost: it has {there}", NOT_FOUND)

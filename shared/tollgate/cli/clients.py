@@ -133,7 +133,7 @@ def list_(tenant: str | None, as_json: bool) -> None:
     if as_json:
         echo_json({"clients": [one.as_dict() for one in found]})
         return
-    rows = [[one.name or None, one.tenant, one.team or None, one.client_id, one.created or None] for one in found]
+    rows = [[one.name or None, one.tenant, one.team or None, one.client_id, _second(one.created)] for one in found]
     click.echo(table(("client", "tenant", "team", "id", "since"), rows) if rows else "no clients")
 
 
@@ -209,3 +209,8 @@ def _show(found: MachineClient, secret: str | None, as_json: bool) -> None:
     click.echo(card(fields | ({"secret": secret} if secret else {})))
     if secret:
         click.echo("the secret is shown this once; with it, the machine asks the pool's /oauth2/token for tokens")
+
+
+def _second(stamp: str) -> str | None:
+    """A moment without its fraction."""
+    return re.sub(r"\.\d+", "", stamp) or None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tollgate.domain.credit import Entry, Kind
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 MOST_USD = 1_000_000
 """Of one entry: more is a slip of the finger."""
@@ -64,6 +65,14 @@ note_option = click.option("--note", default="", callback=_note, help="Kept with
 user_option = click.option("--user", callback=_user, help="One user's credit (default: the whole tenant's).")
 
 
+def entry_options(command: F) -> F:
+    """What each entry of an amount takes."""
+    amount = click.argument("amount", type=DOLLARS, callback=_payment)
+    for option in (json_option, note_option, id_option, user_option, amount, click.argument("tenant")):
+        command = option(command)
+    return command
+
+
 @click.group()
 def credit() -> None:
     """Prepaid credit: a balance in dollars that usage draws down. Used up: 402, until more is added.
@@ -81,12 +90,7 @@ def credit() -> None:
 
 
 @credit.command()
-@click.argument("tenant")
-@click.argument("amount", type=DOLLARS, callback=_payment)
-@user_option
-@id_option
-@note_option
-@json_option
+@entry_options
 def add(tenant: str, amount: int, user: str, id: str, note: str, as_json: bool) -> None:
     """Add AMOUNT dollars. Felt within 10 s.
 
@@ -97,12 +101,7 @@ def add(tenant: str, amount: int, user: str, id: str, note: str, as_json: bool) 
 
 
 @credit.command()
-@click.argument("tenant")
-@click.argument("amount", type=DOLLARS, callback=_payment)
-@user_option
-@id_option
-@note_option
-@json_option
+@entry_options
 def refund(tenant: str, amount: int, user: str, id: str, note: str, as_json: bool) -> None:
     """Take AMOUNT dollars back, which were returned to the customer. What was used already stays used.
 

@@ -8,7 +8,7 @@ are written as in policy.yaml.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -136,8 +136,11 @@ def _order(path: Path) -> tuple[tuple[int, str], ...]:
     return tuple((part, "") if isinstance(part, int) else (-1, part) for part in path)
 
 
-def entry_line(entry: dict[str, Any]) -> str:
-    """A limit or budget in one line: its id, then what it says."""
+def entry_lines(shown: dict[str, Any], titles: Mapping[str, str]) -> Iterator[str]:
+    """The limits and budgets of a plan or tenant in a line each: the group's title, its id, and what it says."""
     from tollgate.domain.policy_entries import entry_id
 
-    return f"[{entry_id(entry)}]  {flow(entry)}"
+    found = [(titles[group], f"[{entry_id(entry)}]", entry) for group in titles for entry in shown.get(group, [])]
+    width = max((len(id) for _, id, _ in found), default=0)
+    for title, id, entry in found:
+        yield f"{title.ljust(8)} {id.ljust(width)}  {flow(entry)}"

@@ -90,7 +90,8 @@ def describe(error: Exception) -> Failure:
         unreachable = type(error).__name__.endswith(("ConnectionError", "TimeoutError"))
         return Failure(f"tollgate: {one_line(error)}", UNREACHABLE if unreachable else FAILED)
     if isinstance(error, OSError):
-        return Failure(f"tollgate: {one_line(error)}", FAILED)
+        told = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error
+        return Failure(f"tollgate: {one_line(told)}", FAILED)
     return Failure(f"tollgate: this should not happen: {type(error).__name__}: {one_line(error)}", FAILED)
 
 

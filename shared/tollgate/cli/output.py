@@ -25,6 +25,7 @@ MIN_COLUMN = 6
 MICRO = 1_000_000
 
 _NUMBER = re.compile(r"-?\$?[0-9][0-9,]*(\.[0-9]+)?%?")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9:.]+Z)?")
 _NOTHING = ("", "-")
 
 
@@ -75,17 +76,19 @@ def card(fields: Mapping[str, Any]) -> str:
 def table(
     columns: Sequence[str], rows: Sequence[Sequence[str | int | None]], footer: Sequence[str | int | None] = ()
 ) -> str:
-    """Rows under their columns: numbers to the right; where a terminal is too narrow, texts are cut, never numbers.
+    """Rows under their columns: numbers to the right; where a terminal is too narrow, texts are cut, never numbers or
+    dates.
 
     Whatever is not a terminal gets everything.
     """
     cells = [[_shown(cell) for cell in row] for row in [columns, *rows, *([footer] if footer else [])]]
     widths = [max(_width(row[i]) for row in cells) for i in range(len(columns))]
-    numeric = [_all_numbers([row[i] for row in cells[1:]]) for i in range(len(columns))]
+    numeric = [_all([row[i] for row in cells[1:]], _NUMBER) for i in range(len(columns))]
+    whole = [numeric[i] or _all([row[i] for row in cells[1:]], _DATE) for i in range(len(columns))]
     if sys.stdout.isatty():
         room = shutil.get_terminal_size().columns - 2 * (len(columns) - 1)
         while sum(widths) > room:
-            widest = max((i for i in range(len(widths)) if not numeric[i]), key=lambda i: widths[i], default=-1)
+            widest = max((i for i in range(len(widths)) if not whole[i]), key=lambda i: widths[i], default=-1)
             if widest < 0 or widths[widest] <= MIN_COLUMN:
                 break
             widths[widest] -= 1
@@ -162,7 +165,6 @@ def _cut(text: str, width: int) -> str:
     return text + "…"
 
 
-def _all_numbers(cells: Sequence[str]) -> bool:
-    return any(_NUMBER.fullmatch(cell) for cell in cells) and all(
-        cell in _NOTHING or _NUMBER.fullmatch(cell) for cell in cells
-    )
+def _all(cells: Sequence[str], kind: re.Pattern[str]) -> bool:
+    told = [cell for cell in cells if cell not in _NOTHING]
+    return bool(told) and all(kind.fullmatch(cell) for cell in told)

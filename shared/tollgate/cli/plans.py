@@ -107,7 +107,7 @@ def set_(name: str, changes: tuple[str, ...], unset: tuple[str, ...], new: bool,
 
 
 def _show(policy: Any, name: str, as_json: bool) -> None:
-    from tollgate.cli.edits import entry_line
+    from tollgate.cli.edits import entry_lines
     from tollgate.domain.policy_paths import nearest
     from tollgate.domain.schema import plain
 
@@ -121,6 +121,5 @@ def _show(policy: Any, name: str, as_json: bool) -> None:
         return
     click.echo(f"plan              {name}\nmodels            {', '.join(spec.models) or '-'}")
     click.echo(f"when stores fail  {spec.when_stores_fail}")
-    for group in ("limits", "budgets"):
-        for entry in shown.get(group, []):
-            click.echo(f"{group.ljust(8)} {entry_line(entry)}")
+    for line in entry_lines(shown, {"limits": "limits", "budgets": "budgets"}):
+        click.echo(line)

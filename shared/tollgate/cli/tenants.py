@@ -147,7 +147,7 @@ def resume(name: str, as_json: bool) -> None:
 
 
 def _show(record: TenantRecord, as_json: bool, done: str = "") -> None:
-    from tollgate.cli.edits import entry_line
+    from tollgate.cli.edits import entry_lines
     from tollgate.domain.schema import plain
 
     if as_json:
@@ -157,9 +157,8 @@ def _show(record: TenantRecord, as_json: bool, done: str = "") -> None:
         click.echo(f"{record.tenant} is {done}")
     click.echo(f"tenant   {record.tenant}\nplan     {record.plan}\nstate    {record.state}\nversion  {record.version}")
     shown = plain(record)
-    for group in ("limits", "budgets"):
-        for entry in shown.get(group, []):
-            click.echo(f"{group[:-1].ljust(8)} {entry_line(entry)}")
+    for line in entry_lines(shown, {"limits": "limit", "budgets": "budget"}):
+        click.echo(line)
     if "data" in shown:
         click.echo(f"data     {flow(shown['data'])}")
     for team, own in shown.get("teams", {}).items():

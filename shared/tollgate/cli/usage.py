@@ -134,7 +134,9 @@ def usage(
 
 
 def _table(keys: Sequence[str], counts: Sequence[str], rows: Sequence[Line]) -> str:
-    columns = [*keys, *(name.removesuffix("_tokens").removesuffix("_microusd") for name in counts)]
+    # short heads: all that is told without options fits 80 characters
+    heads = (name.removesuffix("_tokens").removesuffix("_microusd").replace("requests", "calls") for name in counts)
+    columns = [*keys, *heads]
     shown = [[*(row[key] for key in keys), *(_count(name, row[name]) for name in counts)] for row in rows]
     sums = [_count(name, sum(row[name] for row in rows)) for name in counts]
     footer = ["total", *[""] * (len(keys) - 1), *sums] if len(rows) > 1 else ()

@@ -64,7 +64,7 @@ def reversal(entries: Iterable[Entry], id: str) -> tuple[str, int]:
             if entry.kind == "reversal":
                 raise BadEntry(f"{id!r} is a reversal itself: add what is missing as a payment")
             return entry.user, -entry.microusd
-    raise BadEntry(f"there is no entry {id!r}")
+    raise BadEntry(f"there is no entry {id!r}: see `tollgate credit list`")
 
 
 def sums(entries: Iterable[Entry]) -> list[dict[str, Any]]:
@@ -77,7 +77,7 @@ def sums(entries: Iterable[Entry]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for user in sorted(added):
         if added[user] < 0:
-            raise BadEntry("that is more than was ever added to this account")
+            raise BadEntry("that is more than was ever added to this account: see `tollgate credit show`")
         account: dict[str, Any] = {"usd": Decimal(added[user]) / MICRO}
         account |= {"user": user} if user else {}
         account |= {"used_before": Decimal(before[user]) / MICRO} if before[user] else {}

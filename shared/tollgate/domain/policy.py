@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from tollgate.domain.data_rules import DataRules, Region
-from tollgate.domain.limits import PERIOD_US, Scope, Unit, Window
+from tollgate.domain.limits import FOREVER_US, PERIOD_US, Scope, Unit, Window
 from tollgate.domain.schema import Count, Spec
 from tollgate.domain.schema_kinds import Dollars, Positive, Text, Whole
 
@@ -138,7 +138,18 @@ def in_force(override: LimitOverride | BudgetOverride, user: str, now_us: int) -
     """Whether an override applies to this user now."""
     if override.user is not None and override.user != user:
         return False
-    return override.until is None or now_us < int(override.until.timestamp() * 1_000_000)
+    return override.until is None or now_us < _us(override.until)
+
+
+def changes_us(record: TenantRecord, now_us: int) -> int:
+    """When the next of a tenant's overrides ends, in µs since 1970."""
+    overrides: list[LimitOverride | BudgetOverride] = [*record.limits, *record.budgets]
+    ends = [_us(override.until) for override in overrides if override.until is not None]
+    return min((end for end in ends if end > now_us), default=FOREVER_US)
+
+
+def _us(moment: datetime) -> int:
+    return int(moment.timestamp() * 1_000_000)
 
 
 class Timeouts(Spec):

@@ -15,7 +15,7 @@ from typing import Any
 from tollgate.domain.data_rules import permitted, retains_nothing
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.identity import Identity
-from tollgate.domain.policy import SPEAKS, Policy, RouteSpec, TenantRecord
+from tollgate.domain.policy import SPEAKS, Policy, RouteSpec, TenantRecord, changes_us
 from tollgate.domain.terms import Bound, Claim, Terms, compile_terms, ip_bounds, upstream_bounds
 from tollgate.ports import PolicySource, PolicyUnavailable
 from tollgate.wire.errors import Api
@@ -26,8 +26,6 @@ MAX_ENTITLEMENTS = 5_000
 MAX_ADDRESSES = 20_000
 RECHECK_US = 5_000_000
 """How long an unversioned answer is believed: with the store's own second, well within the promised 10 s."""
-TERMS_LIFE_US = 10_000_000
-"""How long compiled terms with dated overrides are used: a boost ends within this of its date."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +124,14 @@ class Directory:
     ) -> Entitlement:
         """Make the caller's entitlement for a model that the plan includes and that some route may serve, and
         remember it."""
+        now = self._clock()  # before the terms: what ends in between is looked at again
         terms = self.terms(policy, record, who, model)
         rules = record.data_rules(who.team)
         routes = permitted(rules, speaking(policy, model, api), policy.upstreams)
         longest = int(sum(policy.upstreams[route.upstream].timeouts.total for route in routes) * 1_000_000)
         upstream = self.upstream_bounds(policy, routes[0].upstream)
         claim = Claim((*self.ip_bounds(policy, ip), *terms.bounds, *upstream))
-        dated = any(o.until for o in record.limits) or any(o.until for o in record.budgets)
-        now = self._clock()
-        until = min(now + TERMS_LIFE_US if dated else 2**63, terms.tariffs.until_us(now))
+        until = min(changes_us(record, now), terms.tariffs.until_us(now))
         made = Entitlement(
             policy, record, terms, routes, retains_nothing(rules), longest, claim, RateHeaders(claim.rates), until
         )
