@@ -440,7 +440,7 @@ def test_a_bill_is_a_file_with_a_manifest(
 def test_usage_for_people_and_for_spreadsheets(used: Shell) -> None:
     lines = used.ok("usage", "--by", "tenant").out.splitlines()
     assert [line.split() for line in lines] == [
-        ["tenant", "requests", "input", "output", "total", "cost"],
+        ["tenant", "calls", "input", "output", "total", "cost"],
         ["acme", "3", "1,000,030", "500,015", "1,500,045", "$3.000090"],
         ["globex", "1", "7", "3", "10", "$0.000021"],
         ["total", "4", "1,000,037", "500,018", "1,500,055", "$3.000111"],
