@@ -1,8 +1,42 @@
 """For all tests: no generated test has a deadline, because nothing here asserts how fast a machine is; and each tries
-fifty examples unless it says otherwise (`pytest --hypothesis-profile=thorough`: five hundred)."""
+fifty examples unless it says otherwise (`pytest --hypothesis-profile=thorough`: five hundred). What a failing test says
+can be read: pytest shortens nothing where `CI` is set, and one body that differs would hide every other failure."""
 
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("tollgate", deadline=None, max_examples=50)
 settings.register_profile("thorough", deadline=None, max_examples=500)
 settings.load_profile("tollgate")
+
+MAX_LINE = 400
+MAX_LINES = 60
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    report.sections = [(name, readable(text)) for name, text in report.sections]
+    for traceback, crash, _ in getattr(report.longrepr, "chain", ()):
+        for entry in traceback.reprentries:
+            entry.lines = readable("\n".join(entry.lines)).split("\n")
+        if crash is not None:
+            crash.message = readable("\n".join(crash.message.split("\n")[:8]))  # for the summary
+    return report
+
+
+def readable(text: Any) -> str:
+    """The first and the last lines, and the beginning of those that are too long."""
+    lines = [
+        line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}... ({len(line)} characters)"
+        for line in str(text).split("\n")
+    ]
+    if len(lines) > MAX_LINES:
+        half = MAX_LINES // 2
+        lines[half:-half] = [f"... ({len(lines) - 2 * half} lines)"]
+    return "\n".join(lines)

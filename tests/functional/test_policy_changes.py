@@ -15,6 +15,7 @@ import boto3
 import pytest
 import yaml
 
+from tests.functional.callers import Callers
 from tests.functional.stack import ROOT, DevStack
 from tollgate.local.discovery import find
 
@@ -46,12 +47,12 @@ class User:
 
     _numbers = count(1)
 
-    def __init__(self, stack: DevStack) -> None:
+    def __init__(self, stack: DevStack, callers: Callers) -> None:
         self.stack = stack
         number = next(self._numbers)
         self.plan, self.tenant = f"plan-{number}", f"tenant-{number}"
         stack.run("tenant", "create", self.tenant, "--plan", self.plan)
-        self.token = stack.token(self.tenant)
+        self.token = callers.token(self.tenant, "demo")
         status, headers = self.call()  # a new tenant works at once
         assert (status, headers["x-ratelimit-limit-requests"]) == (200, "500")
 
@@ -63,7 +64,7 @@ class User:
             {"authorization": f"Bearer {self.token}", "content-type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, answer.headers
         except urllib.error.HTTPError as error:
             with error:
@@ -81,9 +82,14 @@ class User:
         raise AssertionError(f"not felt within {WITHIN_S:g} s: {status} {dict(headers)}\n{self.stack.log()[-2000:]}")
 
 
+@pytest.fixture(scope="module")
+def callers(stack: DevStack) -> Callers:
+    return Callers(stack)
+
+
 @pytest.fixture
-def user(stack: DevStack) -> User:
-    return User(stack)
+def user(stack: DevStack, callers: Callers) -> User:
+    return User(stack, callers)
 
 
 class Console:
@@ -161,9 +167,9 @@ def test_a_wrong_edit_changes_nothing_and_is_reported(stack: DevStack, user: Use
     user.feels(limit_is(100))
 
 
-def test_a_file_that_was_applied(stack: DevStack, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_file_that_was_applied(stack: DevStack, callers: Callers, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Its upstreams go where this stack sends them, so that the demo model goes on answering."""
-    user = User(stack)
+    user = User(stack, callers)
     policy = demo_policy()
     policy["plans"] |= {f"plan-{number}": {"models": ["small"]} for number in range(1, 10)}
     policy["plans"]["free"]["limits"] = [{**FREE, "requests": 50}]

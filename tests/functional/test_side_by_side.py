@@ -26,7 +26,10 @@ def listening(pids: set[int]) -> set[int]:
     found = set()
     for pid in pids:
         for entry in Path(f"/proc/{pid}/fd").iterdir():
-            target = entry.readlink().name if entry.is_symlink() else ""
+            try:
+                target = entry.readlink().name
+            except FileNotFoundError:  # closed in between
+                continue
             found.add(sockets.get(target.removeprefix("socket:[").removesuffix("]"), 0))
     return found - {0}
 
@@ -34,19 +37,26 @@ def listening(pids: set[int]) -> set[int]:
 def test_two_stacks_share_nothing_and_one_ends_without_a_trace(
     stack: DevStack, callers: Callers, tmp_path: Path
 ) -> None:
+    """The second one's models are the first one's demo model, by `--upstream`."""
     here = callers("pro", budgets=ONE_A_DAY)
-    with DevStack("--policy", lab_policy(tmp_path)) as other:
+    with DevStack("--policy", lab_policy(tmp_path), "--upstream", stack.model_url) as other:
+        assert set(other.pids) == {"redis", "aws", "proxy"}
+        assert set(other.pids.values()).isdisjoint(stack.pids.values())
         others = Callers(other)
         others.put(here.tenant, "lab", budgets=ONE_A_DAY)
         there = others.colleague(here.tenant, here.user)
         ours, theirs = (descendants(s.process.pid) | {s.process.pid} for s in (stack, other))
         ports = listening(theirs)
-        assert len(ports) == 6, "gateway, proxy, functions, Redis, AWS and the demo model"
+        assert len(ports) == 5, "gateway, proxy, functions, Redis and AWS"
         assert ports.isdisjoint(listening(ours))
 
+        # a token of the one is none for the other
+        assert Caller(stack.url, "", "", other.token_of_demo).chat().status == 401
         # the same tenant and user in both: each has its one request, and its own usage
+        before = stack.model_counts()["requests"]
         assert [here.chat(max_tokens=1).status for _ in range(2)] == [200, 402]
         assert [there.chat(max_tokens=2).status for _ in range(2)] == [200, 402]
+        assert stack.model_counts()["requests"] == before + 2
         assert [entry["output_tokens"] for entry in callers.entries(here, 1)] == [1]
         assert [entry["output_tokens"] for entry in others.entries(there, 1)] == [2]
 
@@ -59,7 +69,7 @@ def test_two_stacks_share_nothing_and_one_ends_without_a_trace(
             received += response.read()
         assert received.count(b'"content"') == 6
         assert received.endswith(b"data: [DONE]\n\n")
-        assert other.process.wait(30) == 0
+        assert other.process.wait(120) == 0
         wait(lambda: not [pid for pid in theirs if alive(pid)])
         for port in ports:
             with socket.socket() as probe:
