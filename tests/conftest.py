@@ -1,6 +1,9 @@
-"""For all tests: no generated test has a deadline or fails because examples are slow to make (what machine this is, no
-test knows); and each tries fifty unless it says otherwise (`pytest --hypothesis-profile=thorough`: five hundred). What a failing test says
-can be read: pytest shortens nothing where `CI` is set, and one body that differs would hide every other failure."""
+"""For all tests: no generated test has a deadline or fails because its examples are slowly made (what machine this is,
+no test knows); and each tries fifty unless it says otherwise (`pytest --hypothesis-profile=thorough`: five hundred).
+
+What a failing test says can be read: pytest shortens nothing where `CI` is set, and one body that differs would hide
+every other failure.
+"""
 
 from __future__ import annotations
 
