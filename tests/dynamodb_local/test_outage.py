@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from tests.aws_fixture import PATIENT
 from tests.faults.killed import redis_is_killed
 from tests.faults.rig import dynamodb_table, redis_to_hurt, requests, run
 from tollgate.adapters.dynamodb_limits import DynamoLimitStore
@@ -14,7 +15,7 @@ WARM_UP = 2_000
 
 
 async def warm_up(url: str) -> None:
-    async with dynamodb_table(url) as (client, table):
+    async with dynamodb_table(url, PATIENT) as (client, table):
         store = DynamoLimitStore(client, table)
         takes = [requests(1_000_000)]
         for i in range(0, WARM_UP, 10):

@@ -19,12 +19,12 @@ from typing import Any
 
 import redis as redis_py
 
-from tests.aws_fixture import ENVIRON, make_table
+from tests.aws_fixture import ENVIRON, PATIENT, make_table
 from tests.servers import free_port, start_redis, wait_for_port
-from tollgate.adapters.aws import AwsClient
+from tollgate.adapters.aws import TIMEOUTS, AwsClient
 from tollgate.adapters.dynamodb_limits import DynamoLimitStore
 from tollgate.adapters.failover import FailoverLimitStore, FailureMode, Primary
-from tollgate.adapters.http import HttpClient
+from tollgate.adapters.http import HttpClient, Timeouts
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.redis_limits import RedisLimitStore
 from tollgate.adapters.redis_store import redis_limit_store
@@ -120,11 +120,12 @@ def dynamodb_server() -> Iterator[str]:
 
 
 @asynccontextmanager
-async def dynamodb_table(url: str) -> AsyncIterator[tuple[AwsClient, str]]:
-    http = HttpClient()
-    client = AwsClient.for_service("dynamodb", http, ENVIRON | {"AWS_ENDPOINT_URL": url})
+async def dynamodb_table(url: str, timeouts: Timeouts = TIMEOUTS) -> AsyncIterator[tuple[AwsClient, str]]:
+    """A new table, and a client as the gateway has it. (Tables are made before anything is measured, with patience.)"""
+    http, environ = HttpClient(), ENVIRON | {"AWS_ENDPOINT_URL": url}
     try:
-        yield client, await make_table(client)
+        table = await make_table(AwsClient.for_service("dynamodb", http, environ, PATIENT))
+        yield AwsClient.for_service("dynamodb", http, environ, timeouts), table
     finally:
         await http.aclose()
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from tollgate.adapters import dynamodb_limit_writes as writes
-from tollgate.adapters.dynamodb import AGAIN_WITHIN_S, ConditionFailed, Key, Table, Unsure
+from tollgate.adapters.dynamodb import AGAIN_WITHIN_S, ConditionFailed, Key, Table, Unsure, Write, again
 from tollgate.adapters.dynamodb_limit_guesses import Guess
 from tollgate.adapters.dynamodb_limit_items import DAY_S, Item, forget, mark, shared
 from tollgate.adapters.dynamodb_limit_lanes import Lanes
@@ -120,7 +120,7 @@ class SubjectItems:
     async def _start_half(self, part: Part, now: int) -> None:
         if (write := writes.start_half(part, self.unknown, now)) is not None:
             with suppress(ConditionFailed):  # somebody else has started it
-                await self._table.update({"pk": part.pk}, write)
+                await self._mend(part.pk, write)
 
     async def move(self, pk: str, move: Move, now: int, id: str, *, undo: bool = False) -> None:
         """One write for all that moves in an item: settled once per `id`, or (`undo`) what `id` took given back. It
@@ -158,7 +158,7 @@ class SubjectItems:
             # a deep debt must outlive the item's usual life, or it would be forgiven
             needed = max((item.numbers.get(name, 0) for name in move.rates), default=0) // SECOND_US + DAY_S
             if needed > item.numbers.get("ttl", 0):
-                await self._table.update({"pk": pk}, writes.keep_until(needed))
+                await self._mend(pk, writes.keep_until(needed))
             return
         raise StoreUnavailable(f"DynamoDB: what a subject has left changes faster than {MAX_TRIES} tries")
 
@@ -174,7 +174,7 @@ class SubjectItems:
         """The item after the holds whose holders died are released."""
         while (write := writes.release(item, now)) is not None:
             try:
-                item = Item.read(await self._table.update({"pk": pk}, write, returns="ALL_NEW"))
+                item = await self._mend(pk, write)
             except ConditionFailed as failed:  # someone else has met them, too
                 item = Item.read(failed.item)
         return item
@@ -184,11 +184,11 @@ class SubjectItems:
         write = writes.seed(part, now)
         if write is None:
             return
-        item = Item.read(await self._table.update({"pk": part.pk}, write, returns="ALL_NEW"))
+        item = await self._mend(part.pk, write)
         self._known.put(part.pk, self._known.get(part.pk, Guess()).after(item, now))
         await self.raise_to(part.pk, writes.seeds(part), item)
         if (old := writes.outdated(part, item)) is not None:
-            await self._table.update({"pk": part.pk}, old)
+            await self._mend(part.pk, old)
 
     async def raise_to(self, pk: str, floors: Mapping[str, int], item: Item) -> None:
         """Raise TATs, and what budgets have spent, to `floors`, as far as they exist."""
@@ -197,9 +197,13 @@ class SubjectItems:
             if write is None:
                 return
             try:
-                await self._table.update({"pk": pk}, write)
+                await self._mend(pk, write)
             except ConditionFailed as failed:
                 item = Item.read(failed.item)
                 continue
             return
         raise StoreUnavailable(f"DynamoDB: what a subject has spent changes faster than {MAX_TRIES} tries")
+
+    async def _mend(self, pk: str, write: Write) -> Item:
+        """A write that may be made twice, because the second time it finds its condition gone or changes nothing."""
+        return Item.read(await again(lambda: self._table.update({"pk": pk}, write, returns="ALL_NEW")))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from tollgate.adapters.dynamodb import ConditionFailed, Key, Plain, Table, Write, together
+from tollgate.adapters.dynamodb import ConditionFailed, Key, Plain, Table, Write, again, together
 from tollgate.adapters.lru import Lru
 from tollgate.domain.keys import digest
 from tollgate.domain.limits import Admission
@@ -44,7 +44,7 @@ class Versions:
         write.conditions.append(f"(attribute_not_exists({v}) OR {v} < {new})")
         write.sets.append(f"{v} = {new}")
         try:
-            await self._table.update({"pk": pk}, write)
+            await again(lambda: self._table.update({"pk": pk}, write))
         except ConditionFailed as failed:
             version = _version(failed.item)
         self._known.put(pk, (version, time.monotonic()))

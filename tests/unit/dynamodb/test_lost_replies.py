@@ -102,6 +102,15 @@ class TestLostReplies:
         assert world.admit(take, id="a").admitted
         assert world.number(take) == NOON + 5 * SECOND + take.inc_us
 
+    def test_what_is_mended_beside_an_admission_is_mended_again(self, world: World) -> None:
+        """Creating a budget, and releasing the hold of one who died: neither makes a request fail."""
+        self.drop(world, lambda n: n % 2 == 0)
+        assert world.admit(budget(100), id="dies").admitted
+        world.now += 60 * SECOND
+        self.drop(world, lambda n: n % 2 == 0)
+        assert world.admit(loaded(budget(90)), id="a").admitted
+        assert world.number(budget()) == 90
+
     def test_what_was_taken_after_all_is_given_back_when_another_limit_refuses(self, world: World) -> None:
         self.drop(world, lambda n: n == 0)
         assert world.admit(rate(Scope.USER), slot(0)).status is Status.REFUSED
