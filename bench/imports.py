@@ -14,10 +14,12 @@ from rig import PYTHON, ROOT
 
 PROXY = (
     "functions.proxy.__main__", "uvloop",
-    "tollgate.adapters.failover", "tollgate.adapters.redis_limits", "tollgate.adapters.dynamodb_limits",
-    "tollgate.adapters.dynamodb_ledger", "tollgate.adapters.policy_tables",
+    "tollgate.services.gateway", "tollgate.services.administration", "tollgate.services.directory",
+    "tollgate.adapters.failover", "tollgate.adapters.redis_store", "tollgate.adapters.redis_limits",
+    "tollgate.adapters.dynamodb_limits", "tollgate.adapters.dynamodb_ledger", "tollgate.adapters.policy_tables",
+    "tollgate.adapters.provider_keys",
 )  # fmt: skip
-"""With the server, and with the adapters that its configuration on AWS would choose at start."""
+"""With the server, the gateway that it makes, and the adapters that its configuration on AWS would choose at start."""
 MODULES = {
     "authorizer": ("functions.authorizer.handler",),
     "proxy": PROXY,
