@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 import uvloop
 
+from tests.waiting import PATIENCE_S
 from tollgate.adapters.http import HttpClient, Response
-
-PATIENCE_S = 60.0
-"""What must happen has this long to happen: only a test that fails waits for it."""
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -43,7 +43,7 @@ class InitFailed(Exception):
 class LambdaFunction:
     """One execution environment. `env` is all that the handler sees besides what Lambda itself sets."""
 
-    def __init__(self, handler: str, env: Mapping[str, str], *, root: Path = ROOT, timeout_s: float = 10) -> None:
+    def __init__(self, handler: str, env: Mapping[str, str], *, root: Path = ROOT, timeout_s: float = 60) -> None:
         self.lines: list[str] = []
         self._timeout_s = timeout_s
         self._events: queue.Queue[tuple[str, bytes] | None] = queue.Queue()

@@ -15,7 +15,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,44 +22,12 @@ from openai import OpenAI
 
 from tests.functional.callers import Callers
 from tests.functional.stack import ROOT, DevStack, tollgate
+from tests.processes import alive, descendants
 from tests.servers import redis_server, wait_for_port
+from tests.waiting import wait
 from tollgate.local.children import free_port
 
 QUESTION: dict[str, Any] = {"model": "small", "messages": [{"role": "user", "content": "Hello, world"}]}
-
-
-def alive(pid: int) -> bool:
-    """Whether a process exists and is no zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):  # gone, or reaped in between
-        return False
-    return stat.rpartition(") ")[2][0] != "Z"
-
-
-def descendants(pid: int) -> set[int]:
-    """All processes that a process has started, and theirs."""
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(") ")[2].split()
-        except OSError:
-            continue
-        parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found: set[int] = set()
-    waiting = [pid]
-    while waiting:
-        for child in parents.get(waiting.pop(), []):
-            found.add(child)
-            waiting.append(child)
-    return found
-
-
-def wait(condition: Callable[[], bool], seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def ask(stack: DevStack, token: str, **more: Any) -> tuple[int, dict[str, Any], dict[str, str]]:

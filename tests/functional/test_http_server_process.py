@@ -17,6 +17,7 @@ import pytest
 from tests.functional.stack import ROOT
 from tests.functional.test_dev_stack import alive, descendants
 from tests.servers import free_port
+from tests.waiting import wait
 
 APPLICATION = """
 import asyncio, os, sys
@@ -104,13 +105,6 @@ def process(workers: int = 1, *words: str, port: int = 0) -> Iterator[Process]:
         with suppress(ProcessLookupError):
             os.killpg(running.process.pid, signal.SIGKILL)
         running.process.communicate()
-
-
-def wait(condition: Callable[[], bool], seconds: float = 15) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

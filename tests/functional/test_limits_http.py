@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,6 +11,7 @@ import pytest
 
 from tests.functional.callers import HELLO_ESTIMATE, Answer, Caller, Callers
 from tests.functional.scripted import Exchange, Gate, ScriptedUpstream, completion
+from tests.waiting import wait
 
 
 def statuses(caller: Caller, number: int, **fields: Any) -> list[int]:
@@ -24,13 +23,6 @@ def largest_now(answer: Answer) -> int:
     found = re.search(r"A max_tokens of up to (\d+) would fit now\.", answer.error["message"])
     assert found, answer.error["message"]
     return int(found[1])
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.1)
 
 
 # -- rates -----------------------------------------------------------------------------------------------------------
@@ -111,7 +103,7 @@ def test_a_token_rate_names_what_would_fit_and_gives_back_what_was_not_used(call
     fit = largest_now(refused)
     assert 0 <= fit - (1000 - 32 - HELLO_ESTIMATE) <= 1, "what was held beyond real usage is back"
     # the refusal is remembered for a second, and only for requests that need as much
-    wait_for(lambda: caller.chat(max_tokens=990).headers["x-ratelimit-type"] == "Local-User")
+    wait(lambda: caller.chat(max_tokens=990).headers["x-ratelimit-type"] == "Local-User")
     assert caller.chat(max_tokens=fit).status == 200
 
 
@@ -125,7 +117,7 @@ def test_concurrent_requests(callers: Callers, upstream: ScriptedUpstream) -> No
 
     with upstream.play(script) as requests, ThreadPoolExecutor(2) as threads:
         held = [threads.submit(caller.chat, model="scripted") for _ in range(2)]
-        wait_for(lambda: len(requests) == 2)
+        wait(lambda: len(requests) == 2)
         refused = [callers.colleague(caller, "bob").chat(max_tokens=1) for _ in range(2)]
         gate.open()
         assert [future.result().status for future in held] == [200, 200]
@@ -155,7 +147,7 @@ def test_a_token_budget_answers_402_and_names_its_reset(callers: Callers) -> Non
         assert any(f"It resets at {reset}." in answer.error["message"] for reset in resets)
         assert "200 tokens per day, 8 tokens left" in answer.error["message"]
     assert refused[0].headers["x-ratelimit-type"] == "User"
-    wait_for(lambda: caller.chat(max_tokens=24).headers["x-ratelimit-type"] == "Local-User")
+    wait(lambda: caller.chat(max_tokens=24).headers["x-ratelimit-type"] == "Local-User")
     # what is left can still be spent, to the last token
     assert largest_now(refused[0]) == 1
     assert caller.chat(max_tokens=1).status == 200
@@ -245,7 +237,7 @@ def test_a_larger_budget_is_felt_within_10_s_without_a_new_token(callers: Caller
     caller = callers(budgets=[{"scope": "user", "requests": 1, "per": "day"}])
     assert statuses(caller, 3) == [200, 402, 402]
     callers.put(caller.tenant, budgets=[{"scope": "user", "requests": 3, "per": "day"}])
-    wait_for(lambda: caller.chat(max_tokens=1).status == 200)
+    wait(lambda: caller.chat(max_tokens=1).status == 200)
     assert statuses(caller, 2) == [200, 402], "what was used before counts"
 
 

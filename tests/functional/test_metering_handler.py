@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.aws_fixture import ENVIRON, aws_endpoint, dynamodb, make_table
-from tests.functional.runtime_api import LambdaFunction
+from tests.aws_fixture import ENVIRON, PATIENT, aws_endpoint, dynamodb, make_table
+from tests.functional.runtime_api import Answer, LambdaFunction
 from tests.records import a_close, an_open
 from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.dynamodb_ledger import DynamoLedger
@@ -104,14 +104,24 @@ class World:
     async def _sqs(self, operation: str, payload: dict[str, Any]) -> dict[str, Any]:
         http = HttpClient()
         try:
-            return await AwsClient.for_service("sqs", http, self._environ).call(operation, payload)
+            return await AwsClient.for_service("sqs", http, self._environ, PATIENT).call(operation, payload)
         finally:
             await http.aclose()
 
     @contextmanager
     def function(self, **changed: str) -> Iterator[LambdaFunction]:
-        with LambdaFunction(HANDLER, self.environ | changed, timeout_s=30) as function:
+        with LambdaFunction(HANDLER, self.environ | changed, timeout_s=60) as function:
             yield function
+
+
+def delivered(function: LambdaFunction, event: Any) -> Answer:
+    """What comes of an event that Lambda got from CloudWatch Logs: one that fails is tried twice more."""
+    answer = function.invoke(event)
+    for _ in range(2):
+        if not answer.failed:
+            break
+        answer = function.invoke(event)
+    return answer
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +150,7 @@ def test_a_batch_is_entered_once_and_felt_by_the_limit_store(world: World, funct
         an_open("b", ts_us=now, expires_us=now + 60_000_000),
     ]
     event = subscription(*[json.dumps(record.as_dict()) for record in records])
-    answer = function.invoke(event).payload
+    answer = delivered(function, event).payload
     assert {name: answer[name] for name in ("entered", "repeated", "opened", "floors", "poison")} == {
         "entered": 1,
         "repeated": 0,
@@ -148,7 +158,7 @@ def test_a_batch_is_entered_once_and_felt_by_the_limit_store(world: World, funct
         "floors": 1,
         "poison": 0,
     }
-    again = function.invoke(event).payload
+    again = delivered(function, event).payload
     assert (again["entered"], again["repeated"]) == (0, 1)
     assert world.run(world.store.admit(Admission("second", [take], 60_000_000))).status is Status.REFUSED
     assert world.run(world.ledger.spent([take])) == [995]
@@ -157,16 +167,16 @@ def test_a_batch_is_entered_once_and_felt_by_the_limit_store(world: World, funct
 def test_poison_goes_to_the_queue_with_its_reason(world: World, function: LambdaFunction) -> None:
     good = a_close("good", tenant="globex", ts_us=clock_us())
     bad = {**good.as_dict(), "id": "bad", "input_tokens": -5}
-    answer = function.invoke(subscription(json.dumps(bad), json.dumps(good.as_dict()), "{garbage"))
+    answer = delivered(function, subscription(json.dumps(bad), json.dumps(good.as_dict()), "{garbage"))
     assert not answer.failed
     assert (answer.payload["entered"], answer.payload["poison"]) == (1, 2)
     letters = {letter["record"]: letter["reason"] for letter in world.letters()}
     assert letters["{garbage"].startswith("not a line of JSON")
     assert letters[json.dumps(bad)].startswith("input_tokens: expected a whole number")
-    assert function.invoke({"awslogs": {"data": "%%%"}}).payload["poison"] == 1
+    assert delivered(function, {"awslogs": {"data": "%%%"}}).payload["poison"] == 1
     assert [letter["record"] for letter in world.letters()] == ["%%%"]
     # what is longer than a message may be is cut: it must not hold up the queue
-    assert function.invoke(subscription("\U0001f600" * 100_000)).payload["poison"] == 1
+    assert delivered(function, subscription("\U0001f600" * 100_000)).payload["poison"] == 1
     (letter,) = world.letters()
     assert letter["cut"]
     assert len(letter["record"]) == 20_000
@@ -174,7 +184,7 @@ def test_poison_goes_to_the_queue_with_its_reason(world: World, function: Lambda
 
 def test_a_line_of_log_says_what_was_done_in_the_shape_of_a_metric(world: World) -> None:
     with world.function() as function:
-        function.invoke(subscription(json.dumps(a_close("metric", ts_us=clock_us()).as_dict())))
+        delivered(function, subscription(json.dumps(a_close("metric", ts_us=clock_us()).as_dict())))
         (line,) = function.records("usage entered")
     (directive,) = line["_aws"]["CloudWatchMetrics"]
     names = {metric["Name"]: metric["Unit"] for metric in directive["Metrics"]}
@@ -191,7 +201,7 @@ def test_an_outage_fails_the_invocation_so_that_lambda_tries_again(world: World)
         assert answer.failed
         assert answer.payload["errorType"] == "StoreUnavailable"
     with world.function() as function:
-        assert function.invoke(event).payload["entered"] == 1
+        assert delivered(function, event).payload["entered"] == 1
     assert [row.sums["requests"] for row in world.run(world.ledger.report(tenant="initech"))] == [1]
 
 

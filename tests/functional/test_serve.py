@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from tests.functional.callers import HELLO, Caller
 from tests.functional.scripted import DONE_EVENT, USAGE_EVENT, Exchange, Gate, ScriptedUpstream, completion, delta
 from tests.functional.stack import ROOT, tollgate
 from tests.functional.test_dev_stack import alive, descendants
+from tests.waiting import PATIENCE_S, wait
 from tollgate.local.children import free_port
 
 CHAT = "/v1/chat/completions"
@@ -65,7 +66,7 @@ class Served:
         self._out = tempfile.TemporaryFile()
         command = tollgate("serve", "--port", str(self.port), *self._words)
         self.process = subprocess.Popen(command, stdout=self._out, stderr=subprocess.STDOUT, env=self.env, cwd=ROOT)
-        until = time.monotonic() + 30
+        until = time.monotonic() + PATIENCE_S
         while True:
             try:
                 if self.caller().get("/healthz").status == 200:
@@ -79,7 +80,7 @@ class Served:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.process.terminate()
         try:
-            self.process.wait(20)
+            self.process.wait(PATIENCE_S)
         finally:
             self.process.kill()
             self._out.close()
@@ -105,13 +106,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(upstream: ScriptedUpstream, folder: Path) -> Iterator[Served]:
     with Served(policy(upstream, folder), upstream) as running:
         yield running
-
-
-def wait(condition: Callable[[], bool], seconds: float = 10) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def test_a_call_and_its_records(served: Served, upstream: ScriptedUpstream) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from tests.functional.callers import HELLO, Caller, Callers
 from tests.functional.stack import DevStack, lab_policy
-from tests.functional.test_dev_stack import alive, descendants, wait
+from tests.processes import alive, descendants
+from tests.waiting import wait
 
 ONE_A_DAY = [{"scope": "user", "requests": 1, "per": "day"}]
 

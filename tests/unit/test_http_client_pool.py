@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from tests.raw_http import OK, PATIENCE_S, Peer, answering, client, closed, fetch, on_both_loops, serve, until
+from tests.raw_http import OK, Peer, answering, client, closed, fetch, on_both_loops, serve, until
+from tests.waiting import PATIENCE_S
 from tollgate.adapters.http import ClosedEarly
 
 

@@ -10,7 +10,8 @@ from unittest.mock import patch
 
 import pytest
 
-from tests.raw_http import CHUNKED, OK, PATIENCE_S, Peer, answering, client, closed, fetch, on_both_loops, serve, until
+from tests.raw_http import CHUNKED, OK, Peer, answering, client, closed, fetch, on_both_loops, serve, until
+from tests.waiting import PATIENCE_S
 from tollgate.adapters.http import ClosedEarly, ConnectFailed, HttpClient, ProtocolError, Response, TimedOut, Timeouts
 from tollgate.adapters.http_connection import HIGH_WATER
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.raw_client import GET, App, logged, refused, serving
-from tests.raw_http import PATIENCE_S, on_both_loops
+from tests.raw_http import on_both_loops
+from tests.waiting import PATIENCE_S
 from tollgate.adapters.http_server import Lifespan
 from tollgate.adapters.http_server_message import encode_head
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.raw_client import GET, drained, respond, serving
-from tests.raw_http import PATIENCE_S, on_both_loops, until
+from tests.raw_http import on_both_loops, until
+from tests.waiting import PATIENCE_S
 
 
 @on_both_loops
