@@ -1,7 +1,8 @@
 """What one admission costs: `python bench/limits.py [--rounds N]`.
 
-One admission with eight limits against a bare token bucket in Lua, in turns; 10,000 admissions at once on one key; and
-a refusal that this process gives by itself. Needs a Redis server, as `make setup` brings one.
+One admission with eight limits against a bare token bucket (one key, one EVALSHA: TIME, GET, SET with its expiry), one
+after the other and many at once, in turns; 10,000 admissions at once on one key; and a refusal that this process gives
+by itself. Needs a Redis server, as `make setup` brings one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import asyncio
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from statistics import median
 
 from rig import CannotRun, Rig
@@ -24,6 +26,7 @@ from tollgate.services.admit import impossible
 
 CALLS, BATCH = 400, 40
 """Calls of each kind in one round, and how many of one kind come in a row."""
+AT_ONCE = 64
 MINUTE_US = 60_000_000
 BARE = b"""
 local time = redis.call('TIME')
@@ -117,8 +120,20 @@ class Bench:
             for name in kinds:
                 found.setdefault(name, []).append(median(wall[name]))
                 found.setdefault(f"{name} redis", []).append(redis[name])
+            crowded = {name: await self.together(kinds[name]) for name in ("bare", "eight")}
+            for name, us in crowded.items():
+                found.setdefault(f"{name} together", []).append(us)
             found.setdefault("ratio", []).append(median(wall["eight"]) / median(wall["bare"]))
+            found.setdefault("ratio together", []).append(crowded["eight"] / crowded["bare"])
+            found.setdefault("ratio redis", []).append(redis["eight"] / redis["bare"])
         return {name: median(values) for name, values in found.items()}
+
+    async def together(self, one: Callable[[], Awaitable[None]]) -> float:
+        """Microseconds of wall time for each call, where so many are always asked at once."""
+        started = time.perf_counter()
+        for _ in range(CALLS // AT_ONCE):
+            await asyncio.gather(*(one() for _ in range(AT_ONCE)))
+        return (time.perf_counter() - started) / (CALLS // AT_ONCE * AT_ONCE) * 1e6
 
     async def crowd(self, size: int) -> tuple[float, int]:
         """`size` admissions at once on one key: p99 in milliseconds, and errors."""
@@ -156,7 +171,10 @@ async def measure(url: str, rounds: int) -> None:
     found = await bench.compare(rounds)
     for name, title in (("bare", "a bare bucket"), ("eight", "one admission, 8 limits"), ("settle", "its settlement")):
         print(f"{title:24}{found[name]:6.0f} us, of which Redis {found[f'{name} redis']:.0f}")
-    print(f"eight limits cost {found['ratio']:.2f} times a bare bucket")
+    for name, title in (("bare", "a bare bucket"), ("eight", "one admission, 8 limits")):
+        print(f"{title:24}{found[f'{name} together']:6.0f} us each, {AT_ONCE} at once")
+    for name, where in (("ratio", ""), ("ratio together", f", {AT_ONCE} at once"), ("ratio redis", ", in Redis alone")):
+        print(f"eight limits cost {found[name]:.2f} times a bare bucket{where}")
     p99, failed = await bench.crowd(10_000 - 1)
     print(f"10,000 at once, one key{p99:7.0f} ms p99, {failed} errors")
     print(f"a refusal from memory  {await bench.local_refusal(rounds):7.1f} us of CPU, no store call")

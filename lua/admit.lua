@@ -1,11 +1,13 @@
 -- Take from every limit of one request, or from none. Idempotent by the request's id.
 --
--- A rate is one integer, its theoretical arrival time (TAT): admit when max(tat, now) + inc <= now + burst. Its key lives
--- until the end of the TAT's minute, or longer, so that the expiry is only moved when the TAT enters another minute.
+-- A rate is one integer, its theoretical arrival time (TAT): admit when max(tat, now) + inc <= now + burst. Its key
+-- lives until the end of the TAT's minute, or longer; so the expiry is only moved when the TAT enters another minute.
+--
 -- A budget and a concurrency limit are counted alike, in a hash: field "s" is spent, held (the sum of its holds), sweep
--- (no hold expires before, us; 0: none is known), loaded (when its spending was loaded from the ledger, us); and one
--- field "#id" per hold is amount, expiry (us); packed as below. Admit when spent + held + cost <= limit. A slot costs 1
--- and is never spent. A take may be granted less than it asks for, but never less than its floor.
+-- (no hold expires before, us), loaded (when its spending was loaded from the ledger, us); and one field "#id" per hold
+-- is amount, expiry (us). Admit when spent + held + cost <= limit. A slot costs 1 and is never spent.
+--
+-- A take may be granted less than it asks for, but never less than its floor.
 --
 -- An epoch begins when a store starts empty or comes back from an outage. What it holds from before, or lacks, is then
 -- not to be believed: every budget until it was loaded from the ledger, and every rate for as long as its burst lasts
@@ -20,17 +22,20 @@
 --       (0: unversioned), epoch of rates (us; 0: as in KEYS[4]), rates, budgets, concurrency limits, then
 --       per rate: inc, floor, burst, keep (all us; keep: how long a settlement may take, 0: it has none),
 --         seed (TAT that another store knows, 0 where it knows none; -1: nobody was asked)
---       per budget: cost, floor, limit (its unit), seed (what the ledger knows; -1: none), window start, window end (us)
+--       per budget: cost, floor, limit (its unit), seed (what the ledger knows; -1: nobody was asked), start and end of
+--         its window (us)
 --       per concurrency limit: limit
 -- Result one string, packed: status, now, policy version, tenant version, ...
---       1 admitted (or would be) / 0 refused: then the value of each take (TAT (us), committed, slots in use), then what
---         each was granted, then the estimates as settle.lua keeps them (nothing if there are none), where they were asked for
+--       1 admitted (or would be) / 0 refused: then the value of each take (TAT (us), committed, slots in use), what each
+--         was granted, and the estimates as settle.lua keeps them (nothing if there are none), where they were asked for
 --       2 stale: a newer policy or tenant record exists   4 a budget's window does not contain now
---       3 cold: then the positions (from 0) of takes that must be loaded: rates from the other store, budgets from the ledger
+--       3 cold: then the positions (from 0) of takes that must be loaded: rates from the other store, budgets from the
+--         ledger
 --
--- All numbers are integers below 2^53, packed as little-endian doubles: as text they would cost several times the whole
--- decision. A call costs several times what its command does, so calls are few; and text is made by %d, because a number
--- that is handed to redis.call is printed as %.17g, which costs as much as the call, and `..` would print 1.76e+15.
+-- What is packed is packed as little-endian doubles, which are exact: all numbers are integers below 2^53. As text they
+-- would cost several times the whole decision. Every redis.call costs several times what its command does, so there are
+-- few. Numbers become text by %d: redis.call prints them as %.17g, which takes as long as the command, and `..` would
+-- print 1.76e+15.
 
 local MINUTE, DAY, LARGEST = 60000000, 86400000000, 2 ^ 53
 local DEBTS = 900000000 -- 15 minutes: a rate that can be settled lives on for as long, so that a late debt finds it
@@ -100,7 +105,8 @@ for i = 1, rates do
   arg = arg + 5
 end
 
--- The holds of a hash that are alive: their sum, and when the first expires. Those of holders that died are released.
+-- The holds of a hash that are alive: their sum, and when the first expires (0: there are none). Those of holders that
+-- died are released.
 local function swept(key)
   local sum, first, all = 0, 0, call('HGETALL', key)
   for f = 1, #all, 2 do
@@ -119,7 +125,7 @@ end
 local counted, hold, expiry = {}, '#' .. ARGV[1], now + life -- counted: what each state becomes, if all fit
 for take = rates + 1, takes do
   local key, budget = KEYS[4 + take], take <= rates + n[7]
-  local cost, least, limit, seed, gone = 1, 1, n[arg], -1, now + DAY
+  local cost, least, limit, seed, gone = 1, 1, n[arg], -1, now + max(DAY, 2 * life) -- every sweep prolongs it
   if budget then
     cost, least, limit, seed, gone = n[arg], n[arg + 1], n[arg + 2], n[arg + 3], n[arg + 5]
     if now < n[arg + 4] or now >= gone then return answer(4, {}, 0) end
@@ -132,7 +138,7 @@ for take = rates + 1, takes do
   if raw and #raw == 32 then spent, held, sweep, loaded = read('<dddd', raw) end
   local rewrite = not (spent >= 0 and held >= 0 and sweep >= 0 and loaded >= 0 and spent + held < LARGEST)
   if rewrite then spent, loaded = 0, budget and -1 or 0 end -- new, or not ours
-  if rewrite or (sweep > 0 and sweep <= now) then
+  if rewrite or sweep <= now then
     held, sweep = swept(key)
     rewrite = true
   end

@@ -2,8 +2,8 @@
 -- without the marker nothing moves.
 --
 -- A rate moves by (used - granted): a give-back lowers its TAT; more than was granted is debt, taken from now on. A
--- missing rate stays missing. A budget's hold is dropped and its real use is spent, unless the hold has expired (then
--- metering brings it). A slot is freed.
+-- missing rate stays missing. The hold of a budget or a slot is dropped and what was really used is spent, unless the hold
+-- has expired (then metering brings it).
 --
 -- It may bring what the call used, for the estimates of its tenant and model: four packed doubles, prompt bytes, prompt
 -- tokens, a running median of answers, their number. Formulas and constants are those of domain/estimates.py.
@@ -11,7 +11,8 @@
 -- KEYS  1 marker, then those to be moved: rates, budgets, concurrency limits; then the estimates, if there is a sample
 -- ARGV  1 request id   2 numbers, packed as little-endian doubles:
 --       now (us; 0: the server's clock), rates, samples (0 or 1), then
---       per rate: position among the takes (from 1), used (us); per budget or slot: position, used (its unit; of a slot 0)
+--       per rate: position among the takes (from 1), used (us)
+--       per budget and concurrency limit: position, used (the budget's unit; 0 of a slot, which is just freed)
 --       per sample: prompt bytes, prompt tokens, answer tokens (0: nothing to learn)
 -- Result 1 settled, 0 nothing to do
 

@@ -87,3 +87,19 @@ def test_everything_expires(client: redis.Redis, redis_url: str, take: Take, lon
     assert 0 < client.pttl(take.key) * 1_000 <= longest_us
     assert client.pttl(f"{TENANT}m:b") * 1_000 <= MINUTE
     assert all(client.pttl(key) > 0 for key in client.scan_iter())
+
+
+def test_a_slot_is_held_however_long_ago_others_only_looked(client: redis.Redis, redis_url: str) -> None:
+    """The key lives for a day from its last sweep. Nobody swept since, but the first to take does."""
+
+    async def scenario() -> None:
+        store = RedisLimitStore(redis_url, reply_timeout=5)
+        one = slot(1)
+        await store.look(Admission("look", [one], 0, "acme"))
+        client.pexpire(one.key, 5_000)  # nearly a day later
+        assert (await store.admit(Admission("a", [one], MINUTE, "acme"))).admitted
+        assert client.pttl(one.key) * 1_000 > MINUTE
+        assert not (await store.admit(Admission("b", [one], MINUTE, "acme"))).admitted
+        await store.aclose()
+
+    asyncio.run(scenario())
