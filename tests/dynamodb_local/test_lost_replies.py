@@ -90,7 +90,9 @@ async def ask(
     for i in range(count):
         try:
             admitted += (await store.admit(Admission(f"{name}{i}", takes, 10 * MINUTE, "acme"))).admitted
-        except StoreUnavailable:
+        except StoreUnavailable as error:
+            if settle:
+                say(f"request {i} could not be told: {error}")
             unknown += 1
             continue
         if settle:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.records import NOON
 from tests.unit.dynamodb.world import DAY_S, SECOND, World, budget, loaded, rate, slot
-from tollgate.adapters import dynamodb_limit_items
+from tollgate.adapters import dynamodb, dynamodb_limit_items, dynamodb_limit_subjects
 from tollgate.adapters.aws import AwsError
 from tollgate.adapters.http_message import ClosedEarly
 from tollgate.domain.limits import (
@@ -20,6 +20,13 @@ from tollgate.domain.limits import (
     Unit,
 )
 from tollgate.ports import StoreUnavailable
+
+
+@pytest.fixture(autouse=True)
+def again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is lost is asked for again even where a busy machine took a second to lose it."""
+    monkeypatch.setattr(dynamodb, "AGAIN_WITHIN_S", 60)
+    monkeypatch.setattr(dynamodb_limit_subjects, "AGAIN_WITHIN_S", 60)
 
 
 class TestLostReplies:
