@@ -124,3 +124,9 @@ def statements(role: Mapping[str, Tree]) -> Iterator[Mapping[str, Tree]]:
 
 def _substituted(text: str) -> list[str]:
     return [name.partition(".")[0] for name in re.findall(r"\$\{([^!}]+)\}", text)]
+
+
+FUNCTIONS = (
+    "AlertsFunction", "AuthorizerFunction", "InspectFunction", "MeteringFunction", "ProxyFunction", "PublisherFunction",
+    "ReconcilerFunction", "TokenTriggerFunction",
+)  # fmt: skip

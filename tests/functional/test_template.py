@@ -1,4 +1,4 @@
-"""template.yaml, after the SAM translator: what CloudFormation would deploy."""
+"""template.yaml, after the SAM translator, is what CloudFormation would deploy: the front door and the functions."""
 
 from __future__ import annotations
 
@@ -8,34 +8,23 @@ from typing import Any
 import pytest
 
 from functions.alerts import handler as alerts
-from tests.functional.cloudformation import TEMPLATE, deployed, references, resources, source, statements, translated
-from tollgate.adapters import event_bus, key_records
+from tests.functional.cloudformation import (
+    FUNCTIONS,
+    TEMPLATE,
+    deployed,
+    references,
+    resources,
+    source,
+    statements,
+    translated,
+)
+from tollgate.adapters import event_bus
 from tollgate.authentication import ANSWERED_WITHIN_S, CACHE_VARIABLE, MAX_CACHE_S, bridged_s
-from tollgate.domain.identity import ADMIN, SCOPES
-from tollgate.domain.issuer_settings import issuers
-from tollgate.domain.issuers import Issuer
-from tollgate.local import api_gateway, log_pipe, provision, streams
+from tollgate.local import api_gateway, log_pipe, streams
 from tollgate.local.gateway_auth import CACHE_S
 from tollgate.wire import errors
 
 ROOT = TEMPLATE.parent
-FUNCTIONS = (
-    "AlertsFunction", "AuthorizerFunction", "InspectFunction", "MeteringFunction", "ProxyFunction", "PublisherFunction",
-    "ReconcilerFunction", "TokenTriggerFunction",
-)  # fmt: skip
-STORES: dict[str, dict[str, str]] = {
-    "dynamodb": {},
-    "redis": {"StoreUrl": "rediss://cache.example:6379"},
-    "redis in a VPC": {"StoreUrl": "redis://10.0.0.1:6379", "VpcId": "vpc-1", "SubnetIds": "subnet-1,subnet-2"},
-    "elasticache-public": {},
-    "elasticache-vpc": {},
-    "elasticache-vpc in a VPC": {"VpcId": "vpc-1", "SubnetIds": "subnet-1,subnet-2"},
-}
-BILLED_BY_THE_HOUR = ("AWS::EC2::NatGateway", "AWS::ElastiCache::ServerlessCache", "AWS::WAFv2::WebACL")
-
-
-def with_store(store: str) -> dict[str, Any]:
-    return deployed(StoreType=store.split(" ")[0], **STORES[store])
 
 
 def api() -> dict[str, Any]:
@@ -320,210 +309,3 @@ def test_edits_of_both_tables_reach_the_publisher_but_its_own_do_not() -> None:
     (policy,) = (it for it in mappings.values() if it["EventSourceArn"]["Fn::GetAtt"][0] == "PolicyTable")
     (pattern,) = policy["FilterCriteria"]["Filters"]
     assert json.loads(pattern["Pattern"]) == {"dynamodb": {"Keys": {"id": {"S": [{"anything-but": ["snapshot"]}]}}}}
-
-
-# -- permissions ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_roles_name_actions_and_resources(name: str) -> None:
-    function = resources("AWS::Lambda::Function")[name]
-    role = resources("AWS::IAM::Role")[function["Role"]["Fn::GetAtt"][0]]
-    for statement in statements(role):
-        assert statement["Effect"] == "Allow"
-        actions = statement["Action"]
-        for action in [actions] if isinstance(actions, str) else actions:
-            assert "*" not in action
-        assert json.dumps(statement["Resource"]) not in ('"*"', '["*"]')
-
-
-def test_only_functions_in_a_vpc_may_make_network_interfaces() -> None:
-    for store in STORES:
-        stack = with_store(store)
-        for name in FUNCTIONS:
-            role = stack[name.replace("Function", "Role")]["Properties"]
-            in_vpc = "VpcConfig" in stack[name]["Properties"]
-            assert ("ManagedPolicyArns" in role) == in_vpc
-            assert in_vpc == (
-                ("VPC" in store or store == "elasticache-vpc")
-                and name not in ("AlertsFunction", "AuthorizerFunction", "TokenTriggerFunction")
-            )
-
-
-def test_only_the_proxy_reads_provider_keys_and_only_the_authorizer_what_api_keys_are_hashed_with() -> None:
-    readers = {
-        name: statement["Resource"]
-        for name, role in resources("AWS::IAM::Role").items()
-        for statement in statements(role)
-        if "secretsmanager" in str(statement["Action"])
-    }
-    assert readers.keys() == {"ProxyRole", "AuthorizerRole"}
-    assert readers["ProxyRole"]["Fn::Sub"].endswith(":secret:${SecretPrefix}/*")
-    assert readers["AuthorizerRole"] == {"Ref": "KeyPepper"}
-    (pepper,) = [it for name, it in resources("AWS::SecretsManager::Secret").items() if name == "KeyPepper"]
-    assert "Name" not in pepper  # one that begins with the stack's name, not with the provider keys' prefix
-    made = pepper["GenerateSecretString"]
-    text = json.dumps(
-        json.loads(made["SecretStringTemplate"]) | {made["GenerateStringKey"]: "x" * made["PasswordLength"]}
-    )
-    assert key_records.peppers_of(text).keys() == {"1"}
-    assert translated()["Resources"]["KeyPepper"]["DeletionPolicy"] == "Retain"
-
-
-# -- tables and identity -------------------------------------------------------------------------------------------
-
-
-def test_tables_are_on_demand_recoverable_encrypted_and_outlive_the_stack() -> None:
-    tables = resources("AWS::DynamoDB::Table")
-    assert tables.keys() == {"PolicyTable", "TenantsTable", "LimitsTable", "LedgerTable", "AuditTable", "KeysTable"}
-    for name, table in tables.items():
-        assert table["BillingMode"] == "PAY_PER_REQUEST"
-        assert table["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
-        assert table["SSESpecification"] == {"SSEEnabled": True}
-        assert translated()["Resources"][name]["DeletionPolicy"] == "Retain"
-        assert translated()["Resources"][name]["UpdateReplacePolicy"] == "Retain"
-        assert ("StreamSpecification" in table) == (name in ("PolicyTable", "TenantsTable", "KeysTable"))
-        assert ("TimeToLiveSpecification" in table) == (name not in ("PolicyTable", "TenantsTable"))
-
-
-def test_tables_have_the_keys_that_the_local_stack_creates() -> None:
-    made: dict[str, dict[str, str]] = {}
-
-    class Recorder:
-        exceptions = None
-
-        def create_table(self, TableName: str, KeySchema: list[dict[str, str]], **_: object) -> None:
-            made[TableName] = {key["AttributeName"]: key["KeyType"] for key in KeySchema}
-
-        def describe_table(self, TableName: str) -> dict[str, dict[str, str]]:
-            return {"Table": {"TableStatus": "ACTIVE"}}
-
-        def update_time_to_live(self, **_: object) -> None:
-            pass
-
-    for name, table in resources("AWS::DynamoDB::Table").items():
-        keys = {key["AttributeName"]: key["KeyType"] for key in table["KeySchema"]}
-        provision._table(Recorder(), name, keys)
-        assert made[name] == keys
-
-
-def test_access_tokens_carry_the_tenant_and_no_user_can_change_theirs() -> None:
-    pool = resources("AWS::Cognito::UserPool")["UserPool"]
-    assert pool["UserPoolTier"] != "LITE"
-    assert pool["LambdaConfig"]["PreTokenGenerationConfig"]["LambdaVersion"] == "V3_0"
-    assert pool["AdminCreateUserConfig"] == {"AllowAdminCreateUserOnly": True}
-    for client in resources("AWS::Cognito::UserPoolClient").values():
-        if client["AllowedOAuthFlows"] == ["client_credentials"]:
-            assert client["GenerateSecret"] is True
-            continue
-        assert client["AllowedOAuthFlows"] == ["code"]
-        assert client["GenerateSecret"] is False
-        assert not any(name.startswith("custom:") for name in client["WriteAttributes"])
-        # its tokens would let the user write attributes through Cognito's own API
-        assert "aws.cognito.signin.user.admin" not in client["AllowedOAuthScopes"]
-
-
-def test_people_sign_in_by_code_alone_and_their_refresh_tokens_rotate() -> None:
-    pool = resources("AWS::Cognito::UserPool")["UserPool"]
-    (client,) = (it for it in resources("AWS::Cognito::UserPoolClient").values() if it["AllowedOAuthFlows"] == ["code"])
-    assert client["RefreshTokenRotation"]["Feature"] == "ENABLED"
-    assert 0 < client["RefreshTokenRotation"]["RetryGracePeriodSeconds"] <= 60
-    # Cognito takes rotation only without ALLOW_REFRESH_TOKEN_AUTH, and takes none named for several
-    assert client["ExplicitAuthFlows"] == ["ALLOW_CUSTOM_AUTH"]
-    challenges = {"DefineAuthChallenge", "CreateAuthChallenge", "VerifyAuthChallengeResponse"}
-    assert not challenges & pool["LambdaConfig"].keys()
-
-
-def test_the_authorizer_takes_the_pools_tokens_that_name_a_scope_of_the_resource_server() -> None:
-    variables = resources("AWS::Lambda::Function")["AuthorizerFunction"]["Environment"]["Variables"]
-    issuer = variables["TOLLGATE_ISSUER"]["Fn::Sub"]
-    assert variables["TOLLGATE_JWKS_URL"]["Fn::Sub"] == f"{issuer}/.well-known/jwks.json"
-    assert variables["TOLLGATE_ADMIN_GROUPS"] == {"Ref": "AdminGroup"}
-    pool = "https://cognito-idp.eu-central-1.amazonaws.com/eu-central-1_AbC123"
-    (found,) = issuers(
-        {**variables, "TOLLGATE_ISSUER": pool, "TOLLGATE_ADMIN_GROUPS": "admins", "TOLLGATE_ISSUERS": ""}
-    )
-    assert (found.clients, found.default_scopes, found.token_use) == ({"*"}, frozenset(), "access")
-    assert found.algorithms == {"RS256"}
-
-
-def test_the_pools_scopes_are_those_that_are_enforced() -> None:
-    (server,) = resources("AWS::Cognito::UserPoolResourceServer").values()
-    prefix = f"{server['Identifier']}/"
-    assert {scope["ScopeName"] for scope in server["Scopes"]} == SCOPES - {ADMIN}, "administrators are a group"
-    offered = {prefix + scope["ScopeName"] for scope in server["Scopes"]}
-    for client in resources("AWS::Cognito::UserPoolClient").values():
-        assert {s for s in client["AllowedOAuthScopes"] if s.startswith(prefix)} == offered
-    assert prefix == Issuer("x", "x").scope_prefix
-
-
-# -- stores --------------------------------------------------------------------------------------------------------
-
-
-def test_by_default_nothing_costs_money_while_nobody_calls() -> None:
-    kinds = {resource["Type"] for resource in deployed().values()}
-    assert kinds.isdisjoint(BILLED_BY_THE_HOUR)
-
-
-@pytest.mark.parametrize("store", STORES)
-def test_whatever_exists_names_only_what_exists(store: str) -> None:
-    stack = with_store(store)
-    known = stack.keys() | source()["Parameters"].keys()
-    for name, resource in stack.items():
-        unknown = {it for it in references(resource) if it not in known and not it.startswith("AWS::")}
-        assert not unknown, name
-
-
-@pytest.mark.parametrize(
-    ("store", "url"),
-    [
-        ("dynamodb", {"Fn::Sub": "dynamodb://${LimitsTable}"}),
-        ("redis", "rediss://cache.example:6379"),
-        (
-            "elasticache-public",
-            {
-                "Fn::Sub": "rediss://default.iam-user@${Cache.Endpoint.Address}:${Cache.Endpoint.Port}?cluster=yes&iam=${Cache}"
-            },
-        ),
-        ("elasticache-vpc", {"Fn::Sub": "rediss://${Cache.Endpoint.Address}:${Cache.Endpoint.Port}?cluster=yes"}),
-    ],
-)
-def test_all_functions_that_use_the_store_get_the_same_url(store: str, url: object) -> None:
-    stack = with_store(store)
-    for name in ("ProxyFunction", "MeteringFunction", "PublisherFunction"):
-        variables = stack[name]["Properties"]["Environment"]["Variables"]
-        assert variables["TOLLGATE_STORE_URL"] == url
-        assert variables["TOLLGATE_LIMITS_TABLE"] == {"Ref": "LimitsTable"}  # the fallback
-
-
-def test_a_public_cache_has_no_vpc_and_lets_roles_in_by_iam() -> None:
-    stack = with_store("elasticache-public")
-    assert "Vpc" not in stack
-    cache = stack["Cache"]["Properties"]
-    assert cache["ConnectionType"] == "public"
-    assert "SubnetIds" not in cache
-    assert "SecurityGroupIds" not in cache
-    for name in ("ProxyRole", "MeteringRole", "PublisherRole"):
-        allowed = [
-            it["Action"]
-            for policy in stack[name]["Properties"]["Policies"]
-            for it in policy["PolicyDocument"]["Statement"]
-        ]
-        assert "elasticache:Connect" in allowed
-
-
-def test_a_cache_in_a_vpc_brings_the_way_out_that_providers_need_unless_there_is_one() -> None:
-    made = with_store("elasticache-vpc")
-    assert {"Vpc", "NatGateway", "DynamoDbEndpoint"} <= made.keys()
-    assert made["Cache"]["Properties"]["SubnetIds"] == [{"Ref": "PrivateSubnetA"}, {"Ref": "PrivateSubnetB"}]
-    given = with_store("elasticache-vpc in a VPC")
-    assert {"Vpc", "NatGateway"}.isdisjoint(given)
-    assert given["CacheSecurityGroup"]["Properties"]["VpcId"] == "vpc-1"
-
-
-def test_outputs_lead_to_the_first_call() -> None:
-    outputs = source()["Outputs"]
-    assert [name for name in outputs if name.startswith("Step")] == [
-        "Step1Environment", "Step2ProviderKey", "Step3Policy", "Step4Tenant", "Step5Token", "Step6FirstCall",
-    ]  # fmt: skip
-    assert {"ApiUrl", "UserPoolId", "MachineClientId", "PublicClientId", "TokenUrl"} <= outputs.keys()
