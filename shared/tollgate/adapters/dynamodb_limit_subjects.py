@@ -87,6 +87,7 @@ class SubjectItems:
                 item = await self._without_expired(part.pk, Item.read(failed.item), now)
                 if not tries:
                     known.learn(part.rates, item, now)
+                self._known.put(part.pk, known.after(item, now))
                 guess = Guess.right(item, now)
                 if item.has(admission.id, now):
                     self._lost.pop(name)
@@ -143,6 +144,7 @@ class SubjectItems:
                 item = Item.read(await self._table.update({"pk": pk}, write, returns="ALL_NEW"))
             except ConditionFailed as failed:
                 item = Item.read(failed.item)
+                self._known.put(pk, known.after(item, now))
                 if item.has(id, now) or (lost and move.tells and move.single not in item.holds):
                     return
                 if lost and not move.tells and not item.has_not(id, now):
