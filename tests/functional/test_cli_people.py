@@ -59,7 +59,10 @@ def test_who_is_somebody_elses_is_not_taken(acme: Shell) -> None:
     acme.ok("user", "create", "ann", "--tenant", "acme", "--no-invite")
     line = acme.fails(4, "user", "create", "ann", "--tenant", "globex", "--no-invite")
     assert line == "tollgate: there is a user 'ann' already, of tenant 'acme', with no email"
-    assert acme.fails(3, "user", "create", "bob", "--tenant", "acne") == "tollgate: there is no tenant 'acne'"
+    assert (
+        acme.fails(3, "user", "create", "bob", "--tenant", "acne")
+        == "tollgate: there is no tenant 'acne': see `tollgate tenant list`"
+    )
 
 
 def test_the_life_of_a_user(acme: Shell, cognito: Any) -> None:
@@ -73,7 +76,7 @@ def test_the_life_of_a_user(acme: Shell, cognito: Any) -> None:
     assert "add --yes" in acme.fails(2, "user", "delete", "ann")
     assert acme.ok("user", "delete", "ann", "--yes", "--json").json == {"deleted": "ann", "tenant": "acme"}
     for command in ("show", "disable", "enable", "delete"):
-        assert acme.fails(3, "user", command, "ann") == "tollgate: there is no user 'ann'"
+        assert acme.fails(3, "user", command, "ann") == "tollgate: there is no user 'ann': see `tollgate user list`"
 
 
 def test_users_are_listed_by_tenant(acme: Shell) -> None:
@@ -138,7 +141,10 @@ def test_a_deleted_client_gets_no_tokens(acme: Shell, cognito: Any) -> None:
         claims(made["client_id"])
     with pytest.raises(cognito.exceptions.ResourceNotFoundException):
         cognito.describe_user_pool_client(UserPoolId=cognito.pool, ClientId=made["client_id"])
-    assert acme.fails(3, "client", "delete", "job", "--yes") == "tollgate: there is no client 'job'"
+    assert (
+        acme.fails(3, "client", "delete", "job", "--yes")
+        == "tollgate: there is no client 'job': see `tollgate client list`"
+    )
 
 
 def test_a_client_that_cannot_be_entered_does_not_stay(
