@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -142,8 +142,8 @@ def test_redis_and_aws_may_run_already() -> None:
             aws.kill()
 
 
-@pytest.fixture(scope="module")
-def own() -> Any:
+@pytest.fixture
+def own() -> Iterator[DevStack]:
     """A stack that may be broken."""
     with DevStack() as running:
         yield running

@@ -213,8 +213,9 @@ def test_restrictions_that_were_spoilt_by_hand_let_nobody_in(callers: Callers, t
 
 
 def test_rotation_is_without_an_error_and_ends_the_old_secret(
-    stack: DevStack, callers: Callers, tenant: Caller, key: str
+    stack: DevStack, callers: Callers, tenant: Caller, new_key: NewKey
 ) -> None:
+    key = new_key()
     id = api_keys.parse(key) or ""
 
     def ended_now() -> str:
@@ -242,7 +243,7 @@ def test_a_revoked_or_expired_key_is_refused(stack: DevStack, tenant: Caller, ne
 
 
 def test_no_secret_is_written_anywhere(stack: DevStack, callers: Callers, tenant: Caller, key: str) -> None:
-    assert holding(tenant, key).chat().status in (200, 401)
+    assert holding(tenant, key).chat().status == 200
     secret = key.rpartition("_")[2]
     places = {
         "keys": str(callers._table("KEYS").scan()["Items"]),
@@ -258,7 +259,7 @@ def test_no_secret_is_written_anywhere(stack: DevStack, callers: Callers, tenant
 # -- tollgate serve ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def served(
     callers: Callers, tenant: Caller, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:

@@ -138,16 +138,17 @@ def function(world: World) -> Iterator[LambdaFunction]:
 
 def test_a_batch_is_entered_once_and_felt_by_the_limit_store(world: World, function: LambdaFunction) -> None:
     now = clock_us()
-    subject = keys.tenant_subject("acme")
+    tenant = "umbrella"
+    subject = keys.tenant_subject(tenant)
     label, start, end = Window.MONTH.bounds(now)
     limit = Budget(Scope.TENANT, Unit.TOKENS, 1000, Window.MONTH, "tenant.tokens.month")
     take = BudgetTake(subject, f"{subject}:b:tokens.month:{label}", limit, 10, 10, label, start, end, 0)
     assert world.run(world.store.admit(Admission("first", [take], 60_000_000))).admitted
     settle = (("b", take.key, 995),)
     records: list[UsageOpen | UsageClose] = [
-        an_open("a", ts_us=now, expires_us=now + 60_000_000),
-        a_close("a", ts_us=now, input_tokens=995, settle=settle),
-        an_open("b", ts_us=now, expires_us=now + 60_000_000),
+        an_open("a", tenant=tenant, ts_us=now, expires_us=now + 60_000_000),
+        a_close("a", tenant=tenant, ts_us=now, input_tokens=995, settle=settle),
+        an_open("b", tenant=tenant, ts_us=now, expires_us=now + 60_000_000),
     ]
     event = subscription(*[json.dumps(record.as_dict()) for record in records])
     answer = delivered(function, event).payload

@@ -27,11 +27,16 @@ FREE = {"scope": "user", "requests": 500, "per": "minute"}
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevStack]:
     """A stack of one's own, with a policy that may be replaced, and a plan for each test."""
     policy = demo_policy()
-    policy["plans"] |= {f"plan-{number}": {"models": ["small"], "limits": [FREE]} for number in range(1, 10)}
+    policy["plans"] |= plans()
     path = tmp_path_factory.mktemp("policy") / "policy.yaml"
     path.write_text(yaml.safe_dump(policy))
     with DevStack("--policy", str(path)) as running:
         yield running
+
+
+def plans() -> dict[str, Any]:
+    """One for each test."""
+    return {f"plan-{number}": {"models": ["small"], "limits": [FREE]} for number in range(1, 10)}
 
 
 def demo_policy() -> dict[str, Any]:
@@ -171,7 +176,7 @@ def test_a_file_that_was_applied(stack: DevStack, callers: Callers, tmp_path_fac
     """Its upstreams go where this stack sends them, so that the demo model goes on answering."""
     user = User(stack, callers)
     policy = demo_policy()
-    policy["plans"] |= {f"plan-{number}": {"models": ["small"]} for number in range(1, 10)}
+    policy["plans"] |= plans()
     policy["plans"]["free"]["limits"] = [{**FREE, "requests": 50}]
     policy["tenants"] = {user.tenant: {"plan": "free"}}
     path = tmp_path_factory.mktemp("applied") / "policy.yaml"
