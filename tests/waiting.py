@@ -9,7 +9,7 @@ PATIENCE_S = 60.0
 """So long may it take until something happens that is certain to: only a test that fails waits for it."""
 
 
-def wait(condition: Callable[[], object], pause_s: float = 0.05) -> None:
+def wait(condition: Callable[[], object], *, pause_s: float = 0.05) -> None:
     """Returns as soon as `condition` holds, and fails if it never does."""
     until = time.monotonic() + PATIENCE_S
     while not condition():

@@ -190,7 +190,7 @@ def test_the_gateway_runs_on_another_asgi_server_too() -> None:
                 statuses.append(response.status)
             return bool(statuses)
 
-        wait(answers, 30)
+        wait(answers)
         assert statuses == [200]
     finally:
         uvicorn.terminate()

@@ -123,7 +123,7 @@ def test_who_leaves_is_charged_for_what_the_upstream_produced(
         caller = served.caller("leaving")
         with upstream.play(stream_slowly) as received, ThreadPoolExecutor(20) as threads:
             list(threads.map(lambda number: leave_early(caller, number), range(calls)))
-            wait(lambda: len(served.records("usage.close")) == calls, 30)
+            wait(lambda: len(served.records("usage.close")) == calls)
         assert len(received) == calls
         closed = {int(record["use_case"][2:]): record for record in served.records("usage.close")}
         assert sorted(closed) == list(range(calls))
@@ -162,7 +162,7 @@ def test_who_leaves_is_drained_for_half_a_minute_and_more(
         upstream.play(script),
     ):
         leave_early(served.caller("slow"), 0)
-        wait(lambda: bool(served.records("usage.close")), 45)
+        wait(lambda: bool(served.records("usage.close")))
         (record,) = served.records("usage.close")
         assert (record["input_tokens"], record["output_tokens"]) == usage_of(0)
         assert not record["estimated"]
@@ -199,7 +199,7 @@ class Mortal:
             except ConnectionError:
                 return False
 
-        wait(healthy, 30)
+        wait(healthy)
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
