@@ -76,9 +76,9 @@ def test_a_connection_that_was_lost_while_nothing_ran_is_noticed_first() -> None
 
     def answer_one() -> None:
         accepted, _ = listener.accept()
-        with accepted:
-            accepted.recv(65_536)
-            accepted.sendall(OK)
+        servers.append(accepted)
+        accepted.recv(65_536)
+        accepted.sendall(OK)
 
     async def ask(http: HttpClient) -> int:
         asking = asyncio.create_task(http.request("GET", f"http://127.0.0.1:{listener.getsockname()[1]}/"))
@@ -90,9 +90,12 @@ def test_a_connection_that_was_lost_while_nothing_ran_is_noticed_first() -> None
     async def connections(http: HttpClient) -> int:
         return len(http._connections)
 
+    servers: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
         kept = Kept(client)
         assert kept.run(ask) == 1
+        servers[0].close()
         assert kept.run(connections) == 0
         assert kept.run(ask) == 1
+        servers[1].close()
         kept.close()
