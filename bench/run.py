@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -125,13 +126,8 @@ def measure(rounds: int, seconds: float) -> dict[str, object]:
             for connections in CONNECTIONS:
                 name = f"{'stream of ' + str(CHUNKS) if stream else 'whole'}, {connections}"
                 say(name)
-                samples = rounds_of(
-                    rig, targets, rounds,
-                    lambda target, n=connections, s=stream: rig.load(  # type: ignore[misc]  # a default binds it
-                        target.port, token, connections=n, seconds=seconds, stream=s
-                    ),
-                )  # fmt: skip
-                throughput[name] = summary(samples)
+                load = partial(rig.load, token=token, connections=connections, seconds=seconds, stream=stream)
+                throughput[name] = summary(rounds_of(targets, rounds, load))
         rss_load = gateway.rss_mb()
         say("store")
         store = ask_of_stores(rig, gateway, port, token, seconds)
@@ -150,15 +146,13 @@ def measure(rounds: int, seconds: float) -> dict[str, object]:
     }
 
 
-def rounds_of(
-    rig: Rig, targets: Sequence[Target], rounds: int, load: Callable[[Target], Load]
-) -> dict[str, list[Sample]]:
-    """Each target in each round; every other round in reverse order."""
+def rounds_of(targets: Sequence[Target], rounds: int, load: Callable[[int], Load]) -> dict[str, list[Sample]]:
+    """Each target in each round; every other round in reverse order. `load` is told the target's port."""
     found: dict[str, list[Sample]] = {target.name: [] for target in targets}
     for number in range(rounds):
         for target in targets if number % 2 else reversed(targets):
             before = target.process.cpu_us() if target.process else 0
-            done = load(target)
+            done = load(target.port)
             used = target.process.cpu_us() - before if target.process else 0
             found[target.name].append(Sample(done, used / max(1, done.requests)))
     return found
@@ -183,10 +177,8 @@ def added_latency(rig: Rig, port: int, token: str, rounds: int, seconds: float) 
     """What the gateway and a bare proxy add to a direct call, one caller at a time."""
     _, bare_port = rig.bare_proxy(rig.slow_port)
     targets = [Target("direct", rig.slow_port, None), Target("bare", bare_port, None), Target("gateway", port, None)]
-    samples = rounds_of(
-        rig, targets, rounds,
-        lambda target: rig.load(target.port, token, connections=1, seconds=2 * seconds, model="bench-slow"),
-    )  # fmt: skip
+    load = partial(rig.load, token=token, connections=1, seconds=2 * seconds, model="bench-slow")
+    samples = rounds_of(targets, rounds, load)
     direct = [sample.load for sample in samples["direct"]]
 
     def added(name: str, value: Callable[[Load], float]) -> float:

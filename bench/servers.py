@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import tempfile
 import venv
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -63,12 +64,8 @@ def compare(granian: list[str], rounds: int, seconds: float) -> None:
         for model, stream, connections in (
             ("bench", False, 64), ("bench", True, 64), ("bench", False, 1), ("bench-slow", False, 1),
         ):  # fmt: skip
-            found = rounds_of(
-                rig, targets, rounds,
-                lambda target, m=model, s=stream, n=connections: rig.load(  # type: ignore[misc]  # a default binds it
-                    target.port, token, connections=n, seconds=seconds, stream=s, model=m
-                ),
-            )  # fmt: skip
+            load = partial(rig.load, token=token, connections=connections, seconds=seconds, stream=stream, model=model)
+            found = rounds_of(targets, rounds, load)
             what = "stream" if stream else f"whole, {SLOW_MS} ms" if model != "bench" else "whole"
             print(f"{what + ', ' + str(connections):<24}", end="")
             for taken in found.values():

@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
@@ -66,8 +67,8 @@ def test_who_asks_again_with_the_same_id_is_charged_once(redis: Redis) -> None:
                     tokens.seed = 0
                     call = Admission(uuid.uuid4().hex, [scarcely(), tokens], MINUTE, "acme")
                     used = Settlement(call.id, call.takes, [None, 30], "acme")
-                    await insist(lambda call=call: store.admit(call), i % 2 == 0)  # type: ignore[misc]  # a default binds it
-                    await insist(lambda used=used: store.settle(used), i % 2 == 0)  # type: ignore[misc]  # a default binds it
+                    await insist(partial(store.admit, call), i % 2 == 0)
+                    await insist(partial(store.settle, used), i % 2 == 0)
 
         clients = 20
         await asyncio.gather(*(client(i, LOST // clients) for i in range(clients)))
