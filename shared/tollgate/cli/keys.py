@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,10 +17,8 @@ from tollgate.cli.values import AHEAD, SPAN
 
 if TYPE_CHECKING:
     from tollgate.adapters.document_table import Item
-    from tollgate.adapters.keys_table import KeysTable, Made
+    from tollgate.adapters.keys_table import Made
     from tollgate.adapters.policy_tables import PolicyTables
-
-T = TypeVar("T")
 
 NEEDED = (*TABLES, "TOLLGATE_KEYS_TABLE", "TOLLGATE_KEY_PEPPER")
 USED_DAYS = 90
@@ -177,7 +175,9 @@ def rotate(key_id: str, overlap: timedelta, quiet: bool, as_json: bool) -> None:
       tollgate key rotate 3kTz9QvB1xYpA --overlap 0         it leaked: the old one ends within 60 s
     """
     seconds = int(overlap.total_seconds())
-    _print_made(_with_keys(lambda keys: keys.rotate(key_id, actor(), overlap_s=seconds)), quiet, as_json)
+    _print_made(
+        with_stack(lambda stack: stack.keys().rotate(key_id, actor(), overlap_s=seconds), NEEDED), quiet, as_json
+    )
 
 
 @key.command()
@@ -192,7 +192,7 @@ def revoke(key_id: str, yes: bool, as_json: bool) -> None:
       tollgate key revoke tg_3kTz9QvB1xYpA_0hV... --yes         a whole key that leaked
     """
     confirm(f"End the API key {key_id} for good?", yes)
-    item = _with_keys(lambda keys: keys.revoke(key_id, actor()))
+    item = with_stack(lambda stack: stack.keys().revoke(key_id, actor()), NEEDED)
     if as_json:
         echo_json(_shown(item))
     else:
@@ -231,10 +231,6 @@ def _of_key(text: str) -> Any:
     except PolicyErrors as errors:
         raise click.UsageError(f"{text}: {errors.problems[0].message}") from None
     return {"scope": "key", **entry} if isinstance(entry, dict) else entry
-
-
-def _with_keys(operation: Callable[[KeysTable], Awaitable[T]]) -> T:
-    return with_stack(lambda stack: operation(stack.keys()), NEEDED)
 
 
 async def _used(stack: Stack, items: Sequence[Item]) -> dict[str, str]:

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
-
 import click
 
 from tollgate.cli.connect import with_stack
 from tollgate.cli.output import confirm, echo_json, json_option, table, yes_option
-
-if TYPE_CHECKING:
-    from tollgate.adapters.keys_table import KeysTable
-
-T = TypeVar("T")
 
 NEEDED = ("TOLLGATE_KEYS_TABLE", "TOLLGATE_KEY_PEPPER")
 
@@ -41,7 +33,7 @@ def add(as_json: bool) -> None:
     \b
       tollgate key pepper add
     """
-    number = _with_keys(lambda keys: keys.add_pepper())
+    number = with_stack(lambda stack: stack.keys().add_pepper(), NEEDED)
     if as_json:
         echo_json({"pepper": number})
         return
@@ -59,8 +51,7 @@ def list_(as_json: bool) -> None:
       tollgate key pepper list
       tollgate key pepper list --json | jq -r '.peppers[0].keys[]'
     """
-
-    found = _with_keys(lambda keys: keys.peppers())
+    found = with_stack(lambda stack: stack.keys().peppers(), NEEDED)
     if as_json:
         names = ("pepper", "keys", "newest", "missing")
         echo_json({"peppers": [dict(zip(names, use, strict=True)) for use in found]})
@@ -83,12 +74,8 @@ def retire(number: str, yes: bool, as_json: bool) -> None:
       tollgate key pepper retire 1
     """
     confirm(f"Retire pepper {number} for good?", yes)
-    _with_keys(lambda keys: keys.retire_pepper(number))
+    with_stack(lambda stack: stack.keys().retire_pepper(number), NEEDED)
     if as_json:
         echo_json({"pepper": number, "retired": True})
     else:
         click.echo(f"pepper {number} is retired")
-
-
-def _with_keys(operation: Callable[[KeysTable], Awaitable[T]]) -> T:
-    return with_stack(lambda stack: operation(stack.keys()), NEEDED)

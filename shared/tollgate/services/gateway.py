@@ -45,7 +45,7 @@ from tollgate.wire.capabilities import cut_short
 from tollgate.wire.converse import route_of as converse_route
 from tollgate.wire.credentials import TwoCredentials
 from tollgate.wire.errors import ApiError
-from tollgate.wire.headers import from_upstream, to_upstream, use_case
+from tollgate.wire.headers import USE_CASE_HEADER, from_upstream, to_upstream, use_case
 from tollgate.wire.models import model_entry, model_list
 from tollgate.wire.routes import KEYED_PREFIX, ROUTES, Route
 from tollgate.wire.usage import UsageReader, reader_for
@@ -143,7 +143,7 @@ class Gateway:
     async def _model_call(self, exchange: Exchange, route: Route, request_id: str) -> None:
         started = self._clock()
         who, ip = await self._known(exchange, INVOKE)
-        label = use_case(exchange.headers.get(b"x-tollgate-use-case"))
+        label = use_case(exchange.headers.get(USE_CASE_HEADER))
         body = Body(await exchange.body(self._max_body))
         call = route.read(body)
         deadline = self._deadline(exchange)
