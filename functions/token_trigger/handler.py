@@ -13,13 +13,15 @@ from functools import cache
 from typing import Any
 
 from tollgate.adapters.telemetry import log
+from tollgate.domain.identity import names_of_pool_user
 
 CLIENT_CREDENTIALS = "TokenGeneration_ClientCredentials"
 CLIENT_PREFIX = "client#"
 """Of the keys in the tenants table that name app clients; ``#`` cannot occur in a tenant's name."""
 
-Lookup = Callable[[str], Mapping[str, str] | None]
-"""The text attributes of an item of the tenants table by its key, read consistently; None if there is none."""
+Lookup = Callable[[str], Mapping[str, Any] | None]
+"""The text attributes of an item of the tenants table by its key, and the names of `disabled_users`, read consistently;
+None if there is none."""
 
 
 class NoToken(Exception):
@@ -58,9 +60,11 @@ def claims_for(event: Mapping[str, Any], lookup: Lookup) -> dict[str, str]:
         if client is None:
             raise NoToken("the app client belongs to no tenant")
         tenant, team = client.get("tenant_id", ""), client.get("team", "")
+        names = frozenset({event["callerContext"]["clientId"]})
     else:
         attributes = event["request"].get("userAttributes") or {}
         tenant, team = attributes.get("custom:tenant", ""), attributes.get("custom:team", "")
+        names = names_of_pool_user(event.get("userName", ""), attributes.get("sub", ""), tenant)
     if not tenant or "#" in tenant:
         raise NoToken("no tenant is named")
     record = lookup(tenant)
@@ -68,18 +72,23 @@ def claims_for(event: Mapping[str, Any], lookup: Lookup) -> dict[str, str]:
         raise NoToken("there is no such tenant")
     if record.get("state", "active") != "active":
         raise NoToken("the tenant is suspended")
+    if not names.isdisjoint(record.get("disabled_users", ())):
+        raise NoToken("the user is disabled")
     claims = {"tenant": tenant, "plan": record.get("plan", ""), "team": team}
     return {name: value for name, value in claims.items() if value}
 
 
-def _lookup(key: str) -> Mapping[str, str] | None:
+def _lookup(key: str) -> Mapping[str, Any] | None:
     answer = _dynamodb().get_item(
         TableName=os.environ["TOLLGATE_TENANTS_TABLE"],
         Key={"tenant": {"S": key}},
         ConsistentRead=True,  # a tenant made a moment ago gets tokens, one suspended a moment ago gets none
     )
     item = answer.get("Item")
-    return None if item is None else {name: value["S"] for name, value in item.items() if "S" in value}
+    if item is None:
+        return None
+    disabled = [entry["M"]["user"]["S"] for entry in item.get("disabled_users", {}).get("L", ())]
+    return {name: value["S"] for name, value in item.items() if "S" in value} | {"disabled_users": disabled}
 
 
 @cache

@@ -274,7 +274,7 @@ async def gateway(
     return Gateway(
         identify=identify,
         account=Account(directory, spending, store, clock_us),
-        administration=Administration(directory, status),
+        administration=Administration(directory, status, clock_us),
         admitter=admitter,
         forwarder=Forwarder(adapters.http, adapters.secrets(), adapters.sign),
         usage_log=StdoutUsageLog(),

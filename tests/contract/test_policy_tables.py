@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.policy_file import parse
 from tollgate.adapters.policy_items import body_of, items_of, unpack
 from tollgate.adapters.policy_tables import Conflict, NotFound, PolicyTables
-from tollgate.domain.policy import Policy, TenantRecord, TenantSpec
+from tollgate.domain.policy import MAX_DISABLED_USERS, Policy, TenantRecord, TenantSpec
 from tollgate.domain.policy_check import check
 from tollgate.domain.policy_document import Document, PolicyErrors
 from tollgate.domain.schema import plain
@@ -338,6 +339,51 @@ def test_suspending_and_resuming(tables: Tables, acme: TenantRecord) -> None:
     assert tables.run(tables.main.tenants.set_state("acme", "active", "tests")).state == "active"
     with pytest.raises(NotFound):
         tables.run(tables.main.tenants.set_state("nobody", "suspended", "tests"))
+
+
+def test_users_are_disabled_and_enabled(tables: Tables, acme: TenantRecord) -> None:
+    users = tables.main.tenants
+    tables.put({**tables.get("acme"), "note": "calls on Mondays"})
+    tables.run(users.disable("acme", {"ann", "0c1d"}, "tests"))
+    tables.run(users.disable("acme", {"bob"}, "tests"))
+    item = tables.get("acme")
+    assert item["disabled_users"] == [{"user": "0c1d"}, {"user": "ann"}, {"user": "bob"}]
+    assert (item["note"], item["updated_by"], item["version"]) == ("calls on Mondays", "tests", acme.version + 2)
+    tables.run(users.disable("acme", {"bob"}, "somebody else"))
+    assert tables.get("acme") == item  # nothing to do
+    assert tables.run(tables.main.tenant("acme")).disables("ann", NOW_S * 1_000_000)
+    tables.run(users.enable("acme", {"ann", "0c1d", "bob"}, "tests"))
+    assert "disabled_users" not in tables.get("acme")
+    with pytest.raises(NotFound):
+        tables.run(users.disable("nobody", {"ann"}, "tests"))
+
+
+def test_the_list_of_disabled_users_does_not_grow_for_ever(tables: Tables, acme: TenantRecord) -> None:
+    users, soon = tables.main.tenants, datetime.fromtimestamp(NOW_S + 60, UTC)
+    tables.run(users.disable("acme", {"gone"}, "tests", soon))
+    tables.run(users.disable("acme", {"ann"}, "tests"))
+    assert {entry["user"] for entry in tables.get("acme")["disabled_users"]} == {"gone", "ann"}
+    tables.now_s += 60
+    tables.run(users.disable("acme", {"bob"}, "tests"))
+    assert {entry["user"] for entry in tables.get("acme")["disabled_users"]} == {"ann", "bob"}
+    with pytest.raises(PolicyErrors, match="disabled_users"):
+        tables.run(users.disable("acme", {f"u{i}" for i in range(MAX_DISABLED_USERS - 1)}, "tests"))
+
+
+def test_two_operators_disable_at_once(tables: Tables, acme: TenantRecord) -> None:
+    async def both() -> None:
+        views = [tables.view().tenants for _ in range(8)]
+        await asyncio.gather(*(view.disable("acme", {f"u{i}"}, "tests") for i, view in enumerate(views)))
+
+    tables.run(both())
+    assert {entry["user"] for entry in tables.get("acme")["disabled_users"]} == {f"u{i}" for i in range(8)}
+
+
+def test_applying_a_file_enables_nobody(tables: Tables, acme: TenantRecord) -> None:
+    tables.run(tables.main.tenants.disable("acme", {"ann"}, "tests"))
+    tables.apply(demo(tenants={"acme": TenantSpec(plan="free")}))
+    record = tables.run(tables.main.tenants.get("acme"))
+    assert (record.plan, record.disables("ann", NOW_S * 1_000_000)) == ("free", True)
 
 
 def test_applying_a_file_never_resumes_a_tenant(tables: Tables, acme: TenantRecord) -> None:

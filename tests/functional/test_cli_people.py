@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import boto3
@@ -79,6 +80,69 @@ def test_the_life_of_a_user(acme: Shell, cognito: Any) -> None:
         assert acme.fails(3, "user", command, "ann") == "tollgate: there is no user 'ann': see `tollgate user list`"
 
 
+def names_disabled(acme: Shell, tenant: str = "acme") -> set[str]:
+    record = acme.ok("tenant", "show", tenant, "--json").json
+    return {entry["user"] for entry in record.get("disabled_users", [])}
+
+
+def test_whoever_is_disabled_is_refused_by_every_name(acme: Shell, cognito: Any) -> None:
+    sub = acme.ok("user", "create", "ann", "--tenant", "acme", "--no-invite", "--json").json["sub"]
+    assert len(sub) == 36
+    acme.ok("user", "disable", "ann")
+    assert names_disabled(acme) == {"ann", sub}, "of API keys, and of tokens"
+    assert "disabled {user: ann}" in acme.ok("tenant", "show", "acme").out
+    line = acme.fails(4, "user", "create", "ann", "--tenant", "acme", "--no-invite")
+    assert line == "tollgate: 'ann' is disabled: tollgate user enable ann --tenant acme"
+    acme.ok("user", "enable", "ann", "--tenant", "acme")
+    assert names_disabled(acme) == set()
+    assert cognito.admin_get_user(UserPoolId=cognito.pool, Username="ann")["Enabled"] is True
+
+
+def test_users_whom_the_pool_does_not_know_are_disabled_in_their_tenant(acme: Shell) -> None:
+    acme.ok("tenant", "create", "globex", "--plan", "free")
+    acme.ok("user", "create", "ci", "--tenant", "acme", "--no-invite")
+    done = acme.ok("user", "disable", "ci", "--tenant", "globex")  # globex's is another one
+    assert done.out == "ci of globex is disabled; the user pool does not know them\n"
+    acme.ok("user", "disable", "partner:bob", "--tenant", "globex")
+    assert (names_disabled(acme), names_disabled(acme, "globex")) == (set(), {"ci", "partner:bob"})
+    assert acme.ok("user", "show", "ci", "--json").json["enabled"] is True
+    again = acme.ok("user", "enable", "ci", "--tenant", "globex", "--json").json
+    assert again == {"user": "ci", "tenant": "globex", "enabled": True}
+    assert names_disabled(acme, "globex") == {"partner:bob"}
+    assert "there is no tenant 'acne'" in acme.fails(3, "user", "disable", "bob", "--tenant", "acne")
+
+
+def test_what_the_deleted_hold_is_refused_for_as_long_as_it_could_be_good(acme: Shell) -> None:
+    sub = acme.ok("user", "create", "ann", "--tenant", "acme", "--no-invite", "--json").json["sub"]
+    acme.ok("user", "delete", "ann", "--yes")
+    client = acme.ok("client", "create", "job", "--tenant", "acme", "--json").json["client_id"]
+    acme.ok("client", "delete", "job", "--yes")
+    found = acme.ok("tenant", "show", "acme", "--json").json["disabled_users"]
+    assert {entry["user"] for entry in found} == {sub, client}
+    for entry in found:
+        ends = datetime.fromisoformat(entry["until"]) - datetime.now(UTC)
+        assert timedelta(hours=23) < ends <= timedelta(days=1)
+    acme.ok("user", "create", "ann", "--tenant", "acme", "--no-invite")  # another one of that name
+
+
+def test_what_cannot_be_entered_is_done_in_the_pool_all_the_same(
+    acme: Shell, cognito: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tollgate.adapters.tenants_table import TenantsTable
+    from tollgate.ports import PolicyUnavailable
+
+    async def down(*_: object) -> None:
+        raise PolicyUnavailable("DynamoDB cannot be reached")
+
+    acme.ok("user", "create", "ann", "--tenant", "acme", "--no-invite")
+    monkeypatch.setattr(TenantsTable, "disable", down)
+    monkeypatch.setattr(TenantsTable, "enable", down)
+    assert acme.fails(6, "user", "disable", "ann") == "tollgate: DynamoDB cannot be reached"
+    assert cognito.admin_get_user(UserPoolId=cognito.pool, Username="ann")["Enabled"] is False
+    acme.fails(6, "user", "enable", "ann")
+    assert cognito.admin_get_user(UserPoolId=cognito.pool, Username="ann")["Enabled"] is False
+
+
 def test_users_are_listed_by_tenant(acme: Shell) -> None:
     acme.ok("tenant", "create", "globex", "--plan", "free")
     assert acme.ok("user", "list").out == "no users\n"
@@ -119,6 +183,16 @@ def test_a_client_acts_for_its_tenant(acme: Shell, cognito: Any) -> None:
     listed = acme.ok("client", "list").out
     assert made["client_id"] in listed
     assert made["client_secret"] not in listed
+
+
+def test_a_disabled_client_gets_no_tokens(acme: Shell) -> None:
+    made = acme.ok("client", "create", "job", "--tenant", "acme", "--json").json["client_id"]
+    acme.ok("user", "disable", made, "--tenant", "acme")
+    with pytest.raises(trigger.NoToken) as refused:
+        claims(made)
+    assert refused.value.reason == "the user is disabled"
+    acme.ok("user", "enable", made, "--tenant", "acme")
+    assert claims(made)["tenant"] == "acme"
 
 
 def test_a_secret_is_rotated_with_an_overlap(acme: Shell) -> None:

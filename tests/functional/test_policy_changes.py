@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -36,7 +37,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevStack]:
 
 def plans() -> dict[str, Any]:
     """One for each test."""
-    return {f"plan-{number}": {"models": ["small"], "limits": [FREE]} for number in range(1, 10)}
+    return {f"plan-{number}": {"models": ["small"], "limits": [FREE]} for number in range(1, 20)}
 
 
 def demo_policy() -> dict[str, Any]:
@@ -146,6 +147,38 @@ def test_a_tenant_that_was_suspended_and_resumed(stack: DevStack, user: User) ->
     user.feels(lambda status, _: status == 403)
     stack.run("tenant", "resume", user.tenant)
     user.feels(lambda status, _: status == 200)
+
+
+def test_a_user_who_was_disabled_and_enabled(stack: DevStack, user: User, callers: Callers) -> None:
+    """With a token, and with an API key; a colleague does not notice."""
+    colleague = callers.colleague(user.tenant, "carol")
+    key = stack.run("key", "create", user.tenant, "--user", "demo", "--quiet").stdout.strip()
+    keyed = replace(colleague, token=key)
+    assert keyed.chat(max_tokens=1).status == 200
+    stack.run("user", "disable", "demo", "--tenant", user.tenant)
+    user.feels(lambda status, _: status == 403)
+    for answer in (keyed.chat(max_tokens=1), keyed.get("/v1/models"), keyed.get("/v1/usage")):
+        assert (answer.status, answer.error["code"]) == (403, "user_disabled")
+    assert colleague.chat(max_tokens=1).status == 200
+    stack.run("user", "enable", "demo", "--tenant", user.tenant)
+    user.feels(lambda status, _: status == 200)
+
+
+def test_a_user_who_was_disabled_by_hand(user: User, console: Console) -> None:
+    console.edit_tenant(user.tenant, disabled_users=[{"user": "demo"}])
+    user.feels(lambda status, _: status == 403)
+    console.edit_tenant(user.tenant, disabled_users=[])
+    user.feels(lambda status, _: status == 200)
+
+
+def test_a_user_of_the_pool(stack: DevStack, user: User) -> None:
+    """Their token, and all that they could have got."""
+    user.token = stack.run("token", "--tenant", user.tenant, "--user", "dora").stdout.strip()
+    user.feels(lambda status, _: status == 200)
+    stack.run("user", "disable", "dora", "--tenant", user.tenant)
+    user.feels(lambda status, _: status == 403)
+    stack.run("user", "delete", f"{user.tenant}/dora", "--yes")
+    assert user.call()[0] == 403
 
 
 def test_a_tenant_that_was_edited_by_hand(user: User, console: Console) -> None:

@@ -15,7 +15,7 @@ from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.policy_file import parse
 from tollgate.domain.identity import Identity
 from tollgate.domain.limits import BudgetTake, Scope, Window
-from tollgate.domain.policy import BudgetOverride, LimitOverride, Policy, TenantRecord
+from tollgate.domain.policy import BudgetOverride, DisabledUser, LimitOverride, Policy, TenantRecord
 from tollgate.services.admit import Admitter, Request
 from tollgate.services.directory import Directory
 from tollgate.services.explain import Question, explain
@@ -158,6 +158,7 @@ def test_what_the_store_has_not_loaded_is_read_from_the_ledger_and_stays_so() ->
     [
         (None, {}, "no_plan"),
         (acme(state="suspended"), {}, "account_suspended"),
+        (acme(disabled_users=(DisabledUser(user="ann"),)), {}, "user_disabled"),
         (acme(), {"model": "secret"}, "model_not_allowed"),
         (acme(), {"model": "none"}, "model_not_found"),
     ],

@@ -11,11 +11,13 @@ import pytest
 from functions.token_trigger import handler as trigger
 from functions.token_trigger.handler import NoToken, claims_for
 
-TABLE: dict[str, dict[str, str]] = {
+TABLE: dict[str, dict[str, Any]] = {
     "acme": {"tenant": "acme", "plan": "pro", "state": "active"},
     "globex": {"tenant": "globex", "plan": "free"},
     "initech": {"tenant": "initech", "plan": "enterprise", "state": "suspended"},
     "odd": {"tenant": "odd", "plan": "pro", "state": "archived"},
+    "strict": {"tenant": "strict", "plan": "pro", "disabled_users": ["ann", "machine-2"]},
+    "client#machine-2": {"tenant": "client#machine-2", "tenant_id": "strict"},
     "client#machine-1": {"tenant": "client#machine-1", "tenant_id": "acme", "team": "batch"},
     "client#orphan": {"tenant": "client#orphan"},
     "client#lost": {"tenant": "client#lost", "tenant_id": "gone"},
@@ -94,6 +96,9 @@ def test_a_machine_belongs_to_its_clients_tenant_whatever_it_says() -> None:
         (people("nobody"), "there is no such tenant"),
         (people("initech"), "the tenant is suspended"),
         (people("odd"), "the tenant is suspended"),
+        (people("strict"), "the user is disabled"),
+        (people("strict", userName="strict/ann"), "the user is disabled"),
+        (machine("machine-2"), "the user is disabled"),
         (people("client#machine-1"), "no tenant is named"),
         (FIRST_VERSION, "event version '1'"),
         (people(version=None), "event version None"),

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 
 from tollgate.adapters.document_table import Client, Condition, ConditionFailed, DocumentTable, Item, as_read
-from tollgate.domain.policy import TenantRecord, TenantSpec
+from tollgate.domain.policy import DisabledUser, TenantRecord, TenantSpec
 from tollgate.domain.policy_check import check_record
 from tollgate.domain.policy_document import Document, Place, PolicyErrors, canonical
 from tollgate.domain.policy_paths import Path
@@ -198,6 +198,31 @@ class TenantsTable:
             return await self.write(item, {**content_of(item), "state": state}, actor)
 
         return await persistently(once)
+
+    async def disable(self, name: str, users: Collection[str], actor: str, until: datetime | None = None) -> None:
+        """Refuse the calls of these users of a tenant, for good or until a moment. Raises `NotFound`, `PolicyErrors`
+        (a tenant has so many at most)."""
+        entries = [plain(DisabledUser(user=user, until=until)) for user in sorted(users)]
+        await self._set_disabled(name, users, entries, actor)
+
+    async def enable(self, name: str, users: Collection[str], actor: str) -> None:
+        """Undo `disable`. Raises `NotFound`, `PolicyErrors`."""
+        await self._set_disabled(name, users, [], actor)
+
+    async def _set_disabled(self, name: str, users: Collection[str], entries: list[dict[str, Any]], actor: str) -> None:
+        """Replace what a record says of these users. What has ended goes, too, so that the list does not grow."""
+
+        async def once() -> None:
+            item = await self._existing(name)
+            record, now_us = record_of(item), int(self._clock_s() * 1_000_000)
+            kept = [one for one in record.disabled_users if record.disables(one.user, now_us) and one.user not in users]
+            wanted = {**content_of(item), "disabled_users": [*plain(kept), *entries]}
+            if not wanted["disabled_users"]:
+                del wanted["disabled_users"]
+            if not same_content(wanted, item):
+                await self.write(item, wanted, actor)
+
+        await persistently(once)
 
     async def upsert(self, name: str, spec: TenantSpec, actor: str) -> bool:
         """What a policy file says of a tenant; what it does not mention stays, above all its state. Whether that

@@ -9,10 +9,12 @@ from __future__ import annotations
 import secrets
 import string
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from tollgate.adapters.tenants_table import Conflict, NotFound
+from tollgate.domain.identity import names_of_pool_user
 
 PAGE = 60
 """The most users that Cognito lists at once."""
@@ -26,6 +28,8 @@ class User(NamedTuple):
     """A person of a tenant. `status` is Cognito's (CONFIRMED, FORCE_CHANGE_PASSWORD ...)."""
 
     user: str
+    sub: str
+    """What their tokens call them."""
     tenant: str
     team: str
     email: str
@@ -33,6 +37,11 @@ class User(NamedTuple):
     enabled: bool
     created: str
     """ISO, UTC; to the second."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What they are called as a caller."""
+        return names_of_pool_user(self.user, self.sub, self.tenant)
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> User:
@@ -42,6 +51,7 @@ class User(NamedTuple):
         created: datetime = found["UserCreateDate"]
         return cls(
             user=found["Username"],
+            sub=attributes.get("sub", ""),
             tenant=attributes.get("custom:tenant", ""),
             team=attributes.get("custom:team", ""),
             email=attributes.get("email", ""),
@@ -73,6 +83,18 @@ class UserPool:
             return User.of(self._cognito.admin_get_user(UserPoolId=self._pool, Username=name))
         except self._cognito.exceptions.UserNotFoundException:
             raise NotFound(f"there is no user {name!r}: see `tollgate user list`") from None
+
+    def find(self, name: str, tenant: str | None) -> User | None:
+        """The user of that name; of `tenant`, if one is given, and then None where the pool knows no such user.
+        Raises `NotFound`."""
+        if tenant is None:
+            return self.user(name)
+        for known_as in (f"{tenant}/{name}", name):
+            with suppress(NotFound):
+                found = self.user(known_as)
+                if found.tenant == tenant:
+                    return found
+        return None
 
     def users(self) -> Iterator[User]:
         """Everybody, a page at a time."""

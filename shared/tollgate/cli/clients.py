@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tollgate.cli import complete
-from tollgate.cli.connect import TABLES, Stack, actor, with_stack
+from tollgate.cli.connect import Stack, actor, with_stack
 from tollgate.cli.failures import CONFLICT, NOT_FOUND, Fail
 from tollgate.cli.output import card, confirm, echo_json, json_option, table, yes_option
-from tollgate.cli.users import POOL, pool
+from tollgate.cli.users import LONGEST_TOKEN, NEEDS, pool
 
 if TYPE_CHECKING:
     from tollgate.adapters.client_items import ClientItems, MachineClient
 
-NEEDS = (*TABLES, POOL)
 CLIENT = click.argument("name", metavar="CLIENT")
 OF_TENANT = click.option(
     "--tenant", shell_complete=complete.tenants, help="Whose, where several have one of this name."
@@ -177,7 +178,7 @@ def rotate(name: str, tenant: str | None, finish: bool, yes: bool, as_json: bool
 @yes_option
 @json_option
 def delete(name: str, tenant: str | None, yes: bool, as_json: bool) -> None:
-    """Delete a client for good: it gets no more tokens. Those that it has work until they expire, an hour at most.
+    """Delete a client for good: it gets no more tokens, and those that it has are refused within 10 s.
 
     \b
       tollgate client delete billing-job
@@ -185,10 +186,15 @@ def delete(name: str, tenant: str | None, yes: bool, as_json: bool) -> None:
     """
 
     async def run(stack: Stack) -> MachineClient:
+        from tollgate.adapters.tenants_table import NotFound
+
         items = _items(stack)
         found = await items.find(name, tenant)
         confirm(f"Delete the client {name} of tenant {found.tenant} for good?", yes)
-        await items.remove(found.client_id)  # first: from here on it gets no tokens
+        with suppress(NotFound):  # a tenant that is gone has nobody to refuse
+            until = datetime.now(UTC) + LONGEST_TOKEN
+            await stack.tables().tenants.disable(found.tenant, {found.client_id}, actor(), until)
+        await items.remove(found.client_id)  # from here on it gets no tokens
         pool().delete_client(found.client_id)
         return found
 

@@ -161,5 +161,7 @@ def _show(record: TenantRecord, as_json: bool, done: str = "") -> None:
         click.echo(line)
     if "data" in shown:
         click.echo(f"data     {flow(shown['data'])}")
+    for disabled in shown.get("disabled_users", []):
+        click.echo(f"disabled {flow(disabled)}")
     for team, own in shown.get("teams", {}).items():
         click.echo(f"team     {team} {flow(own)}")

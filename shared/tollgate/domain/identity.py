@@ -103,6 +103,14 @@ class Identity(NamedTuple):
         )
 
 
+def names_of_pool_user(username: str, sub: str, tenant: str) -> frozenset[str]:
+    """What a user of the user pool is called as a caller: by tokens their `sub`, by API keys what operators call them.
+
+    The local stack's pool calls them ``tenant/user``, its tokens ``user``.
+    """
+    return frozenset({username, username.removeprefix(f"{tenant}/"), sub} - {""})
+
+
 def granted(scopes: Iterable[str]) -> frozenset[str]:
     """The scopes that these stand for: who may call models may list them, and see the own use."""
     found = frozenset(scopes)

@@ -38,6 +38,8 @@ SPEAKS: Mapping[str, Literal["openai", "anthropic", "converse"]] = MappingProxyT
 )
 """The shapes that each kind of upstream speaks. Requests are passed on, never translated."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+MAX_DISABLED_USERS = 1000
+"""Of one tenant: some 80 KB of its item, of which DynamoDB takes 400."""
 MAX_BURST_US = 10 * 365 * 86_400 * 10**6
 """No bucket may be deeper than ten years: TATs stay far below 2^53 µs."""
 
@@ -373,13 +375,27 @@ class CreditSpec(Spec):
     """What had been used when the first credit was added; it is not drawn from it."""
 
 
+class DisabledUser(Spec):
+    """A user whose calls are refused, whatever they hold: anybody's token, or an API key."""
+
+    user: Annotated[str, Text(least=1, most=256)]
+    """As tokens or API keys name them."""
+    until: datetime | None = None
+    """When it ends, and the entry may go: what a user held who is gone for good has expired by then."""
+
+
 class TenantRecord(TenantSpec):
     """A tenant as it is now: an item of the tenants table. `version` grows with every change."""
 
     tenant: TenantName
     credit: tuple[CreditSpec, ...] = ()
     state: Literal["active", "suspended"] = "active"
+    disabled_users: Annotated[tuple[DisabledUser, ...], Count(0, MAX_DISABLED_USERS)] = ()
     version: Version = 1
+
+    def disables(self, user: str, now_us: int) -> bool:
+        """Whether this user's calls are refused now."""
+        return any(one.user == user and (one.until is None or now_us < _us(one.until)) for one in self.disabled_users)
 
 
 class Policy(Spec):

@@ -25,13 +25,12 @@ from tollgate.domain.limits import (
     Window,
     remaining,
 )
-from tollgate.domain.policy import Policy, TenantRecord
 from tollgate.domain.restrictions import restrictions
 from tollgate.domain.terms import Claim, Cost
-from tollgate.ports import LimitStore, PolicyUnavailable, Spending, StoreUnavailable
-from tollgate.services.admit import RETRY_AFTER_US, check_standing
+from tollgate.ports import LimitStore, Spending, StoreUnavailable
 from tollgate.services.directory import Directory, speaking
 from tollgate.services.look import look
+from tollgate.services.standing import RETRY_AFTER_US, standing
 from tollgate.wire import errors
 from tollgate.wire.errors import Api
 
@@ -57,7 +56,7 @@ class Account:
     async def models(self, who: Identity, api: Api = "openai") -> list[str]:
         """The models that plan, data rules and API key let the caller name, as the plan lists them; to callers of
         Anthropic's API only those that speak it. Raises `ApiError`."""
-        policy, record = await self._standing(who)
+        policy, record = await standing(self._directory, who, self._clock())
         rules, upstreams = record.data_rules(who.team), policy.upstreams
         allowed = restrictions(who.restrictions).allows_model
         return [
@@ -87,7 +86,7 @@ class Account:
         return await asyncio.shield(answer)
 
     async def _usage(self, who: Identity) -> dict[str, Any]:
-        policy, record = await self._standing(who)
+        policy, record = await standing(self._directory, who, self._clock())
         bounds = {
             bound.key: bound
             for model in await self.models(who)
@@ -121,17 +120,6 @@ class Account:
                 if decision.status in (Status.ADMITTED, Status.REFUSED):
                     states, now = decision.states, decision.now_us
         return [_limit(take, state, now) for take, state in zip(takes, states, strict=True)]
-
-    async def _standing(self, who: Identity) -> tuple[Policy, TenantRecord]:
-        try:
-            await self._directory.recheck(who.tenant)
-            policy = await self._directory.policy()
-            record = await self._directory.record(who)
-        except PolicyUnavailable as error:
-            raise errors.unavailable(str(error), RETRY_AFTER_US, "policy_unavailable") from error
-        check_standing(policy, record)
-        assert record is not None
-        return policy, record
 
 
 def _limit(take: RateTake | SlotTake, state: State | None, now_us: int) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from urllib.parse import unquote
 
 from tollgate.domain.identity import Identity
 from tollgate.ports import PolicyUnavailable
-from tollgate.services.admit import RETRY_AFTER_US
 from tollgate.services.directory import Directory
+from tollgate.services.standing import RETRY_AFTER_US, standing
 from tollgate.wire import errors
 
 PREFIX = "/admin/"
@@ -24,12 +24,14 @@ STATUS = "/admin/v1/status"
 class Administration:
     """Answers GET /admin/v1/..., for identities with the scope `admin`."""
 
-    def __init__(self, directory: Directory, status: Callable[[], dict[str, object]]) -> None:
+    def __init__(self, directory: Directory, status: Callable[[], dict[str, object]], clock: Callable[[], int]) -> None:
         self._directory = directory
         self._status = status
+        self._clock = clock
 
-    async def read(self, method: str, path: str) -> dict[str, Any]:
-        """The page at `path`. Raises `ApiError`."""
+    async def read(self, who: Identity, method: str, path: str) -> dict[str, Any]:
+        """The page at `path`, unless the administrator was disabled, or their tenant suspended. Raises `ApiError`."""
+        await standing(self._directory, who, self._clock())
         tenant = unquote(path.removeprefix(TENANTS)) if path.startswith(TENANTS) else ""
         if path != STATUS and (not tenant or "#" in tenant):  # of the table's keys only those without one are tenants
             raise errors.not_found(method, path)

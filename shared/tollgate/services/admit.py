@@ -35,6 +35,7 @@ from tollgate.domain.restrictions import restrictions
 from tollgate.domain.terms import Claim, Cost, Terms
 from tollgate.ports import LimitStore, Overloaded, PolicyUnavailable, Spending, StoreUnavailable
 from tollgate.services.directory import Directory, Entitlement, speaking
+from tollgate.services.standing import RETRY_AFTER_US, check_standing
 from tollgate.wire import errors
 from tollgate.wire.capabilities import can_serve
 from tollgate.wire.errors import Api
@@ -47,8 +48,6 @@ UNTOUCHED = State(0)
 """A bucket that nothing was taken from."""
 HOLD_MARGIN_US = 30_000_000
 """A hold outlives its call by this, so that a slow settlement still finds it."""
-RETRY_AFTER_US = 2_000_000
-"""What a caller is told to wait when no store answers: longer than the breaker needs to notice."""
 
 
 @dataclass(slots=True)
@@ -261,11 +260,12 @@ class Admitter:
         directory = self._directory
         try:
             policy, record = await directory.policy(), await directory.record(who)
-            if objection(policy, record, who, request) and await directory.recheck(who.tenant):
+            now = self._clock()
+            if objection(policy, record, who, request, now) and await directory.recheck(who.tenant):
                 policy, record = await directory.policy(), await directory.record(who)
         except PolicyUnavailable as error:
             raise errors.unavailable(str(error), RETRY_AFTER_US, "policy_unavailable") from error
-        if refused := objection(policy, record, who, request):
+        if refused := objection(policy, record, who, request, now):
             raise refused
         assert record is not None
         return directory.entitlement(policy, record, who, request.model, request.api, ip)
@@ -342,18 +342,12 @@ def impossible(admission: Admission, now_us: int) -> tuple[Admission, Decision] 
     return known, Decision(Status.REFUSED, now_us, [UNTOUCHED for _ in takes])
 
 
-def check_standing(policy: Policy, record: TenantRecord | None) -> None:
-    """403 unless the caller's tenant is known, active and on a plan that exists."""
-    if record is None or record.plan not in policy.plans:
-        raise errors.forbidden("No plan is assigned to this account.", "no_plan")
-    if record.state != "active":
-        raise errors.tenant_suspended()
-
-
-def objection(policy: Policy, record: TenantRecord | None, who: Identity, request: Request) -> errors.ApiError | None:
+def objection(
+    policy: Policy, record: TenantRecord | None, who: Identity, request: Request, now_us: int
+) -> errors.ApiError | None:
     """Why this caller may not call this model at all; None if they may."""
     try:
-        check_standing(policy, record)
+        check_standing(policy, record, who, now_us)
     except errors.ApiError as error:
         return error
     assert record is not None

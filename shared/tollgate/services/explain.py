@@ -78,13 +78,14 @@ async def explain(
         "limits": [],
     }
     bounds: dict[str, Bound] = {}
-    dearest = 0
-    for model, error in _models(question, policy, record, who):
+    dearest, now = 0, clock()
+    for model, error in _models(question, policy, record, who, now):
         found["models"].append({"model": model, "allowed": error is None, "why": error.message if error else ""})
         if error is not None or record is None:
             found.setdefault("first", error)
             continue
-        entitled = directory.entitlement(policy, record, who, model, _api(policy, record, who, model), question.ip)
+        api = _api(policy, record, who, model, now)
+        entitled = directory.entitlement(policy, record, who, model, api, question.ip)
         dearest = max(dearest, entitled.terms.price.estimate(0, question.tokens))
         upstreams = directory.upstream_bounds(policy, entitled.routes[0].upstream)
         bounds |= {bound.key: bound for bound in (*entitled.terms.bounds, *upstreams)}
@@ -92,7 +93,7 @@ async def explain(
         bounds |= {bound.key: bound for bound in directory.ip_bounds(policy, question.ip)}
     first: ApiError | None = found.pop("first", None)
     cost = Cost(question.tokens, question.tokens, max(dearest, 1), max(dearest, 1))
-    claim, now = Claim(bounds.values()), clock()
+    claim = Claim(bounds.values())
     takes, decision = await _look(claim, cost, now, question.tenant, store, ledger)
     origins = _origins(policy, record, who, now) if record is not None else {}
     found["limits"] = [
@@ -113,7 +114,7 @@ async def explain(
 
 
 def _models(
-    question: Question, policy: Policy, record: TenantRecord | None, who: Identity
+    question: Question, policy: Policy, record: TenantRecord | None, who: Identity, now_us: int
 ) -> list[tuple[str, ApiError | None]]:
     """The models that are asked about, each with why the caller may not name it."""
     if question.model:
@@ -121,13 +122,18 @@ def _models(
     else:
         known = record is not None and record.plan in policy.plans
         names = policy.plans[record.plan].models if known and record is not None else [""]
-    return [(name, objection(policy, record, who, _request(name, _api(policy, record, who, name)))) for name in names]
+    found: list[tuple[str, ApiError | None]] = []
+    for name in names:
+        wanted = _request(name, _api(policy, record, who, name, now_us))
+        found.append((name, objection(policy, record, who, wanted, now_us)))
+    return found
 
 
-def _api(policy: Policy, record: TenantRecord | None, who: Identity, model: str) -> Api:
+def _api(policy: Policy, record: TenantRecord | None, who: Identity, model: str, now_us: int) -> Api:
     """The API in whose shapes the model is served to this caller; OpenAI's where it is served in both, or none."""
-    refused = objection(policy, record, who, _request(model, "openai"))
-    return "anthropic" if refused and not objection(policy, record, who, _request(model, "anthropic")) else "openai"
+    refused = objection(policy, record, who, _request(model, "openai"), now_us)
+    served = refused and not objection(policy, record, who, _request(model, "anthropic"), now_us)
+    return "anthropic" if served else "openai"
 
 
 def _request(model: str, api: Api) -> Request:

@@ -341,8 +341,8 @@ class Gateway:
         """GET /healthz, /v1/models, /v1/models/{model}, /v1/usage, /admin/v1/...; 404 or 405 for all else."""
         path, method = exchange.path, exchange.method
         if path.startswith(ADMIN_PREFIX):
-            await self._known(exchange, ADMIN)
-            await respond(exchange, 200, await self._administration.read(method, path), request_id)
+            who, _ = await self._known(exchange, ADMIN)
+            await respond(exchange, 200, await self._administration.read(who, method, path), request_id)
             return
         known = path in ("/healthz", "/v1/models", "/v1/usage") or path.startswith("/v1/models/")
         if not known and path not in ROUTES:

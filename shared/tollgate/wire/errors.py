@@ -184,6 +184,11 @@ def tenant_suspended() -> ApiError:
     return forbidden("This account is suspended.", "account_suspended")
 
 
+def user_disabled() -> ApiError:
+    """403 and not 401: the credential is good, and another one of theirs would not help."""
+    return forbidden("This user is disabled.", "user_disabled")
+
+
 def tenant_not_found(tenant: str) -> ApiError:
     """For administrators only; nobody else learns which tenants there are."""
     return ApiError(404, f"There is no tenant {shown(tenant)}.", code="tenant_not_found")

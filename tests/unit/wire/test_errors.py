@@ -19,6 +19,7 @@ EVERY = [
     (errors.forbidden("x"), 403, "permission_error"),
     (errors.model_not_allowed("m"), 403, "permission_error"),
     (errors.tenant_suspended(), 403, "permission_error"),
+    (errors.user_disabled(), 403, "permission_error"),
     (errors.model_not_found("m"), 404, "not_found_error"),
     (errors.not_found("GET", "/x"), 404, "not_found_error"),
     (errors.method_not_allowed("GET", "/x", "POST"), 405, "invalid_request_error"),
