@@ -45,13 +45,16 @@ class Subject:
     """A tenant that is about to change: a user of it at each door."""
 
     def __init__(self, callers: Callers, doors: dict[str, str], **attributes: Any) -> None:
+        self.made_by = callers
         self.tenant = callers("before", **attributes).tenant
-        self.callers = {
-            door: replace(callers.colleague(self.tenant, f"user-{door}"), url=url) for door, url in doors.items()
-        }
+        self.callers = {door: self._caller(callers, f"user-{door}", url) for door, url in doors.items()}
         self.changed_at = float("inf")
         """On the monotonic clock."""
         self.key_id = ""
+
+    def _caller(self, callers: Callers, name: str, url: str) -> Caller:
+        """With a token that names a plan, as Cognito's do."""
+        return Caller(url, self.tenant, name, callers.token(self.tenant, name, plan="before"))
 
     def call(self, door: str) -> Answer:
         return self.callers[door].chat(max_tokens=1)
@@ -101,7 +104,7 @@ def limit(amount: int) -> Shows:
 def container(environ: dict[str, str]) -> Iterator[str]:
     """`tollgate serve` beside the stack; its URL."""
     port = free_port()
-    env = {**os.environ, **environ, "TOLLGATE_DEFAULT_SCOPES": "none"}
+    env = {**os.environ, **environ, "TOLLGATE_DEFAULT_SCOPES": "none", "TOLLGATE_CLAIM_PLAN": ""}
     command = tollgate("serve", "--port", str(port))
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=env, cwd=ROOT)
     try:
@@ -177,6 +180,7 @@ def measured(callers: Callers, doors: dict[str, str], times: int) -> Iterator[tu
     for it in same:
         it.changed_at = float("inf")
     yield "tenant resumed", felt(same, lambda it: callers.put(it.tenant, "before"), status(200), 0.5)
+    yield "user disabled", felt(subjects(), disable, status(403), 0.5)
     yield "plan of a tenant", felt(subjects(), lambda it: callers.put(it.tenant, "after"), limit(AFTER), 0.5)
     yield "tenant deleted", felt(subjects(), lambda it: delete(callers, it), status(403), 0.5)
     ended = subjects(limits=[{**boost, "until": "2099-01-01"}])
@@ -186,6 +190,12 @@ def measured(callers: Callers, doors: dict[str, str], times: int) -> Iterator[tu
     for it in keyed:
         give_key(callers, it)
     yield "API key revoked", felt(keyed, lambda it: revoke(callers, it), status(401), 1.3)
+
+
+def disable(subject: Subject) -> None:
+    """Both users of the tenant, by hand; `tollgate user disable` writes the same."""
+    names = [{"user": caller.user} for caller in subject.callers.values()]
+    subject.made_by.put(subject.tenant, "before", disabled_users=names)
 
 
 def delete(callers: Callers, subject: Subject) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from tollgate.adapters.http import HttpClient
 from tollgate.adapters.memory_limits import MemoryLimitStore
-from tollgate.ports import LimitStore, PolicySource, Secrets, SecretUnavailable, Spending
+from tollgate.ports import Administrators, LimitStore, PolicySource, Secrets, SecretUnavailable, Spending
 
 if TYPE_CHECKING:
     from tollgate.adapters.alert_table import AlertTable
@@ -212,6 +212,14 @@ class Adapters:
 
         return ProviderKeys(self.aws("secretsmanager"))
 
+    def administrators(self) -> Administrators | None:
+        pool = self.settings.environ.get("TOLLGATE_USER_POOL_ID")
+        if not pool:
+            return None
+        from tollgate.adapters.pool_administrators import PoolAdministrators
+
+        return PoolAdministrators.of(pool, self.settings.environ, self.http)
+
     async def sign(self, upstream: UpstreamSpec, url: str, headers: Sequence[Header], body: bytes) -> list[Header]:
         """Headers with the signature of this process's own role, for Bedrock. Raises `SecretUnavailable`."""
         from tollgate.adapters.aws import AwsError, CredentialSource
@@ -274,7 +282,7 @@ async def gateway(
     return Gateway(
         identify=identify,
         account=Account(directory, spending, store, clock_us),
-        administration=Administration(directory, status, clock_us),
+        administration=Administration(directory, adapters.administrators(), status, clock_us),
         admitter=admitter,
         forwarder=Forwarder(adapters.http, adapters.secrets(), adapters.sign),
         usage_log=StdoutUsageLog(),

@@ -122,6 +122,18 @@ class PolicyUnavailable(Exception):
     """No policy, or no tenant record, can be read now; the message says what to do."""
 
 
+class AdministratorsUnavailable(Exception):
+    """It cannot be told now whether somebody still is an administrator."""
+
+
+class Administrators(Protocol):
+    """Who administers now."""
+
+    async def include(self, pool_user: str) -> bool:
+        """Whether the user pool's user of that name is one. Raises `AdministratorsUnavailable`."""
+        ...
+
+
 class Identify(Protocol):
     """Who calls. Raises `tollgate.domain.identity.Unauthorized`."""
 

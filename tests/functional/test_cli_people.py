@@ -70,13 +70,17 @@ def test_the_life_of_a_user(acme: Shell, cognito: Any) -> None:
     acme.ok("user", "create", "ann", "--tenant", "acme", "--no-invite", "--admin")
     groups = cognito.admin_list_groups_for_user(UserPoolId=cognito.pool, Username="ann")["Groups"]
     assert [group["GroupName"] for group in groups] == ["tollgate-admins"]
+    assert "groups     tollgate-admins" in acme.ok("user", "show", "ann").out
+    for _ in range(2):  # doing it twice changes nothing
+        assert acme.ok("user", "demote", "ann", "--json").json["groups"] == []
+    assert acme.ok("user", "promote", "ann", "--json").json["groups"] == ["tollgate-admins"]
     assert acme.ok("user", "disable", "ann").out == "ann is disabled\n"
     assert acme.ok("user", "disable", "ann", "--json").json["enabled"] is False  # doing it twice changes nothing
-    assert "status  disabled" in acme.ok("user", "show", "ann").out
+    assert "status     disabled" in acme.ok("user", "show", "ann").out
     assert acme.ok("user", "enable", "ann").out == "ann is enabled\n"
     assert "add --yes" in acme.fails(2, "user", "delete", "ann")
     assert acme.ok("user", "delete", "ann", "--yes", "--json").json == {"deleted": "ann", "tenant": "acme"}
-    for command in ("show", "disable", "enable", "delete"):
+    for command in ("show", "disable", "enable", "delete", "promote", "demote"):
         assert acme.fails(3, "user", command, "ann") == "tollgate: there is no user 'ann': see `tollgate user list`"
 
 

@@ -41,7 +41,7 @@ from tollgate.adapters.policy_file import parse
 from tollgate.adapters.policy_tables import PolicyTables
 from tollgate.bootstrap import clock_us, lambda_application
 from tollgate.domain.alerts import Alert
-from tollgate.domain.identity import Identity, granted
+from tollgate.domain.identity import ADMIN, INVOKE, Identity, granted
 from tollgate.domain.policy import TenantSpec
 from tollgate.local import provision
 from tollgate.services.application import Application
@@ -172,6 +172,8 @@ def permissions(target: str, body: dict[str, Any]) -> Iterator[Call]:
     elif service == "AmazonSQS":
         assert body["QueueUrl"].endswith(provision.DEAD_LETTERS)
         yield f"sqs:{operation}", "MeteringDeadLetters"
+    elif service == "AWSCognitoIdentityProviderService":
+        yield f"cognito-idp:{operation}", "UserPool"
     elif service == "AWSEvents":
         for entry in body["Entries"]:
             yield f"events:{operation}", f"event-bus/{entry['EventBusName']}"
@@ -249,6 +251,7 @@ def aws(model: int) -> Iterator[Aws]:
         patch.setattr(bootstrap, "StdoutUsageLog", lambda: UsageList(recorder.records))
         provision.put_secret("tollgate/local", "key")
         asyncio.run(furnish(environ, model))
+        make_administrator(environ["TOLLGATE_USER_POOL_ID"], "acme/ana")
         yield recorder
         recorder.close()
 
@@ -275,48 +278,56 @@ async def furnish(environ: dict[str, str], port: int) -> None:
     await http_client.aclose()
 
 
-def chat() -> tuple[dict[str, Any], bytes]:
-    """An ASGI scope and body, as the web adapter's request becomes them."""
-    who = Identity("acme", "ana", "pro", scopes=granted(["invoke"]), expires_at=int(time.time()) + 600).to_context()
-    context = {"authorizer": who, "identity": {"sourceIp": "192.0.2.1"}}
+def make_administrator(pool: str, user: str) -> None:
+    cognito = boto3.client("cognito-idp")
+    cognito.admin_create_user(UserPoolId=pool, Username=user, MessageAction="SUPPRESS")
+    cognito.admin_add_user_to_group(UserPoolId=pool, Username=user, GroupName=provision.ADMINISTRATORS)
+
+
+def request(method: str, path: str) -> tuple[dict[str, Any], bytes]:
+    """An ASGI scope and body, as the web adapter's request becomes them; of an administrator."""
+    who = Identity(
+        "acme", "ana", "pro", scopes=granted([INVOKE, ADMIN]), expires_at=int(time.time()) + 600, pool_user="acme/ana"
+    )
+    context = {"authorizer": who.to_context(), "identity": {"sourceIp": "192.0.2.1"}}
     headers = [(b"content-type", b"application/json"), (b"x-amzn-request-context", json.dumps(context).encode())]
-    path = "/v1/chat/completions"
     scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
         "path": path, "raw_path": path.encode(), "query_string": b"", "headers": headers, "client": ("127.0.0.1", 1),
     }  # fmt: skip
     return scope, b'{"model": "small", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}'
 
 
-async def serve(requests: int) -> list[int]:
-    """The statuses of that many requests to a cold proxy, which is then stopped."""
+async def serve(*requests: tuple[str, str]) -> list[int]:
+    """The statuses of these requests to a cold proxy, which is then stopped."""
     application = lambda_application()
     events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     sent: asyncio.Queue[Any] = asyncio.Queue()
     life = asyncio.create_task(application({"type": "lifespan"}, events.get, sent.put))
     await events.put({"type": "lifespan.startup"})
     assert (await sent.get())["type"] == "lifespan.startup.complete"
-    statuses = [await ask(application) for _ in range(requests)]
+    statuses = [await ask(application, *each) for each in requests]
     await events.put({"type": "lifespan.shutdown"})
     await life
     return statuses
 
 
-async def ask(application: Application) -> int:
-    scope, body = chat()
+async def ask(application: Application, method: str, path: str) -> int:
+    scope, body = request(method, path)
     answer: list[Any] = []
-    request: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    await request.put({"type": "http.request", "body": body, "more_body": False})
+    received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    await received.put({"type": "http.request", "body": body, "more_body": False})
 
     async def send(message: Any) -> None:
         answer.append(message)
 
-    await application(scope, request.get, send)
+    await application(scope, received.get, send)
     return int(answer[0]["status"])
 
 
 def run_proxy(aws: Aws) -> None:
-    assert asyncio.run(serve(4)) == [200, 200, 200, 429]
+    chat, status = ("POST", "/v1/chat/completions"), ("GET", "/admin/v1/status")
+    assert asyncio.run(serve(chat, chat, chat, chat, status)) == [200, 200, 200, 429, 200]
 
 
 def run_metering(aws: Aws) -> None:

@@ -181,6 +181,14 @@ def test_a_user_of_the_pool(stack: DevStack, user: User) -> None:
     assert user.call()[0] == 403
 
 
+def test_a_tenant_that_was_deleted(user: User, callers: Callers, console: Console) -> None:
+    """Whatever plan its users' tokens remember, as Cognito's do."""
+    user.token = callers.token(user.tenant, "demo", plan=user.plan)
+    user.feels(lambda status, _: status == 200)
+    console.tenants.delete_item(Key={"tenant": user.tenant})
+    user.feels(lambda status, _: status == 403)
+
+
 def test_a_tenant_that_was_edited_by_hand(user: User, console: Console) -> None:
     """Whoever edits by hand does not think of versions."""
     console.edit_tenant(user.tenant, state="suspended")

@@ -117,15 +117,28 @@ def test_people_sign_in_by_code_alone_and_their_refresh_tokens_rotate() -> None:
 
 def test_the_authorizer_takes_the_pools_tokens_that_name_a_scope_of_the_resource_server() -> None:
     variables = resources("AWS::Lambda::Function")["AuthorizerFunction"]["Environment"]["Variables"]
-    issuer = variables["TOLLGATE_ISSUER"]["Fn::Sub"]
-    assert variables["TOLLGATE_JWKS_URL"]["Fn::Sub"] == f"{issuer}/.well-known/jwks.json"
-    assert variables["TOLLGATE_ADMIN_GROUPS"] == {"Ref": "AdminGroup"}
-    pool = "https://cognito-idp.eu-central-1.amazonaws.com/eu-central-1_AbC123"
+    known = {"UserPool": "eu-central-1_AbC123", "AdminGroup": "admins", "Issuers": ""}
     (found,) = issuers(
-        {**variables, "TOLLGATE_ISSUER": pool, "TOLLGATE_ADMIN_GROUPS": "admins", "TOLLGATE_ISSUERS": ""}
+        {
+            name: known.get(value["Ref"], "") if isinstance(value, dict) else str(value)
+            for name, value in variables.items()
+        }
     )
+    assert found.jwks_url == "https://cognito-idp.eu-central-1.amazonaws.com/eu-central-1_AbC123/.well-known/jwks.json"
+    assert (found.pool, found.admin_groups) == ("eu-central-1_AbC123", {"admins"})
     assert (found.clients, found.default_scopes, found.token_use) == ({"*"}, frozenset(), "access")
     assert found.algorithms == {"RS256"}
+
+
+def test_the_proxy_may_ask_the_pool_who_administers() -> None:
+    functions = resources("AWS::Lambda::Function")
+    asked = ("TOLLGATE_USER_POOL_ID", "TOLLGATE_ADMIN_GROUPS")
+    proxy, authorizer = (functions[f"{name}Function"]["Environment"]["Variables"] for name in ("Proxy", "Authorizer"))
+    assert [proxy[name] for name in asked] == [authorizer[name] for name in asked]
+    (policy,) = resources("AWS::IAM::Role")["ProxyRole"]["Policies"]
+    (said,) = [it for it in policy["PolicyDocument"]["Statement"] if it.get("Sid") == "Administrators"]
+    assert said["Resource"] == {"Fn::GetAtt": ["UserPool", "Arn"]}
+    assert set(said["Action"]) == {"cognito-idp:AdminGetUser", "cognito-idp:AdminListGroupsForUser"}
 
 
 def test_the_pools_scopes_are_those_that_are_enforced() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -159,14 +160,17 @@ def test_one_cached_policy_is_right_on_every_route(stack: DevStack, callers: Cal
     """Through the stand-in for API Gateway, which keeps the authorizer's answer and applies it to every route."""
     user = callers("pro")
 
-    def holding(name: str, scope: str, *groups: str) -> Caller:
-        claims = {"scope": scope, **({"cognito:groups": list(groups)} if groups else {})}
-        return Caller(user.url, user.tenant, name, callers.token(user.tenant, name, **claims))
+    def holding(name: str, scope: str, **more: Any) -> Caller:
+        return Caller(user.url, user.tenant, name, callers.token(user.tenant, name, scope=scope, **more))
 
     assert statuses(holding("a", "tollgate/invoke")) == ORDINARY
-    assert statuses(holding("b", "tollgate/invoke", "tollgate-admins")) == ADMINISTRATOR
+    stack.run("token", "--tenant", user.tenant, "--user", "b", "--admin")  # in the group, in the pool
+    named = {"username": f"{user.tenant}/b", "cognito:groups": ["tollgate-admins"]}
+    assert statuses(holding("b", "tollgate/invoke", **named)) == ADMINISTRATOR
+    pretender = holding("z", "tollgate/invoke", **named | {"username": f"{user.tenant}/z"})
+    assert statuses(pretender) == ORDINARY, "the token says so, the pool does not"
     assert statuses(holding("c", "tollgate/models.read")) == NOTHING | {"models": 200, "one model": 200}
-    assert statuses(holding("d", "tollgate/usage.read", "others")) == NOTHING | {"usage": 200}
+    assert statuses(holding("d", "tollgate/usage.read", **{"cognito:groups": ["others"]})) == NOTHING | {"usage": 200}
     assert statuses(holding("e", "openid email")) == NOTHING
     assert statuses(holding("f", "tollgate/admin")) == NOTHING
     answer = holding("g", "tollgate/invoke").get("/admin/v1/status")
@@ -177,5 +181,10 @@ def test_the_local_stack_issues_administrators_and_narrow_tokens(stack: DevStack
     words = ("token", "--tenant", "acme", "--user", "boss")
     admin = Caller(stack.url, "acme", "boss", stack.run(*words, "--admin").stdout.strip())
     assert admin.get("/admin/v1/tenants/acme").json["plan"] == "pro"
+    demoted = Caller(stack.url, "acme", "ex", stack.run(*words[:-1], "ex", "--admin").stdout.strip())
+    stack.run("user", "demote", "acme/ex")
+    answer = demoted.get("/admin/v1/tenants/acme")
+    assert (answer.status, answer.error["code"]) == (403, "insufficient_scope")
+    assert demoted.get("/v1/models").status == 200
     narrow = Caller(stack.url, "acme", "tv", stack.run(*words[:-1], "tv", "--scope", "usage.read").stdout.strip())
     assert (narrow.get("/v1/usage").status, narrow.get("/v1/models").status) == (200, 403)

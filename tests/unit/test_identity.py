@@ -36,6 +36,7 @@ def identify(found: dict[str, Any], issuer: Issuer | None = None) -> Identity:
         scopes=st.frozensets(st.sampled_from(sorted(SCOPES))).map(granted),
         expires_at=st.integers(1, 2**53),
         restrictions=printable | st.just(""),
+        pool_user=printable | st.just(""),
     )
 )
 def test_an_identity_survives_the_authorizers_context(identity: Identity) -> None:

@@ -58,7 +58,7 @@ class World:
         store = MemoryLimitStore(lambda: self.now)
         self.admitter = Admitter(store, Spent(), self.directory, store, lambda: self.now)
         self.account = Account(self.directory, Spent(), store, lambda: self.now)
-        self.administration = Administration(self.directory, lambda: {"status": "ok"}, lambda: self.now)
+        self.administration = Administration(self.directory, None, lambda: {"status": "ok"}, lambda: self.now)
         self._id = 0
 
     def publish(self, record: TenantRecord) -> None:

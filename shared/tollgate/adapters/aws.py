@@ -42,6 +42,7 @@ _PROTOCOLS = {
     "secretsmanager": ("secretsmanager", "1.1"),
     "sqs": ("AmazonSQS", "1.0"),
     "events": ("AWSEvents", "1.1"),
+    "cognito-idp": ("AWSCognitoIdentityProviderService", "1.1"),
 }
 _RETRYABLE = frozenset(
     {
@@ -169,7 +170,7 @@ class AwsClient:
     def for_service(
         cls, service: str, http: HttpClient, environ: Mapping[str, str], timeouts: Timeouts = TIMEOUTS
     ) -> AwsClient:
-        """`service`: dynamodb, secretsmanager, sqs or events."""
+        """`service`: dynamodb, secretsmanager, sqs, events or cognito-idp."""
         region = region_of(environ)
         prefix, version = _PROTOCOLS[service]
         source = CredentialSource(environ)

@@ -17,7 +17,7 @@ from tollgate.adapters.tenants_table import Conflict, NotFound
 from tollgate.domain.identity import names_of_pool_user
 
 PAGE = 60
-"""The most users that Cognito lists at once."""
+"""The most users or groups that Cognito lists at once."""
 SCOPES = ("tollgate/invoke", "tollgate/models.read", "tollgate/usage.read")
 """What a machine's tokens are for, unless somebody says less."""
 TOKEN_MINUTES = 60
@@ -132,8 +132,23 @@ class UserPool:
             return found, None
         return User.of(answer["User"]), password
 
+    def groups(self, name: str) -> list[str]:
+        """The groups that a user is in."""
+        found: list[str] = []
+        more: dict[str, str] = {}
+        while True:
+            answer = self._cognito.admin_list_groups_for_user(UserPoolId=self._pool, Username=name, Limit=PAGE, **more)
+            found += [group["GroupName"] for group in answer["Groups"]]
+            if not answer.get("NextToken"):
+                return sorted(found)
+            more = {"NextToken": answer["NextToken"]}
+
     def add_to_group(self, name: str, group: str) -> None:
         self._cognito.admin_add_user_to_group(UserPoolId=self._pool, Username=name, GroupName=group)
+
+    def remove_from_group(self, name: str, group: str) -> None:
+        """One who is not in it stays so."""
+        self._cognito.admin_remove_user_from_group(UserPoolId=self._pool, Username=name, GroupName=group)
 
     def set_enabled(self, name: str, enabled: bool) -> User:
         """Let a user sign in, or not; who may not is signed out everywhere. Raises `NotFound`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -75,10 +75,11 @@ def create(name: str, tenant: str, team: str, email: str | None, no_invite: bool
     made, password = users.create_user(name, tenant, team, address, invite=bool(address) and not no_invite)
     if admin:
         users.add_to_group(made.user, ADMINISTRATORS)
+    groups = users.groups(made.user)
     if as_json:
-        echo_json({**made._asdict(), "password": password})
+        echo_json({**made._asdict(), "groups": groups, "password": password})
         return
-    _show(made)
+    _show(made, groups, False)
     if password:
         click.echo(f"first password, shown this once: {password}")
 
@@ -122,11 +123,39 @@ def show(name: str, as_json: bool) -> None:
     \b
       tollgate user show ann@example.com
     """
-    found = pool().user(name)
-    if as_json:
-        echo_json(found._asdict())
-    else:
-        _show(found)
+    users = pool()
+    found = users.user(name)
+    _show(found, users.groups(found.user), as_json)
+
+
+@user.command()
+@NAME
+@json_option
+def promote(name: str, as_json: bool) -> None:
+    """Make a user an administrator: they may read GET /admin/v1/..., every tenant's, with their next token.
+
+    \b
+      tollgate user promote ann@example.com
+    """
+    users = pool()
+    found = users.user(name)
+    users.add_to_group(found.user, ADMINISTRATORS)
+    _show(found, users.groups(found.user), as_json)
+
+
+@user.command()
+@NAME
+@json_option
+def demote(name: str, as_json: bool) -> None:
+    """Make an administrator an ordinary user again. Felt within 20 s, whatever token they hold.
+
+    \b
+      tollgate user demote ann@example.com
+    """
+    users = pool()
+    found = users.user(name)
+    users.remove_from_group(found.user, ADMINISTRATORS)
+    _show(found, users.groups(found.user), as_json)
 
 
 @user.command()
@@ -236,8 +265,12 @@ def _done(name: str, tenant: str | None, found: User | None, what: str, as_json:
         click.echo(f"{name} of {tenant} is {what}; the user pool does not know them")
 
 
-def _show(found: User) -> None:
+def _show(found: User, groups: Sequence[str], as_json: bool) -> None:
+    if as_json:
+        echo_json({**found._asdict(), "groups": groups})
+        return
     fields = {"user": found.user, "tenant": found.tenant, "team": found.team, "email": found.email}
+    fields |= {"groups": ", ".join(groups), "in tokens": found.sub}
     click.echo(card({name: value or None for name, value in fields.items()} | {"status": _status(found)}))
 
 

@@ -63,6 +63,9 @@ class Identity(NamedTuple):
     expires_at: int = 0
     restrictions: str = ""
     """What narrows an API key down, as text: `domain.restrictions`."""
+    pool_user: str = ""
+    """An administrator's name in the user pool, which is asked whether they still are one; empty where nobody can be
+    asked, and their token's word counts."""
 
     def expired(self, now_s: float) -> bool:
         """Whether the credential has run out; `now_s` in epoch seconds. Asked at every use, cached or not."""
@@ -79,6 +82,7 @@ class Identity(NamedTuple):
             "scopes": " ".join(sorted(self.scopes)),
             "exp": str(self.expires_at),
             "restrictions": self.restrictions,
+            "pool_user": self.pool_user,
         }
         return {name: value for name, value in parts.items() if value}
 
@@ -100,6 +104,7 @@ class Identity(NamedTuple):
             scopes=_granted(text("scopes", context.get("scopes", ""))),
             expires_at=int(exp),
             restrictions=text("restrictions", context.get("restrictions", ""), most=MAX_RESTRICTIONS),
+            pool_user=text("pool_user", context.get("pool_user", "")),
         )
 
 

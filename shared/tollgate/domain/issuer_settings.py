@@ -75,6 +75,7 @@ def _first(environ: Mapping[str, str]) -> list[Issuer]:
         claims=claims,
         default_scopes=frozenset(_listed(scopes)) - {"none"},
         admin_groups=frozenset(_listed(environ.get("TOLLGATE_ADMIN_GROUPS", ""))),
+        pool=pool,
         leeway_s=whole(environ, "TOLLGATE_LEEWAY_SECONDS", LEEWAY_S, most=MAX_LEEWAY_S),
     )
     try:

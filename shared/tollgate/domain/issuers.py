@@ -51,6 +51,8 @@ class Issuer(NamedTuple):
     """What a token may do that has no scope of ours."""
     admin_groups: frozenset[str] = frozenset()
     """Whoever is in one of these groups is an administrator, of all tenants."""
+    pool: str = ""
+    """The user pool that it is, whose groups can be asked for; empty: none of ours."""
     leeway_s: int = LEEWAY_S
     """0 to 60: forgives an issuer whose clock is ahead of ours (`nbf`, `iat`). Expiry is exact, because being generous
     there would only ever prolong access."""
@@ -92,14 +94,17 @@ class Issuer(NamedTuple):
         if now >= expires_at:
             raise Unauthorized("expired")
         where = self.claims
+        scopes = self._scopes(claims)
+        in_pool = bool(self.pool) and ADMIN in scopes
         return Identity(
             tenant=self._tenant(claims),
             user=text("user", self.user_prefix + text("user", find(claims, where.user), required=True)),
             plan=text("plan", find(claims, where.plan)),
             team=text("team", find(claims, where.team)),
             key=text("key", find(claims, where.key)),
-            scopes=self._scopes(claims),
+            scopes=scopes,
             expires_at=expires_at,
+            pool_user=text("username", claims.get("username"), required=True) if in_pool else "",
         )
 
     def _is_access_token(self, typ: str, claims: Mapping[str, Any]) -> None:
