@@ -1,4 +1,4 @@
-"""Very many at once on one key, in one container: each is decided, in its turn, or told to come again."""
+"""Very many at once on one key, in one container: all are decided, exactly, by few writes."""
 
 from __future__ import annotations
 
@@ -7,33 +7,28 @@ import time
 from collections import Counter
 from typing import Any
 
-import pytest
-
-from tests.dynamodb_local.takes import requests
+from tests.dynamodb_local.takes import budget, requests, slot
 from tests.faults.rig import say
-from tollgate.adapters import dynamodb_limit_lanes
 from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.dynamodb_limit_items import counter
-from tollgate.adapters.dynamodb_limit_lanes import ABREAST
 from tollgate.adapters.dynamodb_limits import DynamoLimitStore
-from tollgate.domain.limits import Admission
-from tollgate.ports import Overloaded
+from tollgate.domain.limits import Admission, Settlement, Take
 
-CROWD = 2_000
+CROWD = 10_000
+PLACES = 4_000
 MINUTE = 60_000_000
 
 
 class Watched:
-    """A client that knows how many writes were on their way at once."""
+    """A client that knows how many writes of subjects were made, and how many calls were on their way at once."""
 
     def __init__(self, client: AwsClient) -> None:
         self._client = client
         self.clock_offset_us, self.clock_known = 0, True
-        self.most = self._now = 0
+        self.writes = self.most = self._now = 0
 
     async def call(self, operation: str, payload: dict[str, Any], *, retry: bool = False) -> dict[str, Any]:
-        if operation != "UpdateItem":
-            return await self._client.call(operation, payload, retry=retry)
+        self.writes += operation == "UpdateItem" and payload["Key"]["pk"]["S"].startswith("s#")
         self._now += 1
         self.most = max(self.most, self._now)
         try:
@@ -42,38 +37,42 @@ class Watched:
             self._now -= 1
 
 
-@pytest.mark.parametrize("patience_s", [600, dynamodb_limit_lanes.PATIENCE_S])
-def test_two_thousand_at_once(
-    patience_s: float, table: str, client: AwsClient, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With as much patience as it takes there is no error at all; otherwise who does not get a turn in time is told so,
-    and not charged."""
-    monkeypatch.setattr(dynamodb_limit_lanes, "PATIENCE_S", patience_s)
+def test_ten_thousand_at_once(table: str, client: AwsClient, runner: asyncio.Runner) -> None:
+    """A rate, a budget and slots of one tenant: no error, no turning away, and nothing stays behind once settled."""
     watched, told, waited = Watched(client), Counter[str](), list[float]()
-    store, take = DynamoLimitStore(watched, table), requests(CROWD * 4 // 10)
+    store = DynamoLimitStore(watched, table)
+    takes: list[Take] = [requests(PLACES + 1), budget(7, 7 * CROWD), slot(CROWD)]
 
     async def one(number: int) -> None:
         began = time.monotonic()
-        try:
-            decision = await store.admit(Admission(f"r{number}", [take], MINUTE, "acme"))
-            told["admitted" if decision.admitted else "refused"] += 1
-        except Overloaded:
-            told["turned away"] += 1
+        decision = await store.admit(Admission(f"r{number}", takes, 10 * MINUTE, "acme"))
+        told["admitted" if decision.admitted else "refused"] += 1
         waited.append(time.monotonic() - began)
 
-    async def crowd() -> int:
-        first = await store.admit(Admission("first", [take], MINUTE, "acme"))
-        await asyncio.gather(*(one(i) for i in range(CROWD)))
-        item = await client.call(
-            "GetItem", {"TableName": table, "Key": {"pk": {"S": f"s#{take.subject}"}}, "ConsistentRead": True}
-        )
-        return (int(item["Item"][counter(take)]["N"]) - first.states[0].value) // take.inc_us
+    async def settle(number: int) -> None:
+        settled = await store.settle(Settlement(f"r{number}", takes, [None, 3, 0], "acme"))
+        told["settled"] += settled
 
-    charged = runner.run(crowd())
-    p99 = sorted(waited)[len(waited) * 99 // 100]
-    say(f"{CROWD:,} at once on DynamoDB Local: {dict(told)}, p99 {p99:.1f} s")
-    assert watched.most <= ABREAST
-    assert charged == told["admitted"] <= CROWD * 4 // 10
-    assert told.total() == CROWD
-    if patience_s > 60:
-        assert told == {"admitted": CROWD * 4 // 10 - 1, "refused": CROWD * 6 // 10 + 1}
+    async def counted() -> list[int]:
+        key = {"pk": {"S": f"s#{takes[0].subject}"}}
+        item = (await client.call("GetItem", {"TableName": table, "Key": key, "ConsistentRead": True}))["Item"]
+        return [int(item[counter(take)]["N"]) for take in takes]
+
+    async def crowd() -> tuple[list[int], list[int], int]:
+        first = await store.admit(Admission("first", [takes[0], budget(0, seed=0)], MINUTE, "acme"))
+        tat = first.states[0].value
+        await asyncio.gather(*(one(i) for i in range(CROWD)))
+        taken, writes = await counted(), watched.writes
+        await asyncio.gather(*(settle(i) for i in range(CROWD)))
+        say(f"{CROWD:,} settled at once: {watched.writes - writes} writes of the item")
+        taken[0] = (taken[0] - tat) // requests(PLACES + 1).inc_us
+        return taken, (await counted())[1:], writes
+
+    taken, left, writes = runner.run(crowd())
+    p50, p99 = (sorted(waited)[len(waited) * share // 100] for share in (50, 99))
+    say(f"{CROWD:,} at once on DynamoDB Local: {dict(told)}, {writes} writes, p50 {p50:.1f} s, p99 {p99:.1f} s")
+    assert told == {"admitted": PLACES, "refused": CROWD - PLACES, "settled": PLACES}
+    assert taken == [PLACES, 7 * PLACES, PLACES]
+    assert left == [3 * PLACES, 0]
+    assert writes < 50
+    assert watched.most <= 100

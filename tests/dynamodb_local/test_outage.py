@@ -7,10 +7,10 @@ import asyncio
 from tests.aws_fixture import PATIENT
 from tests.faults.killed import redis_is_killed
 from tests.faults.rig import dynamodb_table, redis_to_hurt, requests, run
-from tollgate.adapters.dynamodb_limit_lanes import ABREAST
 from tollgate.adapters.dynamodb_limits import DynamoLimitStore
 from tollgate.domain.limits import Admission
 
+AT_ONCE = 4
 WARM_UP = 2_000
 """Admissions before the test: a Java program that has just started is compiled while it runs."""
 
@@ -19,8 +19,8 @@ async def warm_up(url: str) -> None:
     async with dynamodb_table(url, PATIENT) as (client, table):
         store = DynamoLimitStore(client, table)
         takes = [requests(1_000_000)]
-        for i in range(0, WARM_UP, ABREAST):
-            some = (Admission(f"r{i + j}", [*takes], 60_000_000, "acme") for j in range(ABREAST))
+        for i in range(0, WARM_UP, AT_ONCE):
+            some = (Admission(f"r{i + j}", [*takes], 60_000_000, "acme") for j in range(AT_ONCE))
             await asyncio.gather(*map(store.admit, some))
 
 

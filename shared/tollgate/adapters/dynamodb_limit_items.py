@@ -26,7 +26,7 @@ entry meanwhile, nobody can tell, and it is not charged again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from hashlib import blake2b
 
@@ -189,20 +189,23 @@ def _moment(us: int) -> str:
     return f"{us // 1000:011x}"
 
 
-def mark(write: Write, id: str, now: int, since_us: int | None) -> None:
-    """Have the item remember that `id` has written, and refuse the second time. `since_us`: since when it may have
-    written, with the reply lost: now it only may if it certainly has not."""
+def mark(write: Write, id: str, now: int, lost: tuple[str, int] | None = None) -> None:
+    """Have the item remember that `id` has written, and refuse the second time. `lost`: whose write it may have been
+    done by already (its id, and since when), with the reply lost: now it only is if that certainly was not."""
     entry = write.name(_entry(id))
-    if since_us is None:
+    if lost is None:
         mine, old = write.value(_mark(id)), write.value(_moment(now - IDS_COUNT_US))
         write.conditions.append(f"(NOT contains({entry}, {mine}) OR {entry} < {old})")
     else:
-        before = write.value(_moment(since_us - CLOCKS_DIFFER_US))
-        write.conditions.append(f"(attribute_not_exists({entry}) OR {entry} < {before})")
-        write.conditions.append(f"attribute_not_exists({write.name(single(id))})")
+        theirs, before = write.name(_entry(lost[0])), write.value(_moment(lost[1] - CLOCKS_DIFFER_US))
+        write.conditions.append(f"(attribute_not_exists({theirs}) OR {theirs} < {before})")
+        write.conditions.append(f"attribute_not_exists({write.name(single(lost[0]))})")
     write.sets.append(f"{entry} = {write.value(_moment(now) + _mark(id))}")
 
 
-def forget(write: Write, id: str, now: int) -> None:
-    """What `id` took is given back, and may be taken again. (Others find the entry taken, not free.)"""
-    write.sets.append(f"{write.name(_entry(id))} = {write.value(_moment(now))}")
+def forget(write: Write, ids: Iterable[str], now: int, *, but: str = "") -> None:
+    """What `ids` took is given back, and may be taken again. (Others find their entries taken, not free.) `but`: who
+    marks this very write."""
+    kept = {_entry(but)} if but else set()
+    for entry in sorted({_entry(id) for id in ids} - kept):
+        write.sets.append(f"{write.name(entry)} = {write.value(_moment(now))}")

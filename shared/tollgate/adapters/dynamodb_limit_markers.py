@@ -5,6 +5,7 @@ h#<id>   e: expiry (µs), g: granted, w: where, n: which call, s: settler
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Iterable
@@ -16,6 +17,9 @@ from tollgate.domain.dataclass import dataclass
 from tollgate.domain.keys import digest
 from tollgate.domain.limits import SECOND_US
 from tollgate.ports import StoreUnavailable
+
+ABREAST = 64
+"""Markers that one container writes at once: each is an item of its own, and nobody's crowd needs more connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class Markers:
 
     def __init__(self, table: Table) -> None:
         self._table = table
+        self._turns = asyncio.Semaphore(ABREAST)
 
     async def find(self, ids: Iterable[str]) -> dict[str, Marker]:
         """Those that exist, by id."""
@@ -83,7 +88,8 @@ class Markers:
         expiry, settler = ex.name("e"), ex.name("s")
         free = f"attribute_not_exists({ex.name('pk')}) OR {expiry} <= {ex.value(now)} OR attribute_exists({settler})"
         try:
-            await again(lambda: self._table.put(marker.plain(pk), condition=free, expression=ex))
+            async with self._turns:
+                await again(lambda: self._table.put(marker.plain(pk), condition=free, expression=ex))
         except ConditionFailed as failed:
             first = Marker.read(failed.item)
             return first if first.call != marker.call else None  # else only the reply was lost
@@ -106,7 +112,8 @@ class Markers:
         write.sets.append(f"{settler} = {write.value(call)}")
         try:
             key = {"pk": marker_key(id)}
-            return Marker.read(await again(lambda: self._table.update(key, write, returns="ALL_NEW")))
+            async with self._turns:
+                return Marker.read(await again(lambda: self._table.update(key, write, returns="ALL_NEW")))
         except ConditionFailed as failed:
             found = Marker.read(failed.item) if failed.item else None
             return found if found is not None and found.settler == call else None

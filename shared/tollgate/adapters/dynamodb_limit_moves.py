@@ -1,7 +1,8 @@
-"""What a settlement, or giving back, moves in one item. Pure."""
+"""What settlements, or giving back, move in one item. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import field
 
 from tollgate.adapters.dynamodb import Write
@@ -10,6 +11,9 @@ from tollgate.adapters.dynamodb_limit_items import Item, counter, short_name, si
 from tollgate.adapters.dynamodb_limit_parts import Part
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.limits import BudgetTake, RateTake
+
+MOST_NAMES = 64
+"""Counters and shared holds that one write moves for several: DynamoDB's expressions are limited."""
 
 
 @dataclass(slots=True)
@@ -33,42 +37,77 @@ class Move:
     def hold(self, name: str) -> str:
         return f"~{short_name(name)}{self.expiry_s}" if self.expiry_s else self.single
 
-    def possible(self, item: Item) -> Move:
-        """What of it can be done: rates and holds that are gone stay gone."""
+    def names(self) -> set[str]:
+        return self.rates.keys() | self.holds.keys() | {self.hold(name) for name in self.holds}
+
+    def possible(self, item: Item, left: dict[str, int]) -> Move:
+        """What of it can be done: rates and holds that are gone stay gone. `left`: what those before it have left of
+        the shared holds."""
         rates = {name: delta for name, delta in self.rates.items() if name in item.numbers}
-        holds = {n: pair for n, pair in self.holds.items() if n in item.numbers and self.hold(n) in item.holds}
+        holds = {}
+        for name, (held, used) in self.holds.items():
+            hold = self.hold(name)
+            if name not in item.numbers or hold not in item.holds:
+                continue
+            if self.expiry_s:
+                remains = left.get(hold, sum(item.holds[hold].amounts.values())) - held
+                if remains < 0:
+                    continue
+                left[hold] = remains
+            holds[name] = held, used
         return Move(self.single, self.expiry_s, rates, holds)
 
-    def write(self, guess: Guess, now: int) -> Write | None:
-        """A give-back is taken off as it is, a debt is taken from now on. No rate is created."""
-        write = Write()
-        for name, delta in self.rates.items():
-            tat = write.name(name)
-            if delta < 0:
-                write.conditions.append(f"attribute_exists({tat})")
-                write.sets.append(f"{tat} = {tat} + {write.value(delta)}")
-            elif delta and guess.busy(name, now):
-                write.conditions.append(f"{tat} >= {write.value(now)}")
-                write.sets.append(f"{tat} = {tat} + {write.value(delta)}")
-            elif delta:
-                write.conditions.append(f"{tat} <= {write.value(now)}")
-                write.sets.append(f"{tat} = {write.value(now + delta)}")
-        for name, (held, used) in self.holds.items():
-            n, hold = write.name(name), write.name(self.hold(name))
-            write.sets.append(f"{n} = {n} + {write.value(used - held)}")
+
+def write_of(moves: Iterable[Move], guess: Guess, now: int) -> Write | None:
+    """All of them at once. A give-back is taken off as it is, a debt is taken from now on. No rate is created."""
+    back, debt, more, shared = dict[str, int](), dict[str, int](), dict[str, int](), dict[str, int]()
+    singles: list[str] = []
+    for move in moves:
+        for name, delta in move.rates.items():
+            _add(debt if delta > 0 else back, name, delta)
+        for name, (held, used) in move.holds.items():
+            _add(more, name, used - held)
             if name.startswith("b") and used:
-                write.sets.append(
-                    f"{write.name(spent_name(name))} = {write.name(spent_name(name))} + {write.value(used)}"
-                )
-            if self.expiry_s:
-                write.conditions.append(f"{hold} >= {write.value(held)}")
-                write.sets.append(f"{hold} = {hold} - {write.value(held)}")
-        if self.tells:
-            hold = write.name(self.single)
-            write.conditions.append(f"attribute_exists({hold})")
-            write.removes.append(hold)
-            write.sets.append(f"{write.name('k')} = {write.name('k')} - {write.value(1)}")
-        return write if write.sets else None
+                _add(more, spent_name(name), used)
+            if move.expiry_s:
+                _add(shared, move.hold(name), held)
+        if move.tells:
+            singles.append(move.single)
+    write = Write()
+    for name in back | debt:
+        _move_rate(write, name, back.get(name, 0), debt.get(name, 0), guess, now)
+    for name, delta in more.items():
+        write.sets.append(f"{write.name(name)} = {write.name(name)} + {write.value(delta)}")
+    for name, held in shared.items():
+        hold = write.name(name)
+        write.conditions.append(f"{hold} >= {write.value(held)}")
+        write.sets.append(f"{hold} = {hold} - {write.value(held)}")
+    for name in singles:
+        hold = write.name(name)
+        write.conditions.append(f"attribute_exists({hold})")
+        write.removes.append(hold)
+    if singles:
+        write.sets.append(f"{write.name('k')} = {write.name('k')} - {write.value(len(singles))}")
+    return write if write.sets else None
+
+
+def _add(sums: dict[str, int], name: str, amount: int) -> None:
+    sums[name] = sums.get(name, 0) + amount
+
+
+def _move_rate(write: Write, name: str, back: int, debt: int, guess: Guess, now: int) -> None:
+    """By `back`, which is negative, and `debt`."""
+    tat = write.name(name)
+    if not debt:
+        if back:
+            write.conditions.append(f"attribute_exists({tat})")
+            write.sets.append(f"{tat} = {tat} + {write.value(back)}")
+    elif guess.busy(name, now):
+        write.conditions.append(f"{tat} >= {write.value(now)}")
+        write.sets.append(f"{tat} = {tat} + {write.value(back + debt)}")
+    else:
+        write.conditions.append(f"{tat} <= {write.value(now)}")
+        write.sets.append(f"{tat} = {write.value(now + back + debt)}")
 
 
 def settling(part: Part, id: str, used: list[int | None]) -> Move:

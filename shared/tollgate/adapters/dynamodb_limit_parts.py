@@ -6,12 +6,10 @@ from dataclasses import field
 
 from tollgate.adapters.dynamodb_limit_items import DAY_S, SINGLE_CROWD, Item, counter, short_name, single
 from tollgate.domain.dataclass import dataclass
-from tollgate.domain.limits import SECOND_US, BudgetTake, RateTake, State, Take, fits, grant
+from tollgate.domain.limits import SECOND_US, BudgetTake, RateTake, Take
 
 BUDGET_KEPT_S = 40 * DAY_S
 """How long an item with budgets outlives its last write: longer than any window but a life's."""
-EXACT_TRIES = 3
-"""Tries of a write that take as much as fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +48,10 @@ class Part:
     """Whether this call took it; an earlier one may have, whose reply was lost."""
     expiry_s: int = 0
     """When the holds expire that it shares; 0: its hold is its own."""
+    named: bool = False
+    """Whether the write that took it bears the request's own id, and not that of a crowd."""
+    now_us: int = 0
+    """When it was decided."""
 
     @property
     def holding(self) -> bool:
@@ -93,23 +95,14 @@ class Part:
 
     def cold(self) -> list[int]:
         """The budgets that nobody has loaded, by their positions in the admission; only after `look`."""
-        numbers = self.seen.numbers if self.seen is not None else {}
+        return self.unloaded(self.seen if self.seen is not None else Item())
+
+    def unloaded(self, item: Item) -> list[int]:
         return [
             i
             for i, take in zip(self.places, self.takes, strict=True)
-            if isinstance(take, BudgetTake) and counter(take) not in numbers
+            if isinstance(take, BudgetTake) and counter(take) not in item.numbers
         ]
-
-    def fits(self, now: int) -> bool:
-        return all(fits(t, State(v), now) for t, v in zip(self.takes, self.values, strict=True))
-
-    def grants(self, now: int, tries: int) -> list[int]:
-        """What to take of each limit: at first all that can ever fit (no cost shrinks for what is only guessed), then
-        what fits the item as it was seen, and at last the least that is needed, which others disturb less."""
-        if not tries:
-            return [grant(take, State(0), now) for take in self.takes]
-        pairs = zip(self.takes, self.values, strict=True)
-        return [grant(t, State(v), now) if tries < EXACT_TRIES else least(t) for t, v in pairs]
 
     def kept_s(self, now: int) -> int:
         """Epoch seconds until which the item is of use once this is taken."""

@@ -1,24 +1,36 @@
-"""The items of subjects in a table: each is taken from, settled and mended by one write.
+"""The items of subjects in a table: each is taken from, settled and mended by one write, however many wait for it.
 
-A write is a guess, whose failed condition brings the item: then the next one is exact. Where a reply is lost, the same
-write is made again, and either finds its mark or takes effect now. Where an item has no room for marks (a subject with
-very many requests), a lost reply is a `StoreUnavailable`: charged once at most, never twice.
+A write is a guess, whose failed condition brings the item: then the next one is exact. Who waits for the same item in
+one container shares its writes (`dynamodb_limit_crowds`, `dynamodb_limit_plans`). What holds, for one and for many:
+
+- A write takes all that it names, for all whom it names, or nothing for anybody; and it does so once. Where its reply
+  is lost, the same write is made again, and either finds its mark or takes effect now. Where others have taken the
+  place of the mark meanwhile, nobody can tell: that is a `StoreUnavailable`, charged once at most, never twice.
+- The mark is a request's own id where it writes alone, and one of the write's own where several do. So a request that
+  is asked again after it was taken among others is found by its marker (`dynamodb_limit_markers`), which is told before
+  it is admitted, and what it took twice is given back.
+- Holds of several are shared ones; each is settled by its own amount and expiry, whoever it was taken with.
+- Nobody is refused but by an item that was read after all who were admitted before him, nor told anything before the
+  write that it rests on has been answered.
+- Who gives up while he waits learns what he has taken, and gives it back.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from tollgate.adapters import dynamodb_limit_writes as writes
 from tollgate.adapters.dynamodb import AGAIN_WITHIN_S, ConditionFailed, Key, Table, Unsure, Write, again
+from tollgate.adapters.dynamodb_limit_crowds import Crowds, Waiting
 from tollgate.adapters.dynamodb_limit_guesses import Guess
-from tollgate.adapters.dynamodb_limit_items import DAY_S, Item, forget, mark, shared
-from tollgate.adapters.dynamodb_limit_lanes import Lanes
-from tollgate.adapters.dynamodb_limit_moves import Move, giving_back
+from tollgate.adapters.dynamodb_limit_items import DAY_S, Item, forget, mark
+from tollgate.adapters.dynamodb_limit_moves import MOST_NAMES, Move, giving_back, write_of
 from tollgate.adapters.dynamodb_limit_parts import Part, Unknown
+from tollgate.adapters.dynamodb_limit_plans import Asked, Attempt, Plan, next_plan
 from tollgate.adapters.lru import Lru
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.limits import SECOND_US, Admission
@@ -30,14 +42,16 @@ SHED_S = 0.1
 """How long a subject is turned away, on average, after DynamoDB could not take all its writes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """A taking write whose reply is lost: when it was made (µs), what it takes, and whether its hold stands alone."""
+@dataclass(slots=True)
+class Moving:
+    """What moves in an item for one request: settled once per `id`, or (`undo`) what `id` took given back."""
 
-    at_us: int
-    granted: list[int]
-    expiry_s: int
-    alone: bool
+    move: Move
+    now: int
+    id: str
+    undo: bool
+    named: bool
+    """Whether the item may remember `id`."""
 
 
 class SubjectItems:
@@ -51,105 +65,141 @@ class SubjectItems:
         """Writes that may or may not have been done, by request and item."""
         self._shed_until: Lru[float] = Lru(KNOWN)
         """Items that were throttled a moment ago (s, monotonic)."""
-        self._lanes = Lanes()
+        self._seeding: Crowds[Part, None] = Crowds(self._seed)
+        self._taking: Crowds[Asked, bool] = Crowds(self._take)
+        self._moving: Crowds[Moving, None] = Crowds(self._move_all)
 
     async def find(self, pks: Iterable[str]) -> dict[str, Item]:
         """Those that exist, read consistently."""
         keys: list[Key] = [{"pk": pk} for pk in sorted(set(pks))]
         return {plain["pk"]: Item.read(plain) for plain in await self._table.get_many(keys)}
 
+    # -- taking --------------------------------------------------------------------------------------------------
+
     async def take(self, part: Part, admission: Admission, now: int) -> bool:
         """One write for all limits of a subject; after a wrong guess one more, with what the item really says. False
         if it does not fit, or a budget is cold: `part` tells what there is."""
-        async with self._lanes.turn(part.pk):
-            return await self._take(part, admission, now)
+        asked = Asked(part, admission, now)
+        lost = self._lost.get(asked.name, None)
+        if lost is None:
+            return await self._taking.join(part.pk, asked)
+        alone = Waiting[Asked, bool](asked)
+        await self._take(part.pk, [alone], lost)
+        return alone.told.result()
 
-    async def _take(self, part: Part, admission: Admission, now: int) -> bool:
-        name = f"{admission.id} {part.pk}"
-        if time.monotonic() < self._shed_until.get(part.pk, 0.0):
-            raise Overloaded(f"DynamoDB: too many writes of {part.pk}")
-        lost, started = self._lost.get(name, None), time.monotonic()
-        known = guess = self._known.get(part.pk, Guess())
-        for tries in range(MAX_TRIES):
-            part.look(guess.item, self.unknown, now)
-            if tries and not lost and (part.cold() or not part.fits(now)):
-                await self._start_half(part, now)
-                return False
-            granted = part.grants(now, tries)
-            alone = part.holding and not (guess.crowded if guess.crowded is not None else not part.few)
-            part.expiry_s = shared(admission, now) if part.holding and not alone else 0
-            write = writes.take_part(part, admission, guess, granted, self.unknown, now)
-            if lost or not alone:
-                mark(write, admission.id, now, lost.at_us if lost else None)
+    async def _take(self, pk: str, crowd: Sequence[Waiting[Asked, bool]], earlier: Attempt | None = None) -> None:
+        """`earlier`: what an earlier call may have taken for the only one of them."""
+        if time.monotonic() < self._shed_until.get(pk, 0.0):
+            raise Overloaded(f"DynamoDB: too many writes of {pk}")
+        now = max(one.asked.now for one in crowd)
+        known = guess = self._known.get(pk, Guess())
+        lost = [earlier] if earlier is not None else []
+        plan: Plan | None = None
+        tries, started = 0, time.monotonic()
+        while crowd:
+            if tries == MAX_TRIES:
+                raise StoreUnavailable(f"DynamoDB: what a subject has left changes faster than {MAX_TRIES} tries")
+            if plan is None:
+                asked = [one.asked for one in crowd]
+                plan = next_plan(asked, guess, self.unknown, now, tries)
+            if not plan.members:
+                await self._refuse(asked, guess.item, now)
+                crowd = _told(crowd)
+                continue
+            write = writes.take(plan, guess, self.unknown, now)
+            if lost or not plan.alone:
+                mark(write, plan.id, now, (lost[0].id, lost[0].at_us) if lost else None)
             try:
-                item = Item.read(await self._table.update({"pk": part.pk}, write, returns="ALL_NEW"))
-            except ConditionFailed as failed:
-                item = await self._without_expired(part.pk, Item.read(failed.item), now)
-                if not tries:
-                    known.learn(part.rates, item, now)
-                self._known.put(part.pk, known.after(item, now))
-                guess = Guess.right(item, now)
-                if item.has(admission.id, now):
-                    self._lost.pop(name)
-                    part.found_taken(admission.id, item, self.unknown, now)
-                    if lost:
-                        part.own, part.granted, part.expiry_s = True, lost.granted, lost.expiry_s
-                    return True
-                if lost and not lost.alone and not item.has_not(admission.id, lost.at_us):
-                    raise StoreUnavailable("DynamoDB: nobody can tell whether this request has been charged") from None
-                self._lost.pop(name)
-                lost = None
+                item = Item.read(await self._table.update({"pk": pk}, write, returns="ALL_NEW"))
             except Unsure:
-                lost = lost or Attempt(now, granted, part.expiry_s, alone)
-                self._lost.put(name, lost)
+                tries += 1
+                lost = lost or plan.attempts()
+                for one, attempt in zip(plan.members, lost, strict=True):
+                    self._lost.put(one.name, attempt)
                 if time.monotonic() - started > AGAIN_WITHIN_S:
                     raise
+                continue
             except Overloaded:
-                self._shed_until.put(part.pk, time.monotonic() + random.uniform(0.5, 1.5) * SHED_S)
+                self._shed_until.put(pk, time.monotonic() + random.uniform(0.5, 1.5) * SHED_S)
                 raise
-            else:
-                self._lost.pop(name)
+            except ConditionFailed as failed:
+                item = await self._without_expired(pk, Item.read(failed.item), now)
                 if not tries:
-                    known.learn(part.rates, None, now)
-                part.own, part.granted = True, granted
-                item = await self._without_expired(part.pk, item, now)
-                self._known.put(part.pk, known.after(item, now))
-                part.look(item, self.unknown, now)
-                return True
-        raise StoreUnavailable(f"DynamoDB: what a subject has left changes faster than {MAX_TRIES} tries")
+                    known.learn(plan.rates, item, now)
+                tries += 1
+                if lost and item.has(lost[0].id, now):
+                    plan.done(lost, item, self.unknown)
+                elif item.has(plan.id, now):
+                    plan.found_done(item, self.unknown)
+                elif lost and not lost[0].alone and not item.has_not(lost[0].id, lost[0].at_us):
+                    raise StoreUnavailable("DynamoDB: nobody can tell whether this request has been charged") from None
+            else:
+                if not tries:
+                    known.learn(plan.rates, None, now)
+                item = await self._without_expired(pk, item, now)
+                plan.done(plan.attempts(), item, self.unknown)
+            if lost:
+                for one in plan.members:
+                    self._lost.pop(one.name)
+            self._known.put(pk, known.after(item, now))
+            guess, plan, lost = Guess.right(item, now), None, []
+            undecided = _told(crowd)
+            if len(undecided) < len(crowd):
+                crowd, tries, started = undecided, 1, time.monotonic()
 
-    async def _start_half(self, part: Part, now: int) -> None:
-        if (write := writes.start_half(part, self.unknown, now)) is not None:
-            with suppress(ConditionFailed):  # somebody else has started it
-                await self._mend(part.pk, write)
+    async def _refuse(self, asked: Sequence[Asked], item: Item, now: int) -> None:
+        """By what the item says. Rates that are unknown start with that."""
+        for one in asked:
+            one.part.look(item, self.unknown, now)
+            if (write := writes.start_half(one.part, self.unknown, now)) is not None:
+                with suppress(ConditionFailed):  # somebody else has started it
+                    item = await self._mend(one.part.pk, write)
+            one.decide(False, now)
 
-    async def move(self, pk: str, move: Move, now: int, id: str, *, undo: bool = False) -> None:
-        """One write for all that moves in an item: settled once per `id`, or (`undo`) what `id` took given back. It
-        waits for its turn as long as that takes: nobody else would do it."""
-        async with self._lanes.turn(pk, patient=True):
-            await self._move(pk, move, now, id, undo=undo)
+    # -- settling and giving back --------------------------------------------------------------------------------
 
-    async def _move(self, pk: str, move: Move, now: int, id: str, *, undo: bool) -> None:
+    async def move(self, pk: str, move: Move, now: int, id: str, *, undo: bool = False, named: bool = True) -> None:
+        """One write for all that moves in an item: settled once per `id`, or (`undo`) what `id` took given back."""
+        await self._moving.join(pk, Moving(move, now, id, undo, named))
+
+    async def _move_all(self, pk: str, crowd: Sequence[Waiting[Moving, None]]) -> None:
+        while crowd:
+            some, names = list[Waiting[Moving, None]](), set[str]()
+            for one in crowd:
+                names |= one.asked.move.names()
+                if some and len(names) > MOST_NAMES:
+                    break
+                some.append(one)
+            await self._move(pk, [one.asked for one in some])
+            for one in some:
+                one.tell(None)
+            crowd = crowd[len(some) :]
+
+    async def _move(self, pk: str, moving: Sequence[Moving]) -> None:
+        now, only = max(one.now for one in moving), moving[0] if len(moving) == 1 else None
+        id = only.id if only is not None else os.urandom(8).hex()
+        undo, tells = only is not None and only.undo, only is not None and only.move.tells
+        moves = [one.move for one in moving]
         known = guess = self._known.get(pk, Guess())
         lost, started = False, time.monotonic()
         for _ in range(MAX_TRIES):
-            write = move.write(guess, now)
+            write = write_of(moves, guess, now)
             if write is None:
                 return
-            if undo:
-                forget(write, id, now)
-            elif not move.tells:
-                mark(write, id, now, now if lost else None)
+            if not undo and not tells:
+                mark(write, id, now, (id, now) if lost else None)
+            forget(write, [one.id for one in moving if one.undo and one.named], now, but="" if undo else id)
             try:
                 item = Item.read(await self._table.update({"pk": pk}, write, returns="ALL_NEW"))
             except ConditionFailed as failed:
                 item = Item.read(failed.item)
                 self._known.put(pk, known.after(item, now))
-                if item.has(id, now) or (lost and move.tells and move.single not in item.holds):
+                if not undo and (item.has(id, now) or (lost and tells and moves[0].single not in item.holds)):
                     return
-                if lost and not move.tells and not item.has_not(id, now):
+                if lost and not tells and not item.has_not(id, now):
                     raise StoreUnavailable("DynamoDB: nobody can tell whether this request has been settled") from None
-                guess, move, lost = Guess.right(item, now), move.possible(item), False
+                left = dict[str, int]()
+                guess, lost, moves = Guess.right(item, now), False, [move.possible(item, left) for move in moves]
                 continue
             except Unsure:
                 if undo or time.monotonic() - started > AGAIN_WITHIN_S:
@@ -158,7 +208,8 @@ class SubjectItems:
                 continue
             self._known.put(pk, known.after(item, now))
             # a deep debt must outlive the item's usual life, or it would be forgiven
-            needed = max((item.numbers.get(name, 0) for name in move.rates), default=0) // SECOND_US + DAY_S
+            rates = {name for move in moves for name in move.rates}
+            needed = max((item.numbers.get(name, 0) for name in rates), default=0) // SECOND_US + DAY_S
             if needed > item.numbers.get("ttl", 0):
                 await self._mend(pk, writes.keep_until(needed))
             return
@@ -170,7 +221,9 @@ class SubjectItems:
             return
         part.own = False
         part.values = [value - amount for value, amount in zip(part.values, part.granted, strict=True)]
-        await self.move(part.pk, giving_back(part, id), now, id, undo=True)
+        await self.move(part.pk, giving_back(part, id), now, id, undo=True, named=part.named)
+
+    # -- mending -------------------------------------------------------------------------------------------------
 
     async def _without_expired(self, pk: str, item: Item, now: int) -> Item:
         """The item after the holds whose holders died are released."""
@@ -183,14 +236,21 @@ class SubjectItems:
 
     async def seed(self, part: Part, now: int) -> None:
         """Create budgets and rates with what is known of them elsewhere, or raise them to that."""
-        write = writes.seed(part, now)
-        if write is None:
-            return
-        item = await self._mend(part.pk, write)
-        self._known.put(part.pk, self._known.get(part.pk, Guess()).after(item, now))
-        await self.raise_to(part.pk, writes.seeds(part), item)
-        if (old := writes.outdated(part, item)) is not None:
-            await self._mend(part.pk, old)
+        if writes.seeds(part.takes):
+            part.now_us = now
+            await self._seeding.join(part.pk, part)
+
+    async def _seed(self, pk: str, crowd: Sequence[Waiting[Part, None]]) -> None:
+        parts = [one.asked for one in crowd]
+        now, takes = max(part.now_us for part in parts), [take for part in parts for take in part.takes]
+        known = writes.seeds(takes)
+        item = await self._mend(pk, writes.seed(known, max(part.kept_s(now) for part in parts)))
+        self._known.put(pk, self._known.get(pk, Guess()).after(item, now))
+        await self.raise_to(pk, known, item)
+        if (old := writes.outdated(takes, item)) is not None:
+            await self._mend(pk, old)
+        for one in crowd:
+            one.tell(None)
 
     async def raise_to(self, pk: str, floors: Mapping[str, int], item: Item) -> None:
         """Raise TATs, and what budgets have spent, to `floors`, as far as they exist."""
@@ -209,3 +269,14 @@ class SubjectItems:
     async def _mend(self, pk: str, write: Write) -> Item:
         """A write that may be made twice, because the second time it finds its condition gone or changes nothing."""
         return Item.read(await again(lambda: self._table.update({"pk": pk}, write, returns="ALL_NEW")))
+
+
+def _told(crowd: Sequence[Waiting[Asked, bool]]) -> list[Waiting[Asked, bool]]:
+    """Tell those who are decided; the others."""
+    undecided = []
+    for one in crowd:
+        if one.asked.taken is None:
+            undecided.append(one)
+        else:
+            one.tell(one.asked.taken)
+    return undecided

@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from tollgate.adapters.dynamodb import ConditionFailed, Key, Plain, Table, Write, again, together
+from tollgate.adapters.dynamodb import ConditionFailed, Plain, Table, Write, again, together
+from tollgate.adapters.dynamodb_limit_crowds import Reads
 from tollgate.adapters.lru import Lru
 from tollgate.domain.keys import digest
 from tollgate.domain.limits import Admission
@@ -28,6 +29,7 @@ class Versions:
 
     def __init__(self, table: Table) -> None:
         self._table = table
+        self._reads = Reads(table, consistent=False)
         self._known: Lru[tuple[int, float]] = Lru(KNOWN)
         """Version, and when it was read (s, monotonic)."""
 
@@ -61,18 +63,17 @@ class Versions:
         asked = [policy] if admission.policy_version else []
         asked += [tenant] if admission.tenant_version else []
         now_s = time.monotonic()
-        old: list[Key] = [{"pk": pk} for pk in asked if self._known.get(pk, _UNKNOWN)[1] < now_s - FRESH_S]
+        old = [pk for pk in asked if self._known.get(pk, _UNKNOWN)[1] < now_s - FRESH_S]
         if old:
-            read = await self._table.get_many(old, consistent=False)
-            found = {item["pk"]: _version(item) for item in read}
-            for key in old:
-                version = max(self._known.get(key["pk"], _UNKNOWN)[0], found.get(key["pk"], 0))
-                self._known.put(key["pk"], (version, now_s))
+            found = await self._reads.get(old)
+            for pk in old:
+                read = _version(found[pk]) if pk in found else 0
+                self._known.put(pk, (max(self._known.get(pk, _UNKNOWN)[0], read), now_s))
         return self._known.get(policy, _UNKNOWN)[0], self._known.get(tenant, _UNKNOWN)[0]
 
     async def ping(self) -> None:
         """Raises `StoreUnavailable` unless DynamoDB answers."""
-        await self._table.get({"pk": POLICY})
+        await self._reads.get([POLICY])
 
 
 def _tenant(tenant: str) -> str:

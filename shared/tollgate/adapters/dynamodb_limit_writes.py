@@ -6,7 +6,7 @@ add the cost); each write asks for one of them, by its condition.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from tollgate.adapters.dynamodb import Write
 from tollgate.adapters.dynamodb_limit_guesses import Guess
@@ -21,38 +21,37 @@ from tollgate.adapters.dynamodb_limit_items import (
     spent_name,
 )
 from tollgate.adapters.dynamodb_limit_parts import Part, Unknown
-from tollgate.domain.limits import Admission, BudgetTake, RateTake, SlotTake
+from tollgate.adapters.dynamodb_limit_plans import Plan, Sum
+from tollgate.domain.limits import Admission, BudgetTake, RateTake, SlotTake, Take
 
 RELEASED_AT_ONCE = 24
 """Expired holds that one write releases: DynamoDB's expressions are limited."""
 
 
-def take_part(part: Part, admission: Admission, guess: Guess, granted: list[int], unknown: Unknown, now: int) -> Write:
-    """Take `granted` of all limits of a subject, in the branches that `guess` stands for."""
-    write, held = Write(), dict[str, int]()
-    for take, amount in zip(part.takes, granted, strict=True):
-        if isinstance(take, RateTake):
-            _take_rate(write, take, amount, guess, unknown, now)
+def take(plan: Plan, guess: Guess, unknown: Unknown, now: int) -> Write:
+    """Take all that is planned, in the branches that `guess` stands for."""
+    write = Write()
+    for name, of in plan.sums.items():
+        if isinstance(of.take, RateTake):
+            _take_rate(write, name, of.take, of, guess, unknown, now)
             continue
-        name = counter(take)
         attribute = write.name(name)
-        room = f"{attribute} <= {write.value(take.limit.amount - amount)}"
-        if isinstance(take, SlotTake):
+        room = f"{attribute} <= {write.value(of.room)}"
+        if isinstance(of.take, SlotTake):
             write.conditions.append(f"(attribute_not_exists({attribute}) OR {room})")
-            write.sets.append(f"{attribute} = if_not_exists({attribute}, {write.value(0)}) + {write.value(amount)}")
+            write.sets.append(f"{attribute} = if_not_exists({attribute}, {write.value(0)}) + {write.value(of.amount)}")
         else:
             write.conditions.append(room)
-            write.sets.append(f"{attribute} = {attribute} + {write.value(amount)}")
-        held[short_name(name)] = amount
-    if held and part.expiry_s:
-        for alias, amount in held.items():
-            hold = write.name(f"~{alias}{part.expiry_s}")
+            write.sets.append(f"{attribute} = {attribute} + {write.value(of.amount)}")
+    if plan.alone:
+        _hold_alone(write, plan.members[0].admission, {alias: amount for (alias, _), amount in plan.held.items()}, now)
+    elif plan.held:
+        for (alias, expiry_s), amount in plan.held.items():
+            hold = write.name(f"~{alias}{expiry_s}")
             write.sets.append(f"{hold} = if_not_exists({hold}, {write.value(0)}) + {write.value(amount)}")
         if guess.item.numbers.get("k", 0) >= SINGLE_HOLDS:
             write.sets.append(f"{write.name('q')} = {write.value(now + CROWDED_US)}")
-    elif held:
-        _hold_alone(write, admission, held, now)
-    write.sets.append(f"{write.name('ttl')} = {write.value(part.kept_s(now))}")
+    write.sets.append(f"{write.name('ttl')} = {write.value(max(one.part.kept_s(now) for one in plan.members))}")
     return write
 
 
@@ -71,15 +70,13 @@ def _hold_alone(write: Write, admission: Admission, held: Mapping[str, int], now
     ]
 
 
-def _take_rate(write: Write, take: RateTake, amount: int, guess: Guess, unknown: Unknown, now: int) -> None:
-    name = counter(take)
-    tat = write.name(name)
+def _take_rate(write: Write, name: str, take: RateTake, of: Sum, guess: Guess, unknown: Unknown, now: int) -> None:
+    tat, amount = write.name(name), of.amount
     value, known = unknown.tat(take, guess.item.numbers.get(name), now)
     if guess.busy(name, now):
-        room = write.value(now + take.limit.burst_us - amount)
-        write.conditions.append(f"{tat} BETWEEN {write.value(now)} AND {room}")
+        write.conditions.append(f"{tat} BETWEEN {write.value(now)} AND {write.value(of.room)}")
         write.sets.append(f"{tat} = {tat} + {write.value(amount)}")
-    elif not known and value + amount <= now + take.limit.burst_us:
+    elif not known and value <= of.room:
         write.conditions.append(f"(attribute_not_exists({tat}) OR {tat} < {write.value(unknown.since_us)})")
         write.sets.append(f"{tat} = {write.value(value + amount)}")
     elif unknown.half:
@@ -125,34 +122,33 @@ def release(item: Item, now: int) -> Write | None:
     return write if expired else None
 
 
-def seeds(part: Part) -> dict[str, int]:
-    """What is known of its rates (TAT) and budgets (spent) elsewhere."""
+def seeds(takes: Iterable[Take]) -> dict[str, int]:
+    """What is known of rates (TAT) and budgets (spent) elsewhere; the most that anybody knows."""
     found: dict[str, int] = {}
-    for take in part.takes:
-        if isinstance(take, RateTake) and take.seed_us:
-            found[counter(take)] = take.seed_us
-        elif isinstance(take, BudgetTake) and take.seed is not None:
-            found[counter(take)] = take.seed
+    for take in takes:
+        if isinstance(take, SlotTake):
+            continue
+        known = take.seed_us or None if isinstance(take, RateTake) else take.seed
+        if known is not None:
+            found[counter(take)] = max(known, found.get(counter(take), 0))
     return found
 
 
-def seed(part: Part, now: int) -> Write | None:
+def seed(known: Mapping[str, int], kept_s: int) -> Write:
     """Create rates and budgets with what is known of them elsewhere."""
     write = Write()
-    for name, value in seeds(part).items():
+    for name, value in known.items():
         for attribute in (name, spent_name(name)) if name.startswith("b") else (name,):
             short = write.name(attribute)
             write.sets.append(f"{short} = if_not_exists({short}, {write.value(value)})")
-    if not write.sets:
-        return None
-    write.sets.append(f"{write.name('ttl')} = {write.value(part.kept_s(now))}")
+    write.sets.append(f"{write.name('ttl')} = {write.value(kept_s)}")
     return write
 
 
-def outdated(part: Part, item: Item) -> Write | None:
+def outdated(takes: Iterable[Take], item: Item) -> Write | None:
     """Remove the budgets of the windows before the last one; nobody asks for them any more."""
-    write = Write()
-    for take in part.takes:
+    write, gone = Write(), set[str]()
+    for take in takes:
         if not isinstance(take, BudgetTake):
             continue
         what = counter(take).removesuffix(take.label)
@@ -160,8 +156,9 @@ def outdated(part: Part, item: Item) -> Write | None:
         for name in item.numbers:
             label = name.removeprefix(what).removesuffix(":spent")
             if name.startswith(what) and len(label) == len(last) and label < last:
-                write.removes.append(write.name(name))
-    return write if write.removes else None
+                gone.add(name)
+    write.removes += [write.name(name) for name in sorted(gone)]
+    return write if gone else None
 
 
 def raise_to(item: Item, wanted: Mapping[str, int]) -> Write | None:

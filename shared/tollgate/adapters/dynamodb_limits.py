@@ -20,7 +20,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import suppress
 from typing import Literal, TypeVar
 
-from tollgate.adapters.dynamodb import Client, Key, Table, together
+from tollgate.adapters.dynamodb import Client, Table, together
+from tollgate.adapters.dynamodb_limit_crowds import Reads
 from tollgate.adapters.dynamodb_limit_items import Item, budget_counter, budget_keys, counter, spent_name, subject_key
 from tollgate.adapters.dynamodb_limit_markers import Marker, Markers, Place, marker_key
 from tollgate.adapters.dynamodb_limit_moves import settling
@@ -65,6 +66,7 @@ class DynamoLimitStore:
         self._client = client
         self._clock = clock
         self._table = Table(client, table, patient=False)
+        self._reads = Reads(self._table, consistent=True)
         self._subjects = SubjectItems(self._table, Unknown(half=unknown == "half"))
         self._markers = Markers(self._table)
         self._versions = Versions(self._table)
@@ -107,7 +109,10 @@ class DynamoLimitStore:
         if answer.status is not Status.REFUSED:
             await self._give_back(admission.id, parts, now)
             return answer
-        _, first = await asyncio.gather(self._give_back(admission.id, parts, now), self._look(admission, parts, now))
+        answer.now_us = _decided(parts, now)
+        _, first = await asyncio.gather(
+            self._give_back(admission.id, parts, now), self._look(admission, parts, answer.now_us)
+        )
         return _refused(admission, parts, first, answer)
 
     async def look(self, admission: Admission) -> Decision:
@@ -154,7 +159,8 @@ class DynamoLimitStore:
             twice = [part for part, place in zip(parts, first.places, strict=False) if place.own]
             await self._give_back(admission.id, twice, now)
             granted = first.granted
-        answer.states = _states(admission, parts, now, granted)
+        answer.now_us = _decided(parts, now)
+        answer.states = _states(admission, parts, answer.now_us, granted)
         return answer
 
     async def _look(self, admission: Admission, parts: Sequence[Part], now: int) -> Marker | None:
@@ -162,8 +168,7 @@ class DynamoLimitStore:
         request's marker: a repeated request may be refused by what it took itself the first time."""
         marker = marker_key(admission.id)
         unseen = [part for part in parts if part.seen is None]
-        wanted: list[Key] = [{"pk": pk} for pk in sorted({marker, *(part.pk for part in unseen)})]
-        found = {plain["pk"]: plain for plain in await self._table.get_many(wanted)}
+        found = await self._reads.get([marker, *(part.pk for part in unseen)])
         for part in unseen:
             part.look(Item.read(found.get(part.pk, {})), self._subjects.unknown, now)
         return Marker.read(found[marker]) if marker in found else None
@@ -270,6 +275,11 @@ def _items_of(take: RateTake, takes: Iterable[Take]) -> list[str]:
     """All items that count the subject of `take`, which is one of `takes`."""
     count = shards([other for other in takes if other.subject == take.subject])
     return [subject_key(take.subject, shard, count) for shard in range(count)]
+
+
+def _decided(parts: Iterable[Part], now: int) -> int:
+    """When all that was asked had been decided: later than it was asked, where a crowd had to wait."""
+    return max(now, *(part.now_us for part in parts))
 
 
 def _in_order(parts: Sequence[Part], of_each: Sequence[Sequence[T]]) -> list[T]:
