@@ -16,10 +16,13 @@ import heapq
 import itertools
 import random
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.simulator.table import Items
+from bench.simulator.costs import COSTS, Costs
+from bench.simulator.table import Items, TableClient
+from bench.simulator.virtual_time import WALL_CLOCK, run
 from tollgate.adapters.dynamodb_limits import DynamoLimitStore
 from tollgate.domain import keys
 from tollgate.domain.limits import (
@@ -124,6 +127,48 @@ async def measure(load: float, hold_s: float, containers: int, *, count: int, se
     return Measured(_mean(found[True]), _mean(found[False]), _mean(every), len(found[False]) / len(every))
 
 
+@dataclass(slots=True)
+class Crowd:
+    admitted: int
+    refused: int
+    writes: int
+    """Of the tenant's item, until all were decided."""
+    settling: int
+    """And until all were settled."""
+    p50_s: float
+    p99_s: float
+
+
+async def crowd(size: int = 10_000) -> Crowd:
+    WALL_CLOCK.set(lambda: START_US + int(time.monotonic() * 1e6))
+    COSTS.set(Costs())
+    clock, items = WALL_CLOCK.get(), Items()
+    client = TableClient(items, random.Random(1), clock=clock, true_clock=clock)
+    store, takes, waited = DynamoLimitStore(client, "limits"), limits(0.95), list[float]()
+    assert isinstance(takes[2], BudgetTake)
+    takes[2].seed = 0
+    takes[3] = SlotTake(SUBJECT, f"{SUBJECT}:slots", Concurrency(Scope.TENANT, size // 2, "tenant.slots"))
+    takes[:2] = [
+        RateTake(SUBJECT, t.key, replace(t.limit, burst=10**6), t.cost, t.cost)
+        for t in takes[:2]
+        if isinstance(t, RateTake)
+    ]
+
+    async def ask(number: int) -> bool:
+        decision = await store.admit(Admission(f"{number}", takes, LIFE_US))
+        waited.append(time.monotonic())
+        return decision.admitted
+
+    await store.warm()
+    began = time.monotonic()
+    admitted = sum(await asyncio.gather(*map(ask, range(size))))
+    writes = COSTS.get().subject_writes
+    settled = await asyncio.gather(*(store.settle(Settlement(f"{n}", takes, [None, 3, 3, 0])) for n in range(size)))
+    assert sum(settled) == admitted
+    p50, p99 = (sorted(waited)[size * share // 100] - began for share in (50, 99))
+    return Crowd(admitted, size - admitted, writes, COSTS.get().subject_writes - writes, p50, p99)
+
+
 def _mean(counts: list[int]) -> float:
     return sum(counts) / len(counts) if counts else 0.0
 
@@ -131,7 +176,12 @@ def _mean(counts: list[int]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="300 requests each instead of 1,000")
-    count = 300 if parser.parse_args().quick else 1_000
+    parser.add_argument("--crowd", action="store_true", help="ten thousand at once")
+    options = parser.parse_args()
+    if options.crowd:
+        print(run(crowd(), seed=1))
+        return
+    count = 300 if options.quick else 1_000
     print("| containers | held for | " + " | ".join(f"load {load:.0%}" for load in LOADS) + " |")
     print("|---" * (2 + len(LOADS)) + "|")
     for containers, hold_s in itertools.product(CONTAINERS, HOLDS_S):
