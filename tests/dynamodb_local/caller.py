@@ -18,8 +18,7 @@ from tests.dynamodb_local.takes import one
 from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.dynamodb_limits import DynamoLimitStore
 from tollgate.adapters.http import HttpClient
-from tollgate.domain.limits import Admission, Decision
-from tollgate.ports import Overloaded
+from tollgate.domain.limits import Admission
 
 HOLD_US = 900_000_000
 APART_S = 1.1
@@ -32,17 +31,9 @@ async def call(url: str, table: str, kind: str, callers: int, clock_skew_us: int
     store = DynamoLimitStore(client, table)
     told: dict[bool, list[int]] = {True: [], False: []}
 
-    async def decision_on(admission: Admission) -> Decision:
-        """Who is told that too many wait has taken nothing, and asks again."""
-        while True:
-            try:
-                return await store.admit(admission)
-            except Overloaded:
-                await asyncio.sleep(0.1)
-
     async def caller() -> None:
         for _ in range(2):
-            decision = await decision_on(Admission(os.urandom(16).hex(), [one(kind)], HOLD_US, "acme"))
+            decision = await store.admit(Admission(os.urandom(16).hex(), [one(kind)], HOLD_US, "acme"))
             told[decision.admitted].append(decision.now_us)
             if not decision.admitted:
                 await asyncio.sleep(APART_S)

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from bench.dynamodb_writes import measure
+from bench.dynamodb_writes import crowd, measure
+from bench.simulator.virtual_time import run
 from tollgate.adapters.dynamodb_limit_guesses import Guess
 from tollgate.adapters.dynamodb_limit_items import Item
 
@@ -24,6 +25,14 @@ def test_writes_per_subject(containers: int, most: float, load: float) -> None:
 def test_long_holds_do_not_make_guesses_worse() -> None:
     """Very many containers find an item that has been crowded for minutes."""
     assert asyncio.run(measure(0.86, 60, 300, count=300)).all <= 1.8
+
+
+def test_many_at_once_are_few_writes() -> None:
+    """In virtual time, whatever order the answers come in."""
+    told = run(crowd(400), seed=1)
+    assert (told.admitted, told.refused) == (200, 200)
+    assert told.writes <= 3
+    assert told.settling <= 30
 
 
 class TestGuess:
