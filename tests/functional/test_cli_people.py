@@ -97,6 +97,8 @@ def test_whoever_is_disabled_is_refused_by_every_name(acme: Shell, cognito: Any)
     assert "disabled {user: ann}" in acme.ok("tenant", "show", "acme").out
     line = acme.fails(4, "user", "create", "ann", "--tenant", "acme", "--no-invite")
     assert line == "tollgate: 'ann' is disabled: tollgate user enable ann --tenant acme"
+    acme.ok("tenant", "set", "acme", "--unset", f"disabled_users[{sub}]")  # as any other list
+    assert names_disabled(acme) == {"ann"}
     acme.ok("user", "enable", "ann", "--tenant", "acme")
     assert names_disabled(acme) == set()
     assert cognito.admin_get_user(UserPoolId=cognito.pool, Username="ann")["Enabled"] is True

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tollgate.cli.connect import Stack, with_stack
-from tollgate.cli.output import echo_json, json_option, table
+from tollgate.cli.output import echo_json, flow, json_option, shown
 from tollgate.cli.values import AGO
 
 if TYPE_CHECKING:
     from tollgate.domain.audit import Change, Refusals
 
-SHOWN = 60
-"""Characters of a value in a change's line; --json has it whole."""
+INDENT = "    "
+MOST_LINES = 8
+"""Of what one entry says, on a terminal."""
+KINDS = {"policy": "policy", "tenants": "tenant", "keys": "key"}
 
 
 @click.command()
@@ -63,7 +68,7 @@ def audit(
     if as_json:
         echo_json({"entries": [{"at": _time(entry.ts_us), **_whole(entry)} for entry in entries]})
     elif entries:
-        click.echo(table(("when", "who", "what", "how"), [_row(entry) for entry in entries]))
+        click.echo("\n".join(map(_lines, entries)))
     else:
         click.echo("nothing was changed, and nobody was refused")
 
@@ -87,29 +92,60 @@ def _owner(side: str) -> str:
 
 
 def _whole(entry: Change | Refusals) -> dict[str, Any]:
-    shown = entry.as_dict()
-    return shown | {side: json.loads(shown[side]) for side in ("before", "after") if side in shown}
+    whole = entry.as_dict()
+    return whole | {side: json.loads(whole[side]) for side in ("before", "after") if side in whole}
 
 
-def _row(entry: Change | Refusals) -> list[str | int]:
+def _lines(entry: Change | Refusals) -> str:
+    """One entry for people. On a terminal who did what comes first, and below it, in lines that fit, what it was; where
+    that fits behind it, and in what is no terminal, it is one line."""
     from tollgate.domain.audit import Refusals
 
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     when = _time(entry.ts_us)
     if isinstance(entry, Refusals):
         who = "/".join(filter(None, (entry.tenant, entry.user or entry.key))) or entry.network or "(others)"
-        return [when, who, f"refused {entry.count}x", f"{entry.status} {entry.rule}"]
-    before, after = json.loads(entry.before), json.loads(entry.after)
-    names = sorted(before.keys() | after.keys())
-    if entry.action == "changed":
-        said = "; ".join(f"{name}: {_short(before.get(name))} -> {_short(after.get(name))}" for name in names)
+        head, said = f"{when}  {shown(who)}  refused {entry.count}x", [f"{entry.status} {shown(entry.rule)}"]
     else:
-        said = "; ".join(f"{name}: {_short((after or before)[name])}" for name in names)
-    return [when, entry.actor, f"{entry.action} {entry.table}/{entry.item}", said]
+        who = entry.actor if width is None else entry.actor.rpartition(":")[2]  # the end of an ARN
+        head, said = f"{when}  {shown(who)}  {entry.action} {shown(_named(entry))}", _said(entry)
+    line = f"{head}: {'; '.join(said)}"
+    if width is None or len(line) <= width:
+        return line
+    wrapped = [part for text in said for part in wrap(text, width, initial_indent=INDENT, subsequent_indent=INDENT * 2)]
+    if len(wrapped) > MOST_LINES:
+        wrapped[MOST_LINES - 1 :] = [f"{INDENT}... (whole: --json)"]
+    return "\n".join([head, *wrapped])
 
 
-def _short(value: Any) -> str:
-    text = "-" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+def _named(entry: Change) -> str:
+    """What an item is: the table says the kind, but for plans and the like, whose keys do."""
+    kind, separator, name = entry.item.partition("#")
+    if separator:
+        return f"{kind} {name}"
+    return f"{KINDS[entry.table]} {entry.item}"
+
+
+def _said(entry: Change) -> list[str]:
+    """What a change says, an attribute or a single value a line; as one would write it in policy.yaml."""
+    from tollgate.domain.changes import HIDDEN
+    from tollgate.domain.policy_diff import changes
+    from tollgate.domain.policy_paths import render
+
+    before, after = json.loads(entry.before), json.loads(entry.after)
+    if entry.action != "changed":
+        told = {name: value for name, value in (after or before).items() if value != HIDDEN}
+        hidden = ", ".join(shown(name) for name in (after or before) if name not in told)
+        lines = [f"{shown(name)}: {flow(value)}" for name, value in told.items()]
+        return [*lines, f"(not shown: {hidden})"] if hidden else lines
+    found = []
+    for path, old, new in changes(before, after):
+        where = shown(render(path))
+        if old is None or new is None:
+            found.append(f"+ {where}: {flow(new)}" if old is None else f"- {where}: {flow(old)}")
+        else:
+            found.append(f"{where}: {flow(old)} -> {flow(new)}")
+    return found
 
 
 def _time(us: int) -> str:

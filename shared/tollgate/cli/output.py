@@ -59,7 +59,7 @@ def flow(value: Any) -> str:
         return f"[{', '.join(map(flow, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
-    return _shown("null" if value is None else value)
+    return shown("null" if value is None else value)
 
 
 def attended() -> bool:
@@ -70,7 +70,7 @@ def attended() -> bool:
 def card(fields: Mapping[str, Any]) -> str:
     """One thing, a field a line."""
     width = max(map(len, fields), default=0)
-    return "\n".join(f"{name.ljust(width)}  {_shown(value)}" for name, value in fields.items())
+    return "\n".join(f"{name.ljust(width)}  {shown(value)}" for name, value in fields.items())
 
 
 def table(
@@ -81,7 +81,7 @@ def table(
 
     Whatever is not a terminal gets everything.
     """
-    cells = [[_shown(cell) for cell in row] for row in [columns, *rows, *([footer] if footer else [])]]
+    cells = [[shown(cell) for cell in row] for row in [columns, *rows, *([footer] if footer else [])]]
     widths = [max(_width(row[i]) for row in cells) for i in range(len(columns))]
     numeric = [_all([row[i] for row in cells[1:]], _NUMBER) for i in range(len(columns))]
     whole = [numeric[i] or _all([row[i] for row in cells[1:]], _DATE) for i in range(len(columns))]
@@ -96,9 +96,9 @@ def table(
     for row in cells:
         parts = []
         for cell, width, right in zip(row, widths, numeric, strict=True):
-            shown = _cut(cell, width)
-            padding = " " * (width - _width(shown))
-            parts.append(padding + shown if right else shown + padding)
+            text = _cut(cell, width)
+            padding = " " * (width - _width(text))
+            parts.append(padding + text if right else text + padding)
         lines.append("  ".join(parts).rstrip())
     return "\n".join(lines)
 
@@ -145,7 +145,7 @@ def progress(label: str, length: int | None = None) -> Iterator[Callable[[int], 
         click.echo(err=True)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """The value as text, without what would steer a terminal: names come from callers' tokens and from the tables."""
     text = "-" if value is None else str(value)
     return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else "�" for c in text)

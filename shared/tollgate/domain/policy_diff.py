@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from tollgate.domain.policy_document import canonical
-from tollgate.domain.policy_entries import GROUPS, UNREADABLE, entry_id
+from tollgate.domain.policy_entries import NAMED, UNREADABLE, entry_id
 from tollgate.domain.policy_paths import EntryId, Path, render
 
 
@@ -31,7 +31,7 @@ class Change(NamedTuple):
 
 def changes(before: Any, after: Any, path: Path = ()) -> list[Change]:
     """Every difference, as deep as both sides are mappings, or lists of the same length. Limits and budgets are
-    compared by what they limit, wherever they stand."""
+    compared by what they limit, disabled users by their names, wherever they stand."""
     return list(_changes(before, after, path))
 
 
@@ -39,7 +39,7 @@ def _changes(before: Any, after: Any, path: Path) -> Iterator[Change]:
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         for name in dict.fromkeys([*before, *after]):
             yield from _changes(before.get(name), after.get(name), (*path, name))
-    elif path and path[-1] in GROUPS and (pair := _by_id(before, after)):
+    elif path and path[-1] in NAMED and (pair := _by_id(before, after)):
         yield from _changes(*pair, path)
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         for i, (old, new) in enumerate(zip(before, after, strict=True)):
@@ -49,7 +49,7 @@ def _changes(before: Any, after: Any, path: Path) -> Iterator[Change]:
 
 
 def _by_id(before: Any, after: Any) -> tuple[dict[EntryId, Any], dict[EntryId, Any]] | None:
-    """Two lists of limits or budgets by their ids; None where that would not tell everything."""
+    """Two lists of limits, budgets or users by their ids; None where that would not tell everything."""
     found = []
     for entries in (before or [], after or []):
         if not isinstance(entries, list):
