@@ -9,6 +9,7 @@
         ~<counter><s>   what requests hold together of a counter that expires at that epoch second
         k, q            how many `=` there are; until when (µs) there should be no more
         i0 .. if        the last writes of all ids that hash to there: when, and whose
+    i00 .. i7f      the same, of containers that have just lost a reply; gone a minute after the last
     h#<id>              marker of an admitted request: e: expiry (µs), g: granted, w: where, n: which call, s: settler
     v#policy, v#<tenant>   v: newest version
 
@@ -21,7 +22,8 @@ and an item is about 1 KB however many requests are in flight.
 
 Whose write it was is told by the request's own hold, or by its entry in `i0` to `if`. A lost reply is thereby found to
 have been a charge, or found to have been none: the entry is older than the write. Where somebody else has taken the
-entry meanwhile, nobody can tell, and it is not charged again.
+entry meanwhile, nobody can tell, and it is not charged again. Who has lost a reply expects to lose more, and chooses
+among more entries for a while: they cost an item up to 2 KB, so nobody else does.
 """
 
 from __future__ import annotations
@@ -42,8 +44,11 @@ SINGLE_HOLDS, SINGLE_CROWD = 16, 48
 expiry with others instead, and has others do so for a while; from the second on, no further hold stands alone."""
 CROWDED_US = 60 * SECOND_US
 """That while."""
-IDS = 16
-"""Entries for whose writes an item has seen."""
+IDS, MORE_IDS = 16, 128
+"""Entries for whose writes an item has seen; the second number for who has just lost a reply."""
+MORE_IDS_KEPT_US = 60 * SECOND_US
+TELLS_US = 30 * SECOND_US
+"""For how long after a write its entry, or that there is none, tells whether it was done."""
 IDS_COUNT_US = 10 * SECOND_US
 """For how long an entry means that its id need not be charged again."""
 CLOCKS_DIFFER_US = 2 * SECOND_US
@@ -134,14 +139,22 @@ class Item:
         """Whether a further hold should not stand alone."""
         return self.numbers.get("k", 0) >= SINGLE_HOLDS or self.numbers.get("q", 0) > now
 
-    def has(self, id: str, now: int) -> bool:
-        """Whether `id` has written here."""
-        entry = self.ids.get(_entry(id), "")
-        return single(id) in self.holds or (entry.endswith(_mark(id)) and entry >= _moment(now - IDS_COUNT_US))
+    def has(self, mark: Mark, now: int) -> bool:
+        """Whether whose mark it is has written here."""
+        entry = self.ids.get(mark.entry, "")
+        return single(mark.id) in self.holds or (entry.endswith(mark.text) and entry >= _moment(now - IDS_COUNT_US))
 
-    def has_not(self, id: str, since_us: int) -> bool:
-        """Whether `id`, not found here, has certainly not written since `since_us` (but a hold of its own)."""
-        return self.ids.get(_entry(id), "") < _moment(since_us - CLOCKS_DIFFER_US)
+    def has_not(self, mark: Mark, since_us: int, now: int) -> bool:
+        """Whether whose mark it is, not found here, has certainly not written since `since_us` (but a hold of its
+        own)."""
+        if since_us < now - TELLS_US:
+            return False
+        return self.ids.get(mark.entry, "") < _moment(since_us - CLOCKS_DIFFER_US)
+
+    def outworn(self, now: int) -> dict[str, str]:
+        """Entries that nobody asks for any more, among those that are not there for good."""
+        old = _moment(now - MORE_IDS_KEPT_US)
+        return {name: entry for name, entry in self.ids.items() if len(name) > 2 and entry < old}
 
 
 _HOLD = ("=", "~")
@@ -176,12 +189,38 @@ def _foreign(name: str) -> StoreUnavailable:
 # -- whose write it was ------------------------------------------------------------------------------------------
 
 
-def _entry(id: str) -> str:
-    return f"i{blake2b(id.encode('utf-8', 'surrogatepass'), digest_size=1).digest()[0] % IDS:x}"
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Who has written."""
 
+    id: str
+    more: bool = False
+    """Whether its entry is one of the many."""
 
-def _mark(id: str) -> str:
-    return _short(id, 6)
+    @property
+    def entry(self) -> str:
+        chance = blake2b(self.id.encode("utf-8", "surrogatepass"), digest_size=1).digest()[0]
+        return f"i{chance % MORE_IDS:02x}" if self.more else f"i{chance % IDS:x}"
+
+    @property
+    def text(self) -> str:
+        return _short(self.id, 6)
+
+    def leave(self, write: Write, now: int) -> None:
+        """Have the item remember who has written, and refuse the second time."""
+        entry, mine, old = write.name(self.entry), write.value(self.text), write.value(_moment(now - IDS_COUNT_US))
+        write.conditions.append(f"(NOT contains({entry}, {mine}) OR {entry} < {old})")
+        self._set(write, now)
+
+    def leave_unless(self, lost: Mark, since_us: int, write: Write, now: int) -> None:
+        """The same, only if `lost`, whose reply was lost, has certainly not written since `since_us`."""
+        entry, before = write.name(lost.entry), write.value(_moment(since_us - CLOCKS_DIFFER_US))
+        write.conditions.append(f"(attribute_not_exists({entry}) OR {entry} < {before})")
+        write.conditions.append(f"attribute_not_exists({write.name(single(lost.id))})")
+        self._set(write, now)
+
+    def _set(self, write: Write, now: int) -> None:
+        write.sets.append(f"{write.name(self.entry)} = {write.value(_moment(now) + self.text)}")
 
 
 def _moment(us: int) -> str:
@@ -189,23 +228,9 @@ def _moment(us: int) -> str:
     return f"{us // 1000:011x}"
 
 
-def mark(write: Write, id: str, now: int, lost: tuple[str, int] | None = None) -> None:
-    """Have the item remember that `id` has written, and refuse the second time. `lost`: whose write it may have been
-    done by already (its id, and since when), with the reply lost: now it only is if that certainly was not."""
-    entry = write.name(_entry(id))
-    if lost is None:
-        mine, old = write.value(_mark(id)), write.value(_moment(now - IDS_COUNT_US))
-        write.conditions.append(f"(NOT contains({entry}, {mine}) OR {entry} < {old})")
-    else:
-        theirs, before = write.name(_entry(lost[0])), write.value(_moment(lost[1] - CLOCKS_DIFFER_US))
-        write.conditions.append(f"(attribute_not_exists({theirs}) OR {theirs} < {before})")
-        write.conditions.append(f"attribute_not_exists({write.name(single(lost[0]))})")
-    write.sets.append(f"{entry} = {write.value(_moment(now) + _mark(id))}")
-
-
-def forget(write: Write, ids: Iterable[str], now: int, *, but: str = "") -> None:
+def forget(write: Write, ids: Iterable[str], now: int, but: Mark | None = None) -> None:
     """What `ids` took is given back, and may be taken again. (Others find their entries taken, not free.) `but`: who
     marks this very write."""
-    kept = {_entry(but)} if but else set()
-    for entry in sorted({_entry(id) for id in ids} - kept):
+    kept = {but.entry} if but is not None else set()
+    for entry in sorted({Mark(id).entry for id in ids} - kept):
         write.sets.append(f"{write.name(entry)} = {write.value(_moment(now))}")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import field
 
 from tollgate.adapters.dynamodb_limit_guesses import Guess
-from tollgate.adapters.dynamodb_limit_items import Item, counter, shared, short_name
+from tollgate.adapters.dynamodb_limit_items import Item, Mark, counter, shared, short_name
 from tollgate.adapters.dynamodb_limit_parts import Part, Unknown, least
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.limits import Admission, RateTake, State, Take, fits, grant
@@ -28,8 +28,7 @@ MOST_COUNTERS = 24
 class Attempt:
     """A request's share of a write."""
 
-    id: str
-    """Whose mark the write leaves."""
+    mark: Mark
     at_us: int
     alone: bool
     """Whether the request's hold stands alone, and tells that the write was done."""
@@ -73,6 +72,8 @@ class Plan:
     now: int
     alone: bool = False
     """Whether its only member's hold stands alone."""
+    wary: bool = False
+    """Whether its reply may well be lost."""
     members: list[Asked] = field(default_factory=list)
     granted: list[list[int]] = field(default_factory=list)
     """Of each member, of each of its takes."""
@@ -82,9 +83,11 @@ class Plan:
     own_id: str = field(default_factory=lambda: os.urandom(8).hex())
 
     @property
-    def id(self) -> str:
-        """Whose mark the write leaves: its only member's, or its own."""
-        return self.members[0].admission.id if len(self.members) == 1 else self.own_id
+    def mark(self) -> Mark:
+        """What the write leaves: its only member's, or its own."""
+        if len(self.members) == 1 and (self.alone or not self.wary):
+            return Mark(self.members[0].admission.id)
+        return Mark(self.own_id, self.wary)
 
     @property
     def rates(self) -> list[str]:
@@ -92,14 +95,14 @@ class Plan:
 
     def attempts(self) -> list[Attempt]:
         """The members' shares."""
-        pairs = zip(self.members, self.granted, strict=True)
-        return [Attempt(self.id, self.now, self.alone, granted, one.part.expiry_s) for one, granted in pairs]
+        mark, pairs = self.mark, zip(self.members, self.granted, strict=True)
+        return [Attempt(mark, self.now, self.alone, granted, one.part.expiry_s) for one, granted in pairs]
 
     def done(self, attempts: Sequence[Attempt], item: Item, unknown: Unknown) -> None:
         """All of them have taken their shares; this is the item now."""
         for one, share in zip(self.members, attempts, strict=True):
             one.part.look(item, unknown, self.now)
-            one.part.own, one.part.named = True, share.id == one.admission.id
+            one.part.own, one.part.named = True, share.mark.id == one.admission.id
             one.part.granted, one.part.expiry_s = share.granted, share.expiry_s
             one.decide(True, self.now)
 
@@ -134,11 +137,13 @@ class Plan:
         return True
 
 
-def next_plan(asked: Sequence[Asked], guess: Guess, unknown: Unknown, now: int, tries: int) -> Plan:
+def next_plan(
+    asked: Sequence[Asked], guess: Guess, unknown: Unknown, now: int, tries: int, *, wary: bool = False
+) -> Plan:
     """Whom to serve next. At first, when the item may have changed: the first of them, and those behind him as long as
     all that can ever fit is left for them; no cost shrinks for what is only guessed. Then all who fit into the item as
     it was a moment ago; and after some tries with no more than each needs, which others disturb less."""
-    plan, values = Plan(now, _alone(asked, guess)), dict[str, int]()
+    plan, values = Plan(now, _alone(asked, guess), wary), dict[str, int]()
     for one in asked:
         part, takes = one.part, one.part.takes
         found = [

@@ -27,7 +27,7 @@ from tollgate.adapters import dynamodb_limit_writes as writes
 from tollgate.adapters.dynamodb import AGAIN_WITHIN_S, ConditionFailed, Key, Table, Unsure, Write, again
 from tollgate.adapters.dynamodb_limit_crowds import Crowds, Waiting
 from tollgate.adapters.dynamodb_limit_guesses import Guess
-from tollgate.adapters.dynamodb_limit_items import DAY_S, Item, forget, mark
+from tollgate.adapters.dynamodb_limit_items import DAY_S, TELLS_US, Item, Mark, forget
 from tollgate.adapters.dynamodb_limit_moves import MOST_NAMES, Move, giving_back, write_of
 from tollgate.adapters.dynamodb_limit_parts import Part, Unknown
 from tollgate.adapters.dynamodb_limit_plans import Asked, Attempt, Plan, next_plan
@@ -40,6 +40,9 @@ MAX_TRIES = 8
 KNOWN = 10_000
 SHED_S = 0.1
 """How long a subject is turned away, on average, after DynamoDB could not take all its writes."""
+
+WARY_S = 60.0
+"""For how long who has lost a reply expects to lose more."""
 
 
 @dataclass(slots=True)
@@ -65,6 +68,8 @@ class SubjectItems:
         """Writes that may or may not have been done, by request and item."""
         self._shed_until: Lru[float] = Lru(KNOWN)
         """Items that were throttled a moment ago (s, monotonic)."""
+        self._wary_until = 0.0
+        """Until when replies may well be lost (s, monotonic)."""
         self._seeding: Crowds[Part, None] = Crowds(self._seed)
         self._taking: Crowds[Asked, bool] = Crowds(self._take)
         self._moving: Crowds[Moving, None] = Crowds(self._move_all)
@@ -73,6 +78,10 @@ class SubjectItems:
         """Those that exist, read consistently."""
         keys: list[Key] = [{"pk": pk} for pk in sorted(set(pks))]
         return {plain["pk"]: Item.read(plain) for plain in await self._table.get_many(keys)}
+
+    @property
+    def _wary(self) -> bool:
+        return time.monotonic() < self._wary_until
 
     # -- taking --------------------------------------------------------------------------------------------------
 
@@ -83,6 +92,8 @@ class SubjectItems:
         lost = self._lost.get(asked.name, None)
         if lost is None:
             return await self._taking.join(part.pk, asked)
+        if lost.at_us < now - TELLS_US and not lost.alone:
+            raise _nobody_can_tell("charged")
         alone = Waiting[Asked, bool](asked)
         await self._take(part.pk, [alone], lost)
         return alone.told.result()
@@ -101,17 +112,20 @@ class SubjectItems:
                 raise StoreUnavailable(f"DynamoDB: what a subject has left changes faster than {MAX_TRIES} tries")
             if plan is None:
                 asked = [one.asked for one in crowd]
-                plan = next_plan(asked, guess, self.unknown, now, tries)
+                plan = next_plan(asked, guess, self.unknown, now, tries, wary=self._wary)
             if not plan.members:
                 await self._refuse(asked, guess.item, now)
                 crowd = _told(crowd)
                 continue
             write = writes.take(plan, guess, self.unknown, now)
-            if lost or not plan.alone:
-                mark(write, plan.id, now, (lost[0].id, lost[0].at_us) if lost else None)
+            if lost:
+                plan.mark.leave_unless(lost[0].mark, lost[0].at_us, write, now)
+            elif not plan.alone:
+                plan.mark.leave(write, now)
             try:
                 item = Item.read(await self._table.update({"pk": pk}, write, returns="ALL_NEW"))
             except Unsure:
+                self._wary_until = time.monotonic() + WARY_S
                 tries += 1
                 lost = lost or plan.attempts()
                 for one, attempt in zip(plan.members, lost, strict=True):
@@ -127,12 +141,12 @@ class SubjectItems:
                 if not tries:
                     known.learn(plan.rates, item, now)
                 tries += 1
-                if lost and item.has(lost[0].id, now):
+                if lost and item.has(lost[0].mark, now):
                     plan.done(lost, item, self.unknown)
-                elif item.has(plan.id, now):
+                elif item.has(plan.mark, now):
                     plan.found_done(item, self.unknown)
-                elif lost and not lost[0].alone and not item.has_not(lost[0].id, lost[0].at_us):
-                    raise StoreUnavailable("DynamoDB: nobody can tell whether this request has been charged") from None
+                elif lost and not lost[0].alone and not item.has_not(lost[0].mark, lost[0].at_us, now):
+                    raise _nobody_can_tell("charged") from None
             else:
                 if not tries:
                     known.learn(plan.rates, None, now)
@@ -177,7 +191,7 @@ class SubjectItems:
 
     async def _move(self, pk: str, moving: Sequence[Moving]) -> None:
         now, only = max(one.now for one in moving), moving[0] if len(moving) == 1 else None
-        id = only.id if only is not None else os.urandom(8).hex()
+        mark = Mark(only.id if only is not None else os.urandom(8).hex(), self._wary)
         undo, tells = only is not None and only.undo, only is not None and only.move.tells
         moves = [one.move for one in moving]
         known = guess = self._known.get(pk, Guess())
@@ -187,21 +201,25 @@ class SubjectItems:
             if write is None:
                 return
             if not undo and not tells:
-                mark(write, id, now, (id, now) if lost else None)
-            forget(write, [one.id for one in moving if one.undo and one.named], now, but="" if undo else id)
+                if lost:
+                    mark.leave_unless(mark, now, write, now)
+                else:
+                    mark.leave(write, now)
+            forget(write, [one.id for one in moving if one.undo and one.named], now, None if undo else mark)
             try:
                 item = Item.read(await self._table.update({"pk": pk}, write, returns="ALL_NEW"))
             except ConditionFailed as failed:
                 item = Item.read(failed.item)
                 self._known.put(pk, known.after(item, now))
-                if not undo and (item.has(id, now) or (lost and tells and moves[0].single not in item.holds)):
+                if not undo and (item.has(mark, now) or (lost and tells and moves[0].single not in item.holds)):
                     return
-                if lost and not tells and not item.has_not(id, now):
-                    raise StoreUnavailable("DynamoDB: nobody can tell whether this request has been settled") from None
+                if lost and not tells and not item.has_not(mark, now, now):
+                    raise _nobody_can_tell("settled") from None
                 left = dict[str, int]()
                 guess, lost, moves = Guess.right(item, now), False, [move.possible(item, left) for move in moves]
                 continue
             except Unsure:
+                self._wary_until = time.monotonic() + WARY_S
                 if undo or time.monotonic() - started > AGAIN_WITHIN_S:
                     raise
                 lost = True
@@ -269,6 +287,10 @@ class SubjectItems:
     async def _mend(self, pk: str, write: Write) -> Item:
         """A write that may be made twice, because the second time it finds its condition gone or changes nothing."""
         return Item.read(await again(lambda: self._table.update({"pk": pk}, write, returns="ALL_NEW")))
+
+
+def _nobody_can_tell(what: str) -> StoreUnavailable:
+    return StoreUnavailable(f"DynamoDB: nobody can tell whether this request has been {what}")
 
 
 def _told(crowd: Sequence[Waiting[Asked, bool]]) -> list[Waiting[Asked, bool]]:

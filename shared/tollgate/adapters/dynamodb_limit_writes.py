@@ -105,9 +105,14 @@ def start_half(part: Part, unknown: Unknown, now: int) -> Write | None:
 
 
 def release(item: Item, now: int) -> Write | None:
-    """Free some of the expired holds, each exactly as it was seen."""
+    """Free some of the expired holds, each exactly as it was seen; and entries that nobody asks for."""
     write, freed = Write(), dict[str, int]()
     expired = list(item.expired(now).items())[:RELEASED_AT_ONCE]
+    outworn = list(item.outworn(now).items())[: RELEASED_AT_ONCE - len(expired)]
+    for name, entry in outworn:
+        attribute = write.name(name)
+        write.conditions.append(f"{attribute} = {write.value(entry)}")
+        write.removes.append(attribute)
     for name, hold in expired:
         attribute = write.name(name)
         write.conditions.append(f"{attribute} = {write.value(hold.written)}")
@@ -119,7 +124,7 @@ def release(item: Item, now: int) -> Write | None:
             write.sets.append(f"{write.name(name)} = {write.name(name)} - {write.value(amount)}")
     if singles := sum(name.startswith("=") for name, _ in expired):
         write.sets.append(f"{write.name('k')} = {write.name('k')} - {write.value(singles)}")
-    return write if expired else None
+    return write if expired or outworn else None
 
 
 def seeds(takes: Iterable[Take]) -> dict[str, int]:

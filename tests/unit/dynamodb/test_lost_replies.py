@@ -13,6 +13,7 @@ from tests.records import NOON
 from tests.unit.dynamodb.world import DAY_S, SECOND, World, budget, loaded, rate, slot
 from tollgate.adapters import dynamodb, dynamodb_limit_items, dynamodb_limit_subjects
 from tollgate.adapters.aws import AwsError
+from tollgate.adapters.dynamodb_limit_items import counter
 from tollgate.adapters.http_message import ClosedEarly
 from tollgate.domain.limits import (
     Scope,
@@ -93,6 +94,35 @@ class TestLostReplies:
         with pytest.raises(StoreUnavailable, match="nobody can tell"):
             world.admit(take, id="a")
         assert world.number(take) == before == NOON + (1 + 8 * dynamodb_limit_items.IDS) * take.inc_us
+
+    def test_after_a_while_nobody_can_tell_any_more(self, world: World) -> None:
+        take = rate(Scope.USER)
+        self.drop(world, lambda n: True)
+        with pytest.raises(StoreUnavailable):
+            world.admit(take, id="a")
+        world.calls.fault = None
+        world.now += dynamodb_limit_items.TELLS_US + SECOND
+        with pytest.raises(StoreUnavailable, match="nobody can tell"):
+            world.admit(take, id="a")
+        assert world.number(take) == NOON + take.inc_us
+
+    def test_who_has_lost_a_reply_marks_its_writes_where_few_others_do(self, world: World) -> None:
+        """For a minute; and a minute after the last of them they are gone."""
+        take = rate(Scope.USER, 1000)
+
+        def more() -> set[str]:
+            names = world.items()[f"s#{take.subject}"].keys() - {"pk", "ttl", counter(take)}
+            return {name for name in names if len(name) > 2}
+
+        assert world.admit(take).admitted
+        assert not more()
+        self.drop(world, lambda n: n == 0)
+        assert all(world.admit(take).admitted for _ in range(5))
+        assert 3 <= len(more()) <= 5
+        world.now += dynamodb_limit_items.MORE_IDS_KEPT_US + SECOND
+        assert world.admit(take, store=world.container()).admitted
+        assert not more()
+        assert world.number(take) == world.now + take.inc_us
 
     def test_what_was_certainly_not_done_is_done_again(self, world: World) -> None:
         take = rate(Scope.USER)
