@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from tollgate.adapters.aws import AwsError
@@ -275,6 +275,23 @@ async def together(work: Iterable[Awaitable[T]]) -> list[T]:
             raise result
         done.append(result)
     return done
+
+
+async def few_at_once(number: int, work: Iterator[Awaitable[None]]) -> None:
+    """Everything, so many at a time, each begun when its turn comes. After a failure nothing more begins; it is raised
+    when all that runs is over."""
+    failed = False
+
+    async def one_after_another() -> None:
+        nonlocal failed
+        while not failed and (one := next(work, None)) is not None:
+            try:
+                await one
+            except BaseException:
+                failed = True
+                raise
+
+    await together(one_after_another() for _ in range(number))
 
 
 async def pause(attempt: int) -> None:

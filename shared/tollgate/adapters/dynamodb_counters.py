@@ -116,7 +116,7 @@ def place_item(place: Place) -> tuple[Key, Plain]:
 
 COLUMNS = Row._fields[2:-1]
 """What a row's item says beside its key: everything but tenant, day and rollup."""
-PARTITIONS = {"": "t", "month": "m", "day": "d"}
+PARTITIONS = {"": "t", "uses": "n", "people": "p", "day": "d", "month": "m"}
 """Of rows by their rollup; a tenant has one of each."""
 
 

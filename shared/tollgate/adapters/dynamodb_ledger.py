@@ -8,8 +8,9 @@ Items (`ttl` in epoch seconds):
     c#<subject>       <window label>       one number per figure: requests, tokens, microusd; tokens:<model> ...
                                            ~: 1 where it goes on in <window label>~1 .. ~15
     t#<tenant>        <day>#<digest>       one row of the report: user, model, provider ..., its sums (also in ~1 ..)
-    m#<tenant>        <month>#<digest>     the same, of a month
-    d#<tenant>        <day>#<digest>       the same, by model and provider alone
+    n#, p#, m# ...    <month>#<digest>     the same, of a month: by use case, model and provider; by user, team and key;
+                                           by all of these
+    d#<tenant>        <day>#<digest>       the same, of a day, by model and provider alone
     l#<tenant>        <day>                use-case labels that have rows of their own (`dynamodb_use_cases`)
     tenants           <digest>             tenant: every tenant that has rows
     models            <digest>             models: which ones the digest in a budget's key stands for (JSON)
@@ -20,22 +21,19 @@ The index `entries` (hash key `e`) finds the entries of a tenant's day, for the 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import zlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from datetime import date, timedelta
 from types import MappingProxyType
 
-from tollgate.adapters.dynamodb import Client, Coded, Expression, Key, Plain, Table
-from tollgate.adapters.dynamodb_counters import COLUMNS, PARTITIONS, Counters
+from tollgate.adapters.dynamodb import Client, Expression, Key, Plain, Table
+from tollgate.adapters.dynamodb_counters import Counters
 from tollgate.adapters.dynamodb_entering import Entering, Pending, entry_key, entry_partitions
+from tollgate.adapters.dynamodb_rows import read_rows
 from tollgate.adapters.dynamodb_use_cases import UseCases
 from tollgate.domain.bookkeeping import (
-    FIGURES,
     EntryReport,
     Question,
-    Row,
     first_of_each,
     models_digest,
     question,
@@ -44,15 +42,12 @@ from tollgate.domain.bookkeeping import (
 from tollgate.domain.keys import digest
 from tollgate.domain.limits import SECOND_US, BudgetTake
 from tollgate.domain.records import UsageClose, UsageOpen
-from tollgate.domain.reports import ALL_KEYS, Span, UsageRow, spans, used
+from tollgate.domain.reports import ALL_KEYS, UsageRow, used
 
 DAY_S = 86_400
 OPENS_KEPT_S = 30 * DAY_S
 OPEN_SHARDS = 4
 """Partitions of the open calls; each takes 1,000 writes a second."""
-QUERIES_AT_ONCE = 8
-RANGE_DAYS = 4
-"""Days of rows that one query reads: a month of a large tenant is read by several at once."""
 REMEMBERED = 50_000
 """Index entries that this process knows to be there."""
 
@@ -105,36 +100,9 @@ class DynamoLedger:
         by: Sequence[str] = ALL_KEYS,
     ) -> list[UsageRow]:
         tenants = [tenant] if tenant is not None else await self.tenants()
-        busy = asyncio.Semaphore(QUERIES_AT_ONCE)
-        asked = {*by, *where}
-        columns = [name if name in asked else "" for name in COLUMNS]
-        told = [*(["sk"] if "day" in asked else []), *filter(None, columns), *FIGURES]
-
-        async def rows(name: str, rollup: str, first: str, last: str) -> list[UsageRow]:
-            ex = Expression()
-            condition = f"{ex.name('pk')} = {ex.value(f'{PARTITIONS[rollup]}#{name}')} AND {ex.name('sk')} BETWEEN "
-            condition += f"{ex.value(first)} AND {ex.value(last)}"
-            projection = ", ".join([ex.name(name) for name in told])
-            found: list[UsageRow] = []
-            async with busy:
-                async for page in self._table.pages(ex, condition, ProjectionExpression=projection):
-                    found += [_usage_row(name, rollup, columns, item) for item in page]
-            return found
-
-        ranges = [(span.rollup, *days) for span in spans(asked, since, until) for days in _ranges(span)]
-        parts = await asyncio.gather(*(rows(name, *part) for name in tenants for part in ranges))
-        sums: dict[Row, dict[str, int]] = {}
-        for row, more in (one for part in parts for one in part):
-            known = sums.setdefault(row, more)
-            if known is not more:  # a row that was spread is in several items, and others differ where nobody asks
-                for name, amount in more.items():
-                    known[name] = known.get(name, 0) + amount
+        rows = await read_rows(self._table, tenants, {*by, *where}, since, until)
         wanted = list(where.items())
-        return used(
-            UsageRow(row, total)
-            for row, total in sums.items()
-            if not wanted or all(getattr(row, name) == value for name, value in wanted)
-        )
+        return used(one for one in rows if all(getattr(one.row, name) == value for name, value in wanted))
 
     async def entries(self, tenant: str, day: str) -> AsyncIterator[UsageClose]:
         """A tenant's entries of one UTC day, in no order; without what only settling needs. An index follows its table
@@ -224,32 +192,6 @@ class DynamoLedger:
         """None for what `sparing` has left out."""
         sums = await self._counters.sums([q.counter for q in asked], sparing=sparing)
         return [sum(sums[q.counter].get(name, 0) for name in q.names) if q.counter in sums else None for q in asked]
-
-
-_NO_TEXT = {"S": ""}
-
-
-def _usage_row(tenant: str, rollup: str, columns: Sequence[str], item: Coded) -> UsageRow:
-    """`columns`: those that are told apart, each in its place."""
-    get = item.get
-    told = [get(name, _NO_TEXT)["S"] for name in columns]
-    sums = {name: int(item[name]["N"]) for name in FIGURES if name in item}
-    return UsageRow(Row._make((tenant, get("sk", _NO_TEXT)["S"].partition("#")[0], *told, rollup)), sums)
-
-
-def _ranges(span: Span) -> list[tuple[str, str]]:
-    """The sort keys of a span; of single rows, which are many, in ranges of a few days where both ends are given, so
-    that queries can run beside each other."""
-    first, last = span.first or "0", span.last or "9"
-    if span.rollup or span.first is None or span.last is None:
-        return [(first, f"{last}~")] if first <= last else []  # "~" sorts after the "#" behind the day
-    day, end = date.fromisoformat(first), date.fromisoformat(last)
-    found: list[tuple[str, str]] = []
-    while day <= end:
-        to = min(day + timedelta(days=RANGE_DAYS - 1), end)
-        found.append((day.isoformat(), f"{to.isoformat()}~"))
-        day = to + timedelta(days=1)
-    return found
 
 
 def _time(us: int) -> str:

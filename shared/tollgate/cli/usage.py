@@ -114,8 +114,6 @@ def usage(
         if since or until:
             raise click.UsageError("--month is a time of its own: leave out --since and --until")
         since, until = month
-    elif since is not None and until is None:
-        until = (_today() + timedelta(days=1)).isoformat()
     where = {name: value for name, value in only.items() if value is not None}
 
     async def run(stack: Stack) -> list[UsageRow]:

@@ -30,7 +30,7 @@ class Counter(NamedTuple):
 
 class Row(NamedTuple):
     """One row of the usage report; those of one rollup partition the usage. `day` is a UTC day (``2026-11-21``), or the
-    month of a rollup by month."""
+    month of a rollup by month. What a rollup does not tell apart is empty."""
 
     tenant: str
     day: str
@@ -41,12 +41,25 @@ class Row(NamedTuple):
     key: str = ""
     use_case: str = ""
     rollup: str = ""
-    """What it sums: itself; ``month``, the days of a month; ``day``, all of a day but for model and provider."""
+    """Which of `MONTHS` or `DAYS` it belongs to; empty for a single row."""
 
     def rolled(self) -> Iterator[Row]:
         """The rollups that it is part of, which answer what would take too many rows."""
-        yield Row(self.tenant, self.day[:7], *self[2:-1], "month")
-        yield Row(self.tenant, self.day, "", self.model, self.provider, rollup="day")
+        tenant, day, user, model, provider, team, key, use_case, _ = self
+        month = day[:7]
+        yield Row(tenant, month, "", model, provider, use_case=use_case, rollup="uses")
+        yield Row(tenant, month, user, "", "", team, key, rollup="people")
+        yield Row(tenant, day, "", model, provider, rollup="day")
+        yield Row(tenant, month, user, model, provider, team, key, use_case, "month")
+
+
+MONTHS = {
+    "uses": frozenset({"use_case", "model", "provider"}),
+    "people": frozenset({"user", "team", "key"}),
+    "month": frozenset({"user", "team", "key", "use_case", "model", "provider"}),
+}
+DAYS = {"day": frozenset({"day", "model", "provider"}), "": MONTHS["month"] | {"day"}}
+"""Which columns of a tenant's rows the rollups tell apart, by months and by days; those with the fewest rows first."""
 
 
 KINDS = (

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from datetime import date, timedelta
 from typing import Any, NamedTuple
 
-from tollgate.domain.bookkeeping import FIGURES, KINDS, Row
+from tollgate.domain.bookkeeping import DAYS, FIGURES, KINDS, MONTHS, Row
 
 KEYS = ("tenant", "user", "model", "provider", "day")
 """What a report's rows are told apart by unless somebody asks otherwise."""
@@ -37,22 +37,26 @@ class Span(NamedTuple):
 
 
 def spans(by: Collection[str], since: str | None, until: str | None) -> list[Span]:
-    """The fewest rows that tell the columns `by` from one day to another: of days, where only models and providers are
-    told apart; else of months, where nobody asks for days."""
-    if not set(by) - {"tenant", "model", "provider", "day"}:
-        return [Span("day", since, until)]
-    if "day" in by:
-        return [Span("", since, until)]
+    """The fewest rows that tell the columns `by` from one day to another: where nobody asks for days, whole months of
+    the smallest rollup that tells them, and days for the rest of the range."""
+    asked = frozenset(by) - {"tenant"}
+    days = _smallest(DAYS, asked)
+    if "day" in asked:
+        return [Span(days, since, until)]
     first = None if since is None else since[:7] if since[8:] == "01" else _month(since, 1)
     last = None if until is None else until[:7] if _last_day(until) == until else _month(until, -1)
     if first is not None and last is not None and first > last:
-        return [Span("", since, until)]
-    found = [Span("month", first, last)]
+        return [Span(days, since, until)]
+    found = [Span(_smallest(MONTHS, asked), first, last)]
     if since is not None and since[:7] != first:
-        found.append(Span("", since, _last_day(since)))
+        found.append(Span(days, since, _last_day(since)))
     if until is not None and until[:7] != last:
-        found.append(Span("", f"{until[:7]}-01", until))
+        found.append(Span(days, f"{until[:7]}-01", until))
     return found
+
+
+def _smallest(rollups: Mapping[str, Set[str]], asked: Set[str]) -> str:
+    return next(name for name, told in rollups.items() if asked <= told)
 
 
 def _last_day(day: str) -> str:
