@@ -113,9 +113,10 @@ def main() -> None:
     print(f"{arguments.calls:,} calls made", ", ".join(f"{count:,} {name}" for name, count in number.items()))
     november: dict[str, Any] = {"since": "2026-11-01", "until": "2026-11-30"}
     asked: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+        *((f"everything, by {key}", {}, (key,)) for key in ALL_KEYS),
         ("everything, by tenant, model and day", {}, ("tenant", "model", "day")),
+        ("everything, by tenant and user", {}, ("tenant", "user")),
         ("everything, by all but the day", {}, tuple(key for key in ALL_KEYS if key != "day")),
-        ("everything, by tenant", {}, ("tenant",)),
         ("the largest tenant, by all", {"tenant": "tenant-00"}, ALL_KEYS),
         ("a small tenant, by user and day", {"tenant": "tenant-40"}, ("user", "day")),
         ("everything, by the default keys", {}, KEYS),

@@ -363,6 +363,7 @@ entries = st.builds(
     tenant=st.sampled_from(["acme", "globex"]),
     user=st.sampled_from(["alice", "bob", ""]),
     team=st.sampled_from(["", "red"]),
+    key=st.sampled_from(["", "k1"]),
     use_case=st.sampled_from(["", "search", "chat"]),
     model=st.sampled_from(["small", "large"]),
     outcome=st.sampled_from(["ok", "upstream_closed", "not_sent"]),
@@ -376,6 +377,10 @@ QUESTIONS = [
     (("model",), "2026-10-31", "2026-11-22"),
     (("tenant", "day", "model"), "2026-11-01", None),
     (("user",), None, "2026-12-01"),
+    (("key", "team"), "2026-11-01", None),
+    (("use_case",), "2026-10-31", "2026-12-31"),
+    (("user", "use_case"), "2026-11-02", None),
+    (("day",), None, None),
 ]
 batches = st.lists(st.tuples(st.lists(entries, max_size=5), st.booleans()), max_size=8)
 

@@ -17,7 +17,7 @@ from tollgate.adapters.dead_letters import LoggedDeadLetters
 from tollgate.adapters.memory_ledger import MemoryLedger
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.domain import keys
-from tollgate.domain.bookkeeping import Counter, Row, add, moves, questions
+from tollgate.domain.bookkeeping import Counter, Moves, Row, add, moves, questions
 from tollgate.domain.limits import DAY_US, Admission, Budget, BudgetTake, Scope, Unit, Window
 from tollgate.domain.records import MINOR, SCHEMA, BadRecord, UsageClose, UsageOpen, UsageRecord
 from tollgate.ports import StoreUnavailable
@@ -290,7 +290,8 @@ class TestReading:
 
 class TestBookkeeping:
     def test_adding_and_taking_off_leaves_nothing(self) -> None:
-        total = moves(a_close("a"))
+        total: Moves = {}
+        add(total, moves(a_close("a")))
         add(total, moves(a_close("b", model="large")))
         add(total, moves(a_close("b", model="large")), -1)
         assert total == moves(a_close("a"))

@@ -13,8 +13,9 @@ import random
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Any
 
-from tollgate.adapters.dynamodb import Key, Plain, Table, Write, pause
+from tollgate.adapters.dynamodb import Coded, Key, Plain, Table, Write, encode, encode_item, pause
 from tollgate.domain.bookkeeping import Counter, Row
 from tollgate.domain.keys import digest
 from tollgate.ports import StoreUnavailable
@@ -39,11 +40,10 @@ class Counters:
         self._table = table
         self._spread: set[Place] = set()
 
-    def place(self, place: Place, slot: int) -> tuple[Key, Plain]:
-        """The item that a transaction adds to (`slot` is its own choice, of `SPREAD`), and what it says apart from its
-        sums."""
-        key, about = place_item(place)
-        return (at_slot(key, slot) if place in self._spread else key), about
+    def place(self, place: Place, slot: int) -> tuple[Coded, tuple[str, ...], tuple[dict[str, Any], ...]]:
+        """The key of the item that a transaction adds to (`slot` is its own choice, of `SPREAD`), and what that says
+        apart from its sums: names and values."""
+        return _coded(place, slot if place in self._spread else 0)
 
     def is_spread(self, place: Place) -> bool:
         return place in self._spread
@@ -118,6 +118,13 @@ COLUMNS = Row._fields[2:-1]
 """What a row's item says beside its key: everything but tenant, day and rollup."""
 PARTITIONS = {"": "t", "uses": "n", "people": "p", "day": "d", "month": "m"}
 """Of rows by their rollup; a tenant has one of each."""
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _coded(place: Place, slot: int) -> tuple[Coded, tuple[str, ...], tuple[dict[str, Any], ...]]:
+    """Neighbours in a batch, and one batch and the next, move the same places."""
+    key, about = place_item(place)
+    return encode_item(at_slot(key, slot)), tuple(about), tuple([encode(value) for value in about.values()])
 
 
 def at_slot(key: Key, slot: int) -> Key:

@@ -16,10 +16,10 @@ from typing import Any
 
 import orjson
 
-from tollgate.adapters.dynamodb import BATCH, Cancelled, Expression, Key, Plain, Table, encode, encode_item, pause
+from tollgate.adapters.dynamodb import BATCH, Cancelled, Expression, Key, Plain, Table, pause
 from tollgate.adapters.dynamodb_counters import SPREAD, Counters, Place
 from tollgate.adapters.dynamodb_use_cases import UseCases
-from tollgate.domain.bookkeeping import EntryReport, Moves, add, day_of, moves
+from tollgate.domain.bookkeeping import EntryReport, Move, Moves, add, day_of, moves
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.limits import SECOND_US
 from tollgate.domain.records import UsageClose
@@ -44,7 +44,7 @@ class Pending:
     entry: UsageClose
     position: int
     estimate: UsageClose | None = None
-    moves: Moves = field(default_factory=dict)
+    moves: Move = field(default_factory=dict)
 
 
 _REFUSED_WITH_ITEM = {"ReturnValuesOnConditionCheckFailure": "ALL_OLD"}
@@ -154,12 +154,12 @@ class Entering:
             actions.append({"Put": put | (_NEW if one.estimate is None else _ESTIMATE)})
         slot = random.randrange(SPREAD)
         for place, amounts in total.items():
-            key, about = self._counters.place(place, slot)
-            update, names, places = _adding(tuple(amounts), tuple(about))
-            values = [{"N": str(amount)} for amount in amounts.values()] + [encode(value) for value in about.values()]
+            key, about, told = self._counters.place(place, slot)
+            update, names, places = _adding(tuple(amounts), about)
+            values = [*[{"N": str(amount)} for amount in amounts.values()], *told]
             change = {
                 "TableName": self._table.name,
-                "Key": encode_item(key),
+                "Key": key,
                 "UpdateExpression": update,
                 "ExpressionAttributeNames": names,
                 "ExpressionAttributeValues": dict(zip(places, values, strict=True)),
@@ -193,8 +193,10 @@ class Entering:
                 self._report.repeated += 1
             elif item.get("p"):
                 await self._use_cases.learn([entered])
-                one.estimate, one.moves = entered, self._moves(one.entry)
-                add(one.moves, self._moves(entered), -1)
+                change: Moves = {}
+                add(change, self._moves(one.entry))
+                add(change, self._moves(entered), -1)
+                one.estimate, one.moves = entered, change
                 left.append(one)
             elif entered.bill() == one.entry.bill():
                 self._report.repeated += 1
@@ -202,7 +204,7 @@ class Entering:
                 self._report.tampered.append(one.position)
         return left
 
-    def _moves(self, entry: UsageClose) -> Moves:
+    def _moves(self, entry: UsageClose) -> Move:
         return moves(entry, self._use_cases.row(entry))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 
 from tollgate.adapters.dynamodb import Coded, Expression, Table, few_at_once
 from tollgate.adapters.dynamodb_counters import COLUMNS, PARTITIONS
@@ -64,4 +65,4 @@ def _ranges(span: Span) -> list[tuple[str, str]]:
         day, today = date.fromisoformat(first), datetime.now(UTC).date().isoformat()
         while (day := day + timedelta(days=RANGE_DAYS)).isoformat() <= min(last, today):
             starts.append(day.isoformat())
-    return [*zip(starts, starts[1:], strict=False), (starts[-1], last)]
+    return [*pairwise(starts), (starts[-1], last)]

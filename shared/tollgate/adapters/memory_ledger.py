@@ -9,6 +9,7 @@ from tollgate.domain.bookkeeping import (
     OTHER,
     USE_CASES,
     EntryReport,
+    Move,
     Moves,
     Question,
     Row,
@@ -108,7 +109,7 @@ class MemoryLedger:
         for open_ in opens:
             self._opens.pop(open_.id, None)
 
-    def _moves(self, entry: UsageClose) -> Moves:
+    def _moves(self, entry: UsageClose) -> Move:
         known = self._use_cases.setdefault((entry.tenant, day_of(entry)), set())
         if entry.use_case and len(known) < USE_CASES:
             known.add(entry.use_case)

@@ -82,6 +82,8 @@ OTHER = "other"
 
 Moves = dict[Counter | Row, dict[str, int]]
 """By how much each figure of each counter and row moves."""
+Move = Mapping[Counter | Row, Mapping[str, int]]
+"""The same of one entry, not to be changed: places that move alike share their figures."""
 
 
 def figure(unit: Unit, model: str = "") -> str:
@@ -94,7 +96,7 @@ def figures(unit: Unit, models: Iterable[str] | None) -> list[str]:
     return [figure(unit)] if models is None else [figure(unit, model) for model in sorted(models)]
 
 
-def moves(entry: UsageClose, use_case: str | None = None) -> Moves:
+def moves(entry: UsageClose, use_case: str | None = None) -> Move:
     """What entering `entry` adds. A call that never left the gateway used nothing, and moves nothing; one at which the
     upstream failed is in the report, but no budget pays for it. `use_case`: what its row says, if not its own label."""
     row = row_move(entry, use_case)
@@ -106,10 +108,7 @@ def moves(entry: UsageClose, use_case: str | None = None) -> Moves:
         name: amount for names, amount in zip(_figures(entry.model), amounts, strict=True) if amount for name in names
     }
     counters = _counters(entry.tenant, _members(entry), row[0].day) if counted else ()
-    found: Moves = {counter: counted.copy() for counter in counters}
-    for place in (row[0], *row[0].rolled()):
-        found[place] = row[1].copy()
-    return found
+    return dict.fromkeys(counters, counted) | dict.fromkeys(_with_rollups(row[0]), row[1])
 
 
 def row_move(entry: UsageClose, use_case: str | None = None) -> tuple[Row, dict[str, int]] | None:
@@ -139,7 +138,8 @@ def add(total: MutableMapping[P, dict[str, int]], more: Mapping[P, Mapping[str, 
     for place, amounts in more.items():
         sums = total.get(place)
         if sums is None:
-            sums = total[place] = {}
+            total[place] = {name: sign * amount for name, amount in amounts.items()}
+            continue
         for name, amount in amounts.items():
             if moved := sums.get(name, 0) + sign * amount:
                 sums[name] = moved
@@ -155,7 +155,7 @@ class Question(NamedTuple):
     counter: Counter
     names: tuple[str, ...]
 
-    def of(self, moved: Moves) -> int:
+    def of(self, moved: Move) -> int:
         """The answer, where this is all that moved."""
         sums = moved.get(self.counter, {})
         return sum([sums.get(name, 0) for name in self.names])
@@ -240,6 +240,11 @@ _BUDGET_KEY = re.compile(
 def _figures(model: str) -> tuple[tuple[str, str], ...]:
     """Of requests, tokens and micro-dollars the figure in total and the model's."""
     return tuple([(figure(unit), figure(unit, model)) for unit in (Unit.REQUESTS, Unit.TOKENS, Unit.MICROUSD)])
+
+
+@lru_cache(maxsize=4096)
+def _with_rollups(row: Row) -> tuple[Row, ...]:
+    return row, *row.rolled()
 
 
 _COUNTED = FIGURES[1:-2]
