@@ -94,7 +94,7 @@ def test_whoever_is_disabled_is_refused_by_every_name(acme: Shell, cognito: Any)
     assert len(sub) == 36
     acme.ok("user", "disable", "ann")
     assert names_disabled(acme) == {"ann", sub}, "of API keys, and of tokens"
-    assert "disabled {user: ann}" in acme.ok("tenant", "show", "acme").out
+    assert "\ndisabled ann\n" in acme.ok("tenant", "show", "acme").out
     line = acme.fails(4, "user", "create", "ann", "--tenant", "acme", "--no-invite")
     assert line == "tollgate: 'ann' is disabled: tollgate user enable ann --tenant acme"
     acme.ok("tenant", "set", "acme", "--unset", f"disabled_users[{sub}]")  # as any other list
@@ -116,6 +116,8 @@ def test_users_whom_the_pool_does_not_know_are_disabled_in_their_tenant(acme: Sh
     assert again == {"user": "ci", "tenant": "globex", "enabled": True}
     assert names_disabled(acme, "globex") == {"partner:bob"}
     assert "there is no tenant 'acne'" in acme.fails(3, "user", "disable", "bob", "--tenant", "acne")
+    for name in ("", " bob", "bo\nb", "b" * 257):
+        assert "expected a name" in acme.fails(2, "user", "disable", name, "--tenant", "globex")
 
 
 def test_what_the_deleted_hold_is_refused_for_as_long_as_it_could_be_good(acme: Shell) -> None:

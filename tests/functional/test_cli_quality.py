@@ -262,8 +262,12 @@ def test_a_profile_or_region_means_a_deployed_stack(
 ) -> None:
     monkeypatch.delenv("TOLLGATE_POLICY_TABLE")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    for words in (["--region", "eu-central-1", "tenant", "list"], ["tenant", "list", "--region", "eu-central-1"]):
-        assert "which stack? Add --stack NAME" in shell.fails(USAGE, *words)
+    for url in ("", "http://127.0.0.1:1"):  # not even where the environment names a local one
+        monkeypatch.setenv("TOLLGATE_URL", url)
+        for words in (["--region", "eu-central-1", "tenant", "list"], ["tenant", "list", "--region", "eu-central-1"]):
+            assert "which stack? Add --stack NAME" in shell.fails(USAGE, *words)
+    both = ["tenant", "list", "--stack", "http://127.0.0.1:1", "--profile", "prod"]
+    assert "is a local stack" in shell.fails(USAGE, *both)
 
 
 def test_a_stack_is_found_by_its_outputs(

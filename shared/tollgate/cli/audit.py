@@ -45,7 +45,7 @@ def audit(
     \b
       tollgate audit --since 7d --tenant acme
       tollgate audit --actor ann --json
-      tollgate audit --only refusals --since 2026-11-21T08:00 --until 2026-11-21T09:00
+      tollgate audit --only refusals --since 2026-11-20 --until 2026-11-21T09:00
     """
     start, end = since.timestamp(), time.time() + 1 if until is None else until.timestamp()
 

@@ -68,7 +68,7 @@ def add(
 
     \b
       tollgate boost add acme requests=100 per=minute --for 2h
-      tollgate boost add acme --user ann tokens=5000000 per=day --until 2026-12-01T18:00Z
+      tollgate boost add acme --user ann tokens=5000000 per=day --until 2026-12-01
       tollgate boost add acme scope=tenant usd=500 per=month --until 2027-01-01
     """
     if (until is None) == (span is None):

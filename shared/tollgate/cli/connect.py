@@ -81,9 +81,12 @@ def _choice() -> _Choice:
     profile, region = meta.get(f"{_CHOICES}.profile"), meta.get(f"{_CHOICES}.region")
     stack = meta.get(f"{_CHOICES}.stack") or os.environ.get(STACK_VARIABLE)
     if stack and stack.startswith(("http://", "https://")):
-        return _Choice(None, stack, profile, region)
-    # a stack that was named leaves no room for a URL from the environment
-    return _Choice(stack or None, None if stack else os.environ.get(URL_VARIABLE) or None, profile, region)
+        if profile or region:
+            raise Fail(f"{stack} is a local stack: --profile and --region mean a deployed one", USAGE)
+        return _Choice(None, stack, None, None)
+    # what was named leaves no room for a URL from the environment
+    named = stack or profile or region
+    return _Choice(stack or None, None if named else os.environ.get(URL_VARIABLE) or None, profile, region)
 
 
 # -- the environment of a stack ----------------------------------------------------------------------------------------

@@ -172,7 +172,7 @@ def rotate(key_id: str, overlap: timedelta, quiet: bool, as_json: bool) -> None:
 
     \b
       tollgate key rotate 3kTz9QvB1xYpA --overlap 7d
-      tollgate key rotate 3kTz9QvB1xYpA --overlap 0         it leaked: the old one ends within 60 s
+      tollgate key rotate 3kTz9QvB1xYpA --overlap 0      it leaked: the old one ends
     """
     seconds = int(overlap.total_seconds())
     _print_made(
@@ -189,7 +189,7 @@ def revoke(key_id: str, yes: bool, as_json: bool) -> None:
 
     \b
       tollgate key revoke 3kTz9QvB1xYpA
-      tollgate key revoke tg_3kTz9QvB1xYpA_0hV... --yes         a whole key that leaked
+      tollgate key revoke tg_3kTz9QvB1xYpA_0hV... --yes     a whole key
     """
     confirm(f"End the API key {key_id} for good?", yes)
     item = with_stack(lambda stack: stack.keys().revoke(key_id, actor()), NEEDED)

@@ -44,7 +44,7 @@ def check(ctx: click.Context, file: str | None, as_json: bool) -> None:
 
     \b
       tollgate policy check
-      TOLLGATE_PLANS__FREE__LIMITS__0__REQUESTS=5 tollgate policy check staging.yaml
+      TOLLGATE_PLANS__FREE__LIMITS__0__REQUESTS=5 tollgate policy check
     """
     from tollgate.adapters.policy_file import PolicyErrors, load
 

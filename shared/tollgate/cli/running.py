@@ -33,7 +33,7 @@ def dev(ctx: click.Context, port: int, upstream: str | None, policy: str | None,
     \b
       tollgate dev
       tollgate dev --port 9000 --policy staging.yaml
-      tollgate dev --upstream http://127.0.0.1:11434/v1      an Ollama on this machine
+      tollgate dev --upstream http://127.0.0.1:11434/v1   an Ollama here
     """
     from tollgate.local.stack import run_dev
 

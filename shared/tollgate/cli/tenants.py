@@ -107,7 +107,7 @@ def set_(name: str, changes: tuple[str, ...], unset: tuple[str, ...], as_json: b
       tollgate tenant set acme 'limits+={scope: user, requests: 500, per: minute, until: 2026-12-01}'
       tollgate tenant set acme 'budgets[0].usd=100'
       tollgate tenant set acme --unset 'limits[user.requests.minute]'
-      tollgate tenant set acme 'data={phi: true, regions: [eu]}'      where its prompts may go
+      tollgate tenant set acme 'data={phi: true, regions: [eu]}'
       tollgate tenant set acme 'teams.research.data.models=[small]'
     """
     from tollgate.cli.edits import editor
@@ -161,7 +161,7 @@ def _show(record: TenantRecord, as_json: bool, done: str = "") -> None:
         click.echo(line)
     if "data" in shown:
         click.echo(f"data     {flow(shown['data'])}")
-    for disabled in shown.get("disabled_users", []):
-        click.echo(f"disabled {flow(disabled)}")
+    for one in shown.get("disabled_users", []):
+        click.echo(f"disabled {flow(one['user'])}" + (f" until {one['until']}" if "until" in one else ""))
     for team, own in shown.get("teams", {}).items():
         click.echo(f"team     {team} {flow(own)}")

@@ -16,7 +16,14 @@ from tollgate.cli.output import card, confirm, echo_json, json_option, progress,
 if TYPE_CHECKING:
     from tollgate.adapters.user_pool import User, UserPool
 
-NAME = click.argument("name", metavar="USER")
+
+def _name(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if not 0 < len(value) <= 256 or not value.isprintable() or value != value.strip():
+        raise click.BadParameter("expected a name of at most 256 printable characters", ctx, param)
+    return value
+
+
+NAME = click.argument("name", metavar="USER", callback=_name)
 OF_TENANT = click.option("--tenant", shell_complete=complete.tenants, help="Whose user it is.")
 POOL = "TOLLGATE_USER_POOL_ID"
 NEEDS = (*TABLES, POOL)
