@@ -50,6 +50,8 @@ class UsageRecord:
     that is charged, the same one that the hold was taken from."""
 
     event: ClassVar[str]
+    HEAD: ClassVar[Mapping[str, str | int]]
+    """What every such record begins with."""
 
     id: str
     ts_us: int
@@ -73,7 +75,7 @@ class UsageRecord:
     use_case: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        return {"event": self.event, "v": SCHEMA, "minor": MINOR, **self.__dict__}
+        return {**self.HEAD, **self.__dict__}
 
     @property
     def total_tokens(self) -> int:
@@ -113,6 +115,7 @@ class UsageOpen(UsageRecord):
     """A call is about to be made. Token counts and cost are what is held; `expires_us` is when that is released."""
 
     event: ClassVar[str] = "usage.open"
+    HEAD: ClassVar[Mapping[str, str | int]] = {"event": event, "v": SCHEMA, "minor": MINOR}
 
     expires_us: int
 
@@ -132,6 +135,7 @@ class UsageClose(UsageRecord):
     """
 
     event: ClassVar[str] = "usage.close"
+    HEAD: ClassVar[Mapping[str, str | int]] = {"event": event, "v": SCHEMA, "minor": MINOR}
 
     outcome: Outcome
     status: int

@@ -1,8 +1,13 @@
-"""What a call cost: what was held is settled, and the usage recorded, once, on whatever way the call ends."""
+"""What a call cost: what was held is settled, and the usage recorded, once, on whatever way the call ends.
+
+Records are written as the mappings that `domain/records.py` reads: made as its classes first, a call's two would cost
+three times as much."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import field
+from typing import Any
 
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.estimates import LEAST_PROMPT, Sample
@@ -39,6 +44,8 @@ class Job:
     also: Grant | None = None
     """What was taken from a further upstream's limits, after the first could not serve."""
     reader: UsageReader | None = None
+    common: dict[str, Any] = field(default_factory=dict)
+    """What its records have in common, once it is open."""
     closed: bool = False
     """Whether it is settled and recorded; exactly once, on every way out."""
 
@@ -54,105 +61,98 @@ class Bills:
 
     def open(self, job: Job) -> None:
         """Record that a call is about to be made."""
-        self._log.write(_opening(job).as_dict())
+        grant, request, who = job.grant, job.grant.request, job.who
+        first = grant.entitlement.routes[0]
+        admitted_us = grant.decision.now_us
+        tariff = grant.entitlement.terms.tariffs.of(first.upstream, first.model, admitted_us)
+        degraded = request.degraded
+        job.common = {
+            "id": request.id,
+            "ts_us": admitted_us,
+            "tenant": who.tenant,
+            "user": who.user,
+            "team": who.team,
+            "key": who.key,
+            "plan": grant.entitlement.record.plan,
+            "model": request.model,
+            "route": job.route.path,
+            "degraded_from": degraded.replaced if degraded is not None else "",
+            "use_case": job.label,
+        }
+        self._log.write(
+            {
+                **UsageOpen.HEAD,
+                **job.common,
+                "upstream": first.upstream,
+                "upstream_model": first.model,
+                "input_tokens": request.input_tokens,
+                "output_tokens": grant.cost.tokens - request.input_tokens,
+                "cost_microusd": grant.cost.microusd,
+                "price": tariff.id,
+                "priced": tariff.priced,
+                "expires_us": admitted_us + grant.admission.expires_us,
+            }
+        )
 
     async def close(self, job: Job, outcome: Outcome, status: int, usage: Usage | None) -> None:
         """Settle what was held and record what was used. `usage` None: nothing of an answer was seen, nothing is
         charged."""
         job.closed = True
-        grant = job.grant
+        grant, now = job.grant, self._clock()
         known = usage or Usage(estimated=usage is None)
         tariff = grant.entitlement.terms.tariffs.of(job.upstream, job.upstream_model, grant.decision.now_us)
         cost = tariff.price.cost(known)
         if tariff.priced == "ceiling" and cost:
-            self._unpriced.tell(grant.request.model, job.upstream, job.upstream_model, self._clock())
+            self._unpriced.tell(grant.request.model, job.upstream, job.upstream_model, now)
         counts = counts_as_request(outcome, status, known.total_tokens)
         settlement = grant.settlement(known.total_tokens, cost, counts=counts)
-        degraded = grant.request.degraded
-        if outcome == "ok" and not known.estimated and degraded is None:  # else it says nothing of the model asked for
+        if outcome == "ok" and not known.estimated and grant.request.degraded is None:  # else it says nothing of the model
             sample = _sample(job.call, known)
-            if job.likely.learn(sample, self._clock()):
+            if job.likely.learn(sample, now):
                 settlement.sample, settlement.learn = sample, job.likely.key
         await self._admitter.settle(settlement)
         if job.also is not None:
             await self._admitter.settle(job.also.settlement(known.total_tokens, cost, counts=counts))
-        record = UsageClose(
-            id=grant.request.id,
-            ts_us=grant.decision.now_us,
-            tenant=job.who.tenant,
-            user=job.who.user,
-            team=job.who.team,
-            key=job.who.key,
-            plan=grant.entitlement.record.plan,
-            model=grant.request.model,
-            upstream=job.upstream,
-            upstream_model=job.upstream_model,
-            route=job.route.path,
-            outcome=outcome,
-            status=status,
-            input_tokens=known.input_tokens,
-            cached_input_tokens=known.cached_input_tokens,
-            cache_write_tokens=known.cache_write_tokens,
-            cache_write_long_tokens=known.cache_write_long_tokens,
-            audio_input_tokens=known.audio_input_tokens,
-            output_tokens=known.output_tokens,
-            reasoning_tokens=known.reasoning_tokens,
-            audio_output_tokens=known.audio_output_tokens,
-            estimated=known.estimated,
-            cost_microusd=cost,
-            price=tariff.id,
-            priced=tariff.priced,
-            latency_ms=max(0, self._clock() - job.started_us) // 1000,
-            first_byte_ms=max(0, job.first_byte_us) // 1000,
-            degraded_from=degraded.replaced if degraded is not None else "",
-            use_case=job.label,
-            store=grant.decision.store,
-            settle=tuple(
-                [(take.kind, take.key, amount) for take, amount in zip(settlement.takes, settlement.used, strict=True)]
-            ),
-            rates_us=settlement.rates_us(),
-            budget_models=tuple(
-                [
-                    (take.key, tuple(sorted(take.limit.models)))
+        self._log.write(
+            {
+                **UsageClose.HEAD,
+                **job.common,
+                "upstream": job.upstream,
+                "upstream_model": job.upstream_model,
+                "input_tokens": known.input_tokens,
+                "output_tokens": known.output_tokens,
+                "cost_microusd": cost,
+                "price": tariff.id,
+                "priced": tariff.priced,
+                "outcome": outcome,
+                "status": status,
+                "cached_input_tokens": known.cached_input_tokens,
+                "cache_write_tokens": known.cache_write_tokens,
+                "cache_write_long_tokens": known.cache_write_long_tokens,
+                "audio_input_tokens": known.audio_input_tokens,
+                "reasoning_tokens": known.reasoning_tokens,
+                "audio_output_tokens": known.audio_output_tokens,
+                "estimated": known.estimated,
+                "latency_ms": max(0, now - job.started_us) // 1000,
+                "first_byte_ms": max(0, job.first_byte_us) // 1000,
+                "store": grant.decision.store,
+                "settle": [
+                    (take.kind, take.key, used) for take, used in zip(settlement.takes, settlement.used, strict=True)
+                ],
+                "rates_us": settlement.rates_us(),
+                "budget_models": [
+                    (take.key, sorted(take.limit.models))
                     for take in settlement.takes
                     if isinstance(take, BudgetTake) and take.limit.models is not None
-                ]
-            ),
+                ],
+            }
         )
-        self._log.write(record.as_dict())
 
     async def give_back(self, job: Job) -> None:
         """Return what a further upstream's limits gave, before the next one is asked."""
         if job.also is not None:
             await self._admitter.settle(job.also.settlement(0, 0, counts=False))
             job.also = None
-
-
-def _opening(job: Job) -> UsageOpen:
-    grant, request = job.grant, job.grant.request
-    first = grant.entitlement.routes[0]
-    tariff = grant.entitlement.terms.tariffs.of(first.upstream, first.model, grant.decision.now_us)
-    return UsageOpen(
-        id=request.id,
-        ts_us=grant.decision.now_us,
-        tenant=job.who.tenant,
-        user=job.who.user,
-        team=job.who.team,
-        key=job.who.key,
-        plan=grant.entitlement.record.plan,
-        model=request.model,
-        upstream=first.upstream,
-        upstream_model=first.model,
-        route=job.route.path,
-        input_tokens=request.input_tokens,
-        output_tokens=grant.cost.tokens - request.input_tokens,
-        cost_microusd=grant.cost.microusd,
-        price=tariff.id,
-        priced=tariff.priced,
-        expires_us=grant.decision.now_us + grant.admission.expires_us,
-        degraded_from=request.degraded.replaced if request.degraded is not None else "",
-        use_case=job.label,
-    )
 
 
 def _sample(call: Call, usage: Usage) -> Sample:
