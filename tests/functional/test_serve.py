@@ -23,6 +23,7 @@ from tests.functional.scripted import DONE_EVENT, USAGE_EVENT, Exchange, Gate, S
 from tests.functional.stack import ROOT, tollgate
 from tests.functional.test_dev_stack import alive, descendants
 from tests.waiting import PATIENCE_S, wait
+from tollgate.domain.records import UsageClose, UsageOpen
 from tollgate.local.children import free_port
 
 CHAT = "/v1/chat/completions"
@@ -123,6 +124,9 @@ def test_a_call_and_its_records(served: Served, upstream: ScriptedUpstream) -> N
         7,
         3,
     )
+    assert UsageOpen.parse(opened).as_dict() == opened  # every field of the schema is written, and no other
+    close = UsageClose.parse(closed).as_dict()
+    assert json.loads(json.dumps(close)) == closed
     assert "Hello" not in served.output()
 
 

@@ -7,7 +7,7 @@ stream's head leaves at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Protocol
 
 from tollgate.adapters import telemetry
@@ -131,14 +131,14 @@ class Cycle:
         else:
             raise RuntimeError(f"not a message of an HTTP answer: {kind}")
 
-    def _start(self, status: int, headers: Iterable[Header]) -> None:
+    def _start(self, status: int, headers: Sequence[Header]) -> None:
         if self._started:
             raise RuntimeError("the answer has been started already")
         self._bodiless = self.scope["method"] == "HEAD" or status in (204, 304)
         # a client that was never told to go on may send its body or not: what comes next could be either
         close = not self.keep_alive or self.expects
         self._head, self._left, close = encode_head(
-            status, list(headers), close=close, chunked=self._chunked, bodiless=self._bodiless
+            status, headers, close=close, chunked=self._chunked, bodiless=self._bodiless
         )
         self._started = True
         self.keep_alive = not close

@@ -32,6 +32,7 @@ _known_names = {b"content-length"}
 """Names of headers that may be written as they are: found to be valid, in lower case, and silent about framing (but for
 this one, whose value is looked at). An application repeats a few dozen."""
 _KNOWN_NAMES_MAX = 1024
+_LINE = b": ".join
 _HOP_BY_HOP = frozenset({b"transfer-encoding", b"connection", b"keep-alive", b"upgrade"})
 _SHORT = 200
 """Bytes of a target up to which it is remembered: callers repeat a few."""
@@ -91,7 +92,7 @@ def encode_head(
             close = True
     if close:
         lines.append(b"connection: close")
-    lines += [b": ".join(header) for header in headers]
+    lines += map(_LINE, headers)
     line_ends = len(lines) + 1
     lines.append(b"\r\n")
     head = b"\r\n".join(lines)

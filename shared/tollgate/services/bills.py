@@ -106,7 +106,9 @@ class Bills:
             self._unpriced.tell(grant.request.model, job.upstream, job.upstream_model, now)
         counts = counts_as_request(outcome, status, known.total_tokens)
         settlement = grant.settlement(known.total_tokens, cost, counts=counts)
-        if outcome == "ok" and not known.estimated and grant.request.degraded is None:  # else it says nothing of the model
+        if (
+            outcome == "ok" and not known.estimated and grant.request.degraded is None
+        ):  # else it says nothing of the model
             sample = _sample(job.call, known)
             if job.likely.learn(sample, now):
                 settlement.sample, settlement.learn = sample, job.likely.key
