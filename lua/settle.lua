@@ -3,13 +3,13 @@
 --
 -- A rate moves by (used - granted): a give-back lowers its TAT; more than was granted is debt, taken from now on. A
 -- missing rate stays missing. The hold of a budget or a slot is dropped and what was really used is spent, unless the hold
--- has expired (then metering brings it).
+-- has expired, or what it was part of was lost and made anew (then metering brings it).
 --
 -- It may bring what the call used, for the estimates of its tenant and model: four packed doubles, prompt bytes, prompt
 -- tokens, a running median of answers, their number. Formulas and constants are those of domain/estimates.py.
 --
 -- KEYS  1 marker, then those to be moved: rates, budgets, concurrency limits; then the estimates, if there is a sample
--- ARGV  1 request id   2 numbers, packed as little-endian doubles:
+-- ARGV  1 numbers, packed as little-endian doubles:
 --       now (us; 0: the server's clock), rates, samples (0 or 1), then
 --       per rate: position among the takes (from 1), used (us)
 --       per budget and concurrency limit: position, used (the budget's unit; 0 of a slot, which is just freed)
@@ -17,51 +17,58 @@
 -- Result 1 settled, 0 nothing to do
 
 local MINUTE, DEBTS, LARGEST = 60000000, 900000000, 2 ^ 53 -- as in admit.lua
-local call, tonumber, format, rep, max, min = redis.call, tonumber, string.format, string.rep, math.max, math.min
-local codec = struct or string
+local call, format, rep, max, min = redis.call, string.format, string.rep, math.max, math.min
+local codec, unpack = struct or string, unpack or table.unpack
 local pack, read = codec.pack, codec.unpack
 
-local mark = call('GETDEL', KEYS[1])
-if not mark or #mark % 8 ~= 0 then return 0 end
-local granted = {read('<' .. rep('d', #mark / 8), mark)} -- [1]: when the hold expires
-local n = {read('<' .. rep('d', #ARGV[2] / 8), ARGV[2])}
+local found = call('MGET', unpack(KEYS))
+local mark = found[1]
+if not mark or #mark % 8 ~= 0 or #mark < 24 then return 0 end -- nothing was taken, or it is not ours
+call('DEL', KEYS[1])
+local granted = {read('<' .. rep('d', #mark / 8), mark)} -- from the third on
+local taken, expiry = granted[1], granted[2]
+local n = {read('<' .. rep('d', #ARGV[1] / 8), ARGV[1])}
 local now, rates, samples = n[1], n[2], n[3]
 if now == 0 then
   local time = call('TIME')
   now = time[1] * 1000000 + time[2]
 end
-if not (#mark > 0 and granted[1] > now) then return 0 end -- the hold has expired, and is released
+if expiry <= now then return 0 end -- the hold has expired, and is released
 
 local arg = 4
 for k = 2, 1 + rates do
-  local move = n[arg + 1] - granted[1 + n[arg]]
-  local raw = move ~= 0 and call('GET', KEYS[k])
-  if raw then
+  local move, raw = n[arg + 1] - granted[2 + n[arg]], found[k]
+  if move ~= 0 and raw then
     local tat, epoch = string.match(raw, '^(%d+)(.*)$') -- see admit.lua
     tat = tonumber(tat)
     if move < 0 then
       call('SET', KEYS[k], format('%d', max(0, tat + move)) .. epoch, 'KEEPTTL')
     else
       tat = min(max(tat, now) + move, LARGEST)
-      local last = (math.floor(tat / MINUTE) + 1) * MINUTE + DEBTS
-      call('SET', KEYS[k], format('%d', tat) .. epoch, 'PX', math.ceil((last - now) / 1000))
+      local last = tat - tat % MINUTE + MINUTE + DEBTS
+      call('SET', KEYS[k], format('%d', tat) .. epoch, 'PX', format('%d', math.ceil((last - now) / 1000)))
     end
   end
   arg = arg + 2
 end
 for k = 2 + rates, #KEYS - samples do
-  if call('HDEL', KEYS[k], '#' .. ARGV[1]) == 1 then
-    local raw = call('HGET', KEYS[k], 's')
-    if raw and #raw == 32 then
-      local spent, held, sweep, loaded = read('<dddd', raw)
-      call('HSET', KEYS[k], 's', pack('<dddd', spent + n[arg + 1], held - granted[1 + n[arg]], sweep, loaded))
+  local raw, used, amount = found[k], n[arg + 1], granted[2 + n[arg]]
+  local size = raw and #raw / 8 or 0
+  if size >= 3 and size % 2 == 1 then
+    local all = '<' .. rep('d', size)
+    local count = {read(all, raw)}
+    for at = 4, count[3] <= taken and size or 0, 2 do
+      if count[at] == expiry then
+        count[1], count[at + 1] = count[1] + used, max(0, count[at + 1] - amount)
+        call('SET', KEYS[k], pack(all, unpack(count, 1, size)), 'KEEPTTL')
+      end
     end
   end
   arg = arg + 2
 end
 
 if samples == 1 then
-  local raw = call('GET', KEYS[#KEYS])
+  local raw = found[#KEYS]
   local e = {0, 0, 0, 0}
   if raw and #raw == 32 then e = {read('<dddd', raw)} end
   local bytes, tokens, answer = n[arg], n[arg + 1], n[arg + 2]

@@ -16,6 +16,7 @@ from tollgate.domain.limits import (
     Status,
     Unit,
     Window,
+    hold_expiry_us,
     refusal,
 )
 
@@ -167,8 +168,10 @@ class TestBudgets:
     def test_an_expired_hold_is_released_and_settles_to_nothing(self, driver: Driver) -> None:
         take = budget(100)
         driver.admit(take, id="a", expires_us=SECOND)
+        ends = hold_expiry_us(driver.now, SECOND)
+        driver.now = ends - 1
         assert not driver.admit(budget(1)).admitted
-        driver.now += SECOND
+        driver.now = ends
         assert driver.admit(budget(100), id="b").admitted
         assert not driver.settle("a", [take], [100])
         assert driver.settle("b", [take], [40])
@@ -211,7 +214,7 @@ class TestSlots:
         assert driver.settle("a", [slot()], [0])
         assert driver.admit(slot(), id="c").admitted
         assert not driver.admit(slot()).admitted
-        driver.now += SECOND
+        driver.now = hold_expiry_us(driver.now, SECOND)
         assert driver.admit(slot()).admitted
         assert not driver.admit(slot()).admitted
 

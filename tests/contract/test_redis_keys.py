@@ -85,12 +85,55 @@ def test_everything_expires(client: redis.Redis, redis_url: str, take: Take, lon
 
     asyncio.run(scenario())
     assert 0 < client.pttl(take.key) * 1_000 <= longest_us
-    assert client.pttl(f"{TENANT}m:b") * 1_000 <= MINUTE
+    assert client.pttl(f"{TENANT}m:b") * 1_000 <= MINUTE * 9 / 8
     assert all(client.pttl(key) > 0 for key in client.scan_iter())
 
 
+def test_what_is_held_takes_as_much_room_as_there_are_moments_at_which_holds_expire(
+    client: redis.Redis, redis_url: str
+) -> None:
+    now = 1_763_740_000_000_000
+
+    async def scenario() -> None:
+        nonlocal now
+        store = RedisLimitStore(redis_url, reply_timeout=5, clock=lambda: now)
+        many = slot(10**6)
+        for number in range(500):  # for two minutes and a half, of which each is held for one
+            assert (await store.admit(Admission(f"r{number}", [many], MINUTE, "acme"))).admitted
+            now += MINUTE // 200
+        decision = await store.look(Admission("look", [many], 0, "acme"))
+        assert 200 <= decision.states[0].value <= 200 * 9 / 8 + 1
+        assert client.strlen(many.key) <= 8 * (3 + 2 * (17 + 1))
+        await store.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_what_was_lost_and_made_anew_is_not_settled_against_others_holds(client: redis.Redis, redis_url: str) -> None:
+    now = 1_763_740_000_000_000
+
+    async def scenario() -> None:
+        nonlocal now
+        store = RedisLimitStore(redis_url, reply_timeout=5, clock=lambda: now)
+        taken: list[Take] = [budget(10, at=now), slot(5)]
+        for id in ("lost", "kept"):
+            assert (await store.admit(Admission(id, taken, MINUTE, "acme"))).admitted
+            if id == "lost":
+                client.delete(*(take.key for take in taken))
+                now += 1
+        assert await store.settle(Settlement("lost", taken, [7, 0], "acme"))
+        decision = await store.look(Admission("look", taken, 0, "acme"))
+        assert [state.value for state in decision.states] == [10, 1]
+        assert await store.settle(Settlement("kept", taken, [4, 0], "acme"))
+        decision = await store.look(Admission("look", taken, 0, "acme"))
+        assert [state.value for state in decision.states] == [4, 0]
+        await store.aclose()
+
+    asyncio.run(scenario())
+
+
 def test_a_slot_is_held_however_long_ago_others_only_looked(client: redis.Redis, redis_url: str) -> None:
-    """The key lives for a day from its last sweep. Nobody swept since, but the first to take does."""
+    """Who only looks prolongs nothing; the first to take does."""
 
     async def scenario() -> None:
         store = RedisLimitStore(redis_url, reply_timeout=5)

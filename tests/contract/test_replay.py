@@ -8,7 +8,7 @@ from tests.contract.conftest import Driver
 from tests.contract.test_limit_store import MINUTE, NOON, TENANT, USER, budget, requests, slot, tokens
 from tests.records import a_close
 from tollgate.domain import keys
-from tollgate.domain.limits import Rate, RateTake, Scope, Settlement, Take, Unit
+from tollgate.domain.limits import Rate, RateTake, Scope, Settlement, Take, Unit, hold_expiry_us
 from tollgate.domain.records import UsageClose
 from tollgate.domain.replay import settlement_of
 
@@ -73,7 +73,7 @@ def test_what_the_proxy_has_settled_is_left_alone(driver: Driver) -> None:
 def test_a_hold_that_has_expired_is_left_to_the_floor(driver: Driver) -> None:
     taken: list[Take] = [tokens(100), budget(100)]
     driver.admit(*taken, id="late", expires_us=MINUTE)
-    driver.now += MINUTE
+    driver.now = hold_expiry_us(driver.now, MINUTE)
     assert replay(driver, record("late", taken, [100, 40])) == 0
     assert driver.admit(budget(100)).admitted
 

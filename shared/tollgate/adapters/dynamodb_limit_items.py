@@ -35,7 +35,7 @@ from hashlib import blake2b
 from tollgate.adapters.dynamodb import Plain, Write
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.keys import digest
-from tollgate.domain.limits import SECOND_US, Admission, Take
+from tollgate.domain.limits import SECOND_US, Admission, Take, hold_expiry_us
 from tollgate.ports import StoreUnavailable
 
 DAY_S = 86_400
@@ -99,10 +99,10 @@ def single(id: str) -> str:
 
 
 def shared(admission: Admission, now: int) -> int:
-    """When a shared hold expires (epoch seconds): never before the request's own, and a quarter of its life (and
-    a second) later at most."""
+    """When a shared hold expires (epoch seconds): never before one that stands alone, and three eighths of its life
+    (and a second) later at most."""
     grain_s = 1 << (admission.expires_us // (8 * SECOND_US)).bit_length()
-    return -(-(now + admission.expires_us) // (grain_s * SECOND_US)) * grain_s
+    return -(-hold_expiry_us(now, admission.expires_us) // (grain_s * SECOND_US)) * grain_s
 
 
 # -- reading -----------------------------------------------------------------------------------------------------

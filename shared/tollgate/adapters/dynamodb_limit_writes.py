@@ -22,7 +22,7 @@ from tollgate.adapters.dynamodb_limit_items import (
 )
 from tollgate.adapters.dynamodb_limit_parts import Part, Unknown
 from tollgate.adapters.dynamodb_limit_plans import Plan, Sum
-from tollgate.domain.limits import Admission, BudgetTake, RateTake, SlotTake, Take
+from tollgate.domain.limits import Admission, BudgetTake, RateTake, SlotTake, Take, hold_expiry_us
 
 RELEASED_AT_ONCE = 24
 """Expired holds that one write releases: DynamoDB's expressions are limited."""
@@ -57,7 +57,9 @@ def take(plan: Plan, guess: Guess, unknown: Unknown, now: int) -> Write:
 
 def _hold_alone(write: Write, admission: Admission, held: Mapping[str, int], now: int) -> None:
     """One hold for all that a request holds here; it also tells that the request has written."""
-    text = " ".join([str(now + admission.expires_us), *(f"{alias}={amount}" for alias, amount in held.items())])
+    text = " ".join(
+        [str(hold_expiry_us(now, admission.expires_us)), *(f"{alias}={amount}" for alias, amount in held.items())]
+    )
     hold, k, q = write.name(single(admission.id)), write.name("k"), write.name("q")
     write.conditions += [
         f"attribute_not_exists({hold})",

@@ -40,6 +40,7 @@ from tollgate.domain.limits import (
     Status,
     Take,
     fits,
+    hold_expiry_us,
 )
 from tollgate.ports import StoreUnavailable
 
@@ -154,7 +155,7 @@ class DynamoLimitStore:
         what both calls have taken. (What the first call found taken, it counts on.)"""
         now, granted = answer.now_us, _in_order(parts, [part.granted for part in parts])
         places = [Place(part.pk, part.shards, part.expiry_s, part.own) for part in parts]
-        marker = Marker(now + admission.expires_us, granted, places, os.urandom(8).hex())
+        marker = Marker(hold_expiry_us(now, admission.expires_us), granted, places, os.urandom(8).hex())
         if (first := await self._markers.put(admission.id, marker, now)) is not None:
             twice = [part for part, place in zip(parts, first.places, strict=False) if place.own]
             await self._give_back(admission.id, twice, now)

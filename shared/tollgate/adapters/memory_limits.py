@@ -21,6 +21,7 @@ from tollgate.domain.limits import (
     Take,
     fits,
     grant,
+    hold_expiry_us,
     moved,
 )
 
@@ -155,7 +156,7 @@ class MemoryLimitStore:
         return budget.committed
 
     def _take(self, admission: Admission, states: list[State], now: int) -> None:
-        expiry = now + admission.expires_us
+        expiry = hold_expiry_us(now, admission.expires_us)
         for take, state in zip(admission.takes, states, strict=True):
             state.granted = grant(take, state, now)
             if isinstance(take, RateTake):

@@ -30,8 +30,10 @@ from tollgate.domain.limits import (
     Decision,
     RateTake,
     Settlement,
+    SlotTake,
     State,
     Status,
+    hold_grid_us,
 )
 from tollgate.ports import StoreUnavailable
 
@@ -216,15 +218,15 @@ async def scanned(connection: RedisConnection, pattern: str) -> AsyncIterator[Se
 
 async def spent_of(connection: RedisConnection, budgets: Sequence[str]) -> dict[str, int]:
     """What those of them that this node has know to be spent. Raises `StoreUnavailable`."""
-    replies = [connection.call("HGET", name, "s") for name in budgets]  # in one write
+    replies = [connection.call("GET", name) for name in budgets]  # in one write: they may be in any slots
     found: dict[str, int] = {}
     for name, reply in zip(budgets, await asyncio.gather(*replies, return_exceptions=True), strict=True):
         if isinstance(reply, RedisReplyError) and reply.code != "WRONGTYPE":
             raise refused(reply)
         if isinstance(reply, StoreUnavailable):
             raise reply
-        if isinstance(reply, bytes) and len(reply) == _COUNT.size:
-            spent = _COUNT.unpack(reply)[0]
+        if isinstance(reply, bytes) and len(reply) >= _SPENT.size:
+            spent = _SPENT.unpack_from(reply)[0]
             if 0 <= spent <= FOREVER_US:
                 found[name] = int(spent)
     return found
@@ -258,30 +260,41 @@ def admit_call(
     version, and the epoch; `epoch_us`: the epoch of rates, where that is not the one in the last of these keys."""
     names = [*head]
     life = admission.expires_us
-    numbers = [now_us, life, admission.policy_version, admission.tenant_version, epoch_us, 0, 0, 0]
-    counted = 5
+    limits: list[int] = []
+    settled: list[int] = []
+    windows: list[int] = []
+    costs: list[int] = []
+    floors: list[int] = []
+    seeds: list[int] = []
+    slots = 0
     for take in admission.takes:
         names.append(take.key)
-        if isinstance(take, RateTake):
-            place, seed, rate = 5, take.seed_us, take.limit
-            numbers += (
-                take.inc_us, take.floor_us, rate.burst_us, life if rate.refundable else 0, -1 if seed is None else seed
-            )  # fmt: skip
-        elif isinstance(take, BudgetTake):
-            place, seed = 6, take.seed
-            numbers += (
-                take.cost, take.floor, take.limit.amount, -1 if seed is None else seed, take.start_us, take.end_us
-            )  # fmt: skip
-        else:
-            place = 7
-            numbers.append(take.limit.amount)
-        if place < counted:
+        if isinstance(take, SlotTake):
+            slots += 1
+            cost = floor = 1
+            limit, seed = take.limit.amount, None
+        elif slots or (windows and isinstance(take, RateTake)):
             raise ValueError("an admission's takes are rates, then budgets, then slots")
-        counted = place
-        numbers[place] += 1
+        elif isinstance(take, RateTake):
+            cost, floor, seed, limit = take.inc_us, take.floor_us, take.seed_us, take.limit.burst_us
+            settled.append(int(take.limit.refundable))
+        else:
+            cost, floor, seed, limit = take.cost, take.floor, take.seed, take.limit.amount
+            windows += (take.start_us, take.end_us)
+        limits.append(limit)
+        costs.append(cost)
+        floors.append(floor)
+        seeds.append(-1 if seed is None else seed)
     if admission.ask:
         names.append(admission.ask)
-    return names, [admission.id, packed(numbers)]
+    versions = (admission.policy_version, admission.tenant_version)
+    return names, [
+        packed((now_us, life, hold_grid_us(life), *versions, epoch_us, len(settled), len(windows) // 2, slots)),
+        packed(limits + settled + windows),
+        packed(costs),
+        b"" if floors == costs else packed(floors),
+        b"" if max(seeds, default=-1) < 0 else packed(seeds),
+    ]
 
 
 def settle_call(settlement: Settlement, marker: str, now_us: int) -> tuple[list[str], Args]:
@@ -303,7 +316,7 @@ def settle_call(settlement: Settlement, marker: str, now_us: int) -> tuple[list[
     if sample is not None:
         names.append(settlement.learn)
         numbers += (sample.prompt_bytes, sample.prompt_tokens, sample.answer_tokens)
-    return names, [settlement.id, packed(numbers)]
+    return names, [packed(numbers)]
 
 
 def packed(numbers: Sequence[int]) -> bytes:
@@ -316,13 +329,13 @@ def _doubles(count: int) -> struct.Struct:
     return struct.Struct(f"<{count}d")
 
 
-NOTHING_GRANTED = packed([FOREVER_US])
+NOTHING_GRANTED = packed([0, FOREVER_US])
 """A request's marker, as `lua/admit.lua` writes it, of a request that was granted nothing."""
 _STATUSES = {int(status): status for status in Status}
 _HEAD = struct.Struct("<4d")
 """Status, now, the policy's version and the tenant's."""
-_COUNT = struct.Struct("<4d")
-"""What a budget or a concurrency limit counts: spent, held, when its first hold may expire, when it was loaded."""
+_SPENT = struct.Struct("<d")
+"""How what a budget or a concurrency limit counts begins."""
 
 
 def read_decision(reply: bytes, takes: int, store: str) -> Decision:

@@ -211,8 +211,9 @@ class Admission:
     """Everything that one request takes, all or nothing. `takes` are in order: rates, budgets, slots.
 
     `id` makes the call idempotent and names the hold; `expires_us` is a duration from the store's now, after which
-    an unsettled hold is released (0: nothing is taken). The versions are those of the policy and tenant record that
-    the takes were made from (0: not versioned); a store that knows newer ones takes nothing and says STALE.
+    an unsettled hold is released, or a little later (`hold_expiry_us`; 0: nothing is taken). The versions are those of
+    the policy and tenant record that the takes were made from (0: not versioned); a store that knows newer ones takes
+    nothing and says STALE.
     """
 
     id: str
@@ -223,6 +224,18 @@ class Admission:
     policy_version: int = 0
     ask: str = ""
     """The key of estimates (`domain/estimates.py`) that the answer shall tell, too."""
+
+
+def hold_grid_us(life_us: int) -> int:
+    """Holds expire at multiples of this, so that many that are taken one after the other expire together: a power of
+    two, an eighth of their life at most."""
+    return 1 << max(0, (life_us // 8).bit_length() - 1)
+
+
+def hold_expiry_us(now_us: int, life_us: int) -> int:
+    """When a hold expires that is taken now, in µs: after its life, and before another eighth of it."""
+    at, grid = now_us + life_us, hold_grid_us(life_us)
+    return at - at % grid + grid
 
 
 class Status(IntEnum):

@@ -12,7 +12,7 @@ from typing import Any
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.estimates import LEAST_PROMPT, Sample
 from tollgate.domain.identity import Identity
-from tollgate.domain.limits import BudgetTake
+from tollgate.domain.limits import BudgetTake, hold_expiry_us
 from tollgate.domain.records import Outcome, UsageClose, UsageOpen, counts_as_request
 from tollgate.domain.usage import Usage
 from tollgate.ports import UsageLog
@@ -90,7 +90,7 @@ class Bills:
                 "cost_microusd": grant.cost.microusd,
                 "price": tariff.id,
                 "priced": tariff.priced,
-                "expires_us": admitted_us + grant.admission.expires_us,
+                "expires_us": hold_expiry_us(admitted_us, grant.admission.expires_us),
             }
         )
 
