@@ -26,6 +26,7 @@ from tollgate.domain.limits import (
     Settlement,
     Status,
     Unit,
+    hold_expiry_us,
 )
 from tollgate.ports import Overloaded, StoreUnavailable
 
@@ -59,7 +60,7 @@ class TestFailures:
             world.admit(loaded(budget(100)), slot())
         world.calls.fault = None
         assert world.admit(loaded(budget(1))).status is Status.REFUSED
-        world.now += MINUTE
+        world.now = hold_expiry_us(world.now, MINUTE)
         assert world.admit(loaded(budget(100))).admitted
 
     def test_throttling_is_tried_again_but_not_for_long(self, world: World) -> None:

@@ -61,6 +61,6 @@ class TestItems:
     def test_hundreds_of_expired_holds_are_released(self, world: World) -> None:
         for i in range(60):
             assert world.admit(budget(1, amount=60), id=f"{i}", life=SECOND).admitted
-        world.now += SECOND
+        world.now += 2 * SECOND  # those that share an expiry: in whole seconds
         decision = world.admit(budget(60, amount=60))
         assert (decision.status, decision.states[0].value) == (Status.ADMITTED, 60)
