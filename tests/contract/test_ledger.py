@@ -416,6 +416,47 @@ class TestDynamoDB:
         books.enter(*[a_close(f"{i}") for i in range(80)])
         assert dynamo.calls == ["TransactWriteItems"]
 
+    def test_tenants_are_entered_beside_each_other_and_share_no_item(self, books: Books, dynamo: Recorder) -> None:
+        touched: list[set[str]] = []
+        met = asyncio.Event()
+
+        async def overlap(operation: str, payload: dict[str, Any]) -> None:
+            if operation == "TransactWriteItems" and not met.is_set():  # until four wait, nobody goes on
+                actions = [next(iter(action.values())) for action in payload["TransactItems"]]
+                touched.append({str(action.get("Key") or action["Item"]["pk"]) for action in actions})
+                if len(touched) == 4:
+                    met.set()
+                await asyncio.wait_for(met.wait(), 10)
+
+        entries = [a_close(f"{t}/{i}", tenant=f"tenant{t}", user=f"u{i}") for t in range(8) for i in range(12)]
+        dynamo.fault = overlap
+        assert books.enter(*entries) == (96, 0)
+        dynamo.fault = None
+        assert len(set[str]().union(*touched)) == sum(len(items) for items in touched)
+        assert {row["tenant"]: row["requests"] for row in books.rows("tenant")} == {f"tenant{t}": 12 for t in range(8)}
+        assert books.enter(*entries) == (0, 96)
+
+    def test_one_tenant_that_fails_leaves_the_others_entered(self, books: Books, dynamo: Recorder) -> None:
+        entries = [a_close(f"{t}/{i}", tenant=f"tenant{t}", user=f"u{i}") for t in range(4) for i in range(25)]
+
+        begun = asyncio.Event()
+
+        async def fail(operation: str, payload: dict[str, Any]) -> None:
+            if operation == "TransactWriteItems" and "tenant3" in str(payload):
+                begun.set()
+            if operation == "TransactWriteItems" and "tenant2" in str(payload):
+                await asyncio.wait_for(begun.wait(), 10)
+                raise dynamo.outage()
+
+        dynamo.fault = fail
+        with pytest.raises(StoreUnavailable):
+            books.enter(*entries)
+        dynamo.fault = None
+        others = {f"tenant{t}": 25 for t in (0, 1, 3)}
+        assert {row["tenant"]: row["requests"] for row in books.rows("tenant")} == others
+        assert books.enter(*entries) == (25, 75)
+        assert {row["tenant"]: row["requests"] for row in books.rows("tenant")} == others | {"tenant2": 25}
+
     def test_concurrent_batches_lose_nothing(self, books: Books, dynamo: Recorder) -> None:
         async def at_once() -> None:
             batches = [
