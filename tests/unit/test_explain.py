@@ -15,7 +15,7 @@ from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.policy_file import parse
 from tollgate.domain.identity import Identity
 from tollgate.domain.limits import BudgetTake, Scope, Window
-from tollgate.domain.policy import BudgetOverride, DisabledUser, LimitOverride, Policy, TenantRecord
+from tollgate.domain.policy import BudgetOverride, CreditSpec, DisabledUser, LimitOverride, Policy, TenantRecord
 from tollgate.services.admit import Admitter, Request
 from tollgate.services.directory import Directory
 from tollgate.services.explain import Question, explain
@@ -194,3 +194,11 @@ def test_it_says_whether_the_store_knows_of_newer_ones() -> None:
 def test_a_question_that_is_none(event: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         read(event)
+
+
+def test_credit_is_told_as_it_was_paid() -> None:
+    world = World(acme(credit=(CreditSpec(usd=Decimal("0.5"), used_before=Decimal("2.25")),)))
+    world.used["tenant.microusd.life"] = 2_350_000
+    credit = limits(world.explain())["tenant.microusd.life@credit"]
+    told = (credit["amount"], credit["used_and_held"], credit["remaining"])
+    assert told == (500_000, 100_000, 400_000)

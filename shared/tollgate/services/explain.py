@@ -192,11 +192,12 @@ def _limit(
 ) -> dict[str, Any]:
     limit = take.limit
     refuses = not fits(take, state, now_us)
+    before = limit.before if isinstance(limit, Budget) else 0
     found: dict[str, Any] = {
         "limit": limit.id,
         "scope": str(limit.scope),
         "unit": str(limit.unit),
-        "amount": limit.amount,
+        "amount": limit.amount - before,
         "source": _origin(take, origins, question, policy),
         "remaining": remaining(take, state, now_us),
         "reset_s": -(-reset_us(take, state, now_us) // SECOND_US),
@@ -208,7 +209,7 @@ def _limit(
         debt = max(0, state.value - now_us - limit.burst_us)
         found |= {"debt": limit.units(debt)}
     if isinstance(limit, Budget) and isinstance(take, BudgetTake):
-        found |= {"window": take.label, "used_and_held": state.value}
+        found |= {"window": take.label, "used_and_held": max(0, state.value - before)}
         found |= {"models": sorted(limit.models) if limit.models is not None else None}
     if refuses and isinstance(take, RateTake):
         never = take.floor_us > take.limit.burst_us
