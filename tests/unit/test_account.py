@@ -52,7 +52,8 @@ class Store(MemoryLimitStore):
 
 class World:
     def __init__(self, folder: Path) -> None:
-        (folder / "policy.yaml").write_text(POLICY)
+        large = "large: {route: [{upstream: here, model: l}], price: {input: 2, output: 4}}"
+        (folder / "policy.yaml").write_text(POLICY.replace("models: {", f"models: {{{large}, "))
         self.now = NOON
         self.books = Books()
         source = FilePolicySource(folder / "policy.yaml", {})
@@ -70,7 +71,7 @@ def world(tmp_path: Path) -> World:
 def test_own_use_and_cost_of_day_and_month(world: World) -> None:
     entries = [
         a_close("a", input_tokens=10, output_tokens=5, cost_microusd=3, key="k1"),
-        a_close("b", input_tokens=20, cost_microusd=4, ts_us=NOON - DAY_US),
+        a_close("b", model="large", input_tokens=20, cost_microusd=4, ts_us=NOON - DAY_US),
         a_close("c", user="bob", input_tokens=1000, cost_microusd=1000),
     ]
 
@@ -79,10 +80,13 @@ def test_own_use_and_cost_of_day_and_month(world: World) -> None:
         return await world.account.usage(ALICE), await world.account.usage(ALICE._replace(key="k1"))
 
     seen, with_key = asyncio.run(ask())
-    today = {"scope": "user", "window": "2026-11-21", "requests": 1, "total_tokens": 15, "cost_microusd": 3}
+    first = {"requests": 1, "total_tokens": 15, "cost_microusd": 3}
+    today = {"scope": "user", "window": "2026-11-21", **first, "models": [{"model": "small", **first}]}
     month = {"scope": "user", "window": "2026-11", "requests": 2, "total_tokens": 35, "cost_microusd": 7}
-    assert seen["used"] == [today, month]
+    large = {"model": "large", "requests": 1, "total_tokens": 20, "cost_microusd": 4}
+    assert seen["used"] == [today, {**month, "models": [large, {"model": "small", **first}]}]
     assert with_key["used"][2:] == [{**today, "scope": "key"}, {**today, "scope": "key", "window": "2026-11"}]
+    assert [b["resets_at"] for b in seen["budgets"]] == ["2026-11-22T00:00:00Z"]
     assert [(b["unit"], b["used"]) for b in seen["budgets"]] == [("tokens", 15 + 1000)]
 
 

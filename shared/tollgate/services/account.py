@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from tollgate.domain import keys
@@ -95,7 +96,7 @@ class Account:
         }
         takes = Claim(bounds.values()).takes(NOTHING, self._clock())
         budgets = [take for take in takes if isinstance(take, BudgetTake)]
-        own = _own(who, self._clock())
+        own = _own(who, policy.models, self._clock())
         try:
             spent = await self._spending.spent([*budgets, *own])
         except StoreUnavailable as error:
@@ -130,27 +131,39 @@ def _limit(take: RateTake | SlotTake, state: State | None, now_us: int) -> dict[
     return shown | {"remaining": remaining(take, state, now_us) if state is not None else None}
 
 
-def _own(who: Identity, now_us: int) -> list[BudgetTake]:
-    """What to ask the ledger for of the caller's own use: the user's, and the API key's if they came with one."""
+def _own(who: Identity, models: Iterable[str], now_us: int) -> list[BudgetTake]:
+    """What to ask the ledger for of the caller's own use, in all and of each model: the user's, and the API key's if
+    they came with one. However many models there are, it reads two items for each of them."""
     members = ((Scope.USER, "u", who.user), (Scope.KEY, "k", who.key))
     return [
-        BudgetTake(keys.member_subject(who.tenant, kind, name), "", Budget(scope, unit, 0, window, ""), 0, 0, *bounds)
+        BudgetTake(subject, "", Budget(scope, unit, 0, window, "", some), 0, 0, *bounds)
         for scope, kind, name in members
         if name
+        for subject in (keys.member_subject(who.tenant, kind, name),)
         for window in (Window.DAY, Window.MONTH)
         for bounds in (window.bounds(now_us),)
+        for some in (None, *[frozenset({model}) for model in models])
         for unit in MEASURES
     ]
 
 
 def _used(own: Sequence[BudgetTake], spent: Sequence[int]) -> list[dict[str, Any]]:
-    """A line for each window, with its measures; a cost is in micro-dollars."""
+    """A line for each window, with its measures and those of each model that was used; a cost is in micro-dollars."""
     names = {Unit.REQUESTS: "requests", Unit.TOKENS: "total_tokens", Unit.MICROUSD: "cost_microusd"}
     lines: dict[tuple[Scope, str], dict[str, Any]] = {}
     for take, amount in zip(own, spent, strict=True):
-        line = lines.setdefault((take.limit.scope, take.label), {"scope": take.limit.scope, "window": take.label})
+        scope, window, models = take.limit.scope, take.label, take.limit.models
+        line = lines.setdefault((scope, window), {"scope": scope, "window": window, "models": {}})
+        for model in models or ():
+            line = line["models"].setdefault(model, {"model": model})
         line[names[take.limit.unit]] = amount
+    for line in lines.values():
+        line["models"] = [each for _, each in sorted(line["models"].items()) if any(each[n] for n in names.values())]
     return list(lines.values())
+
+
+def _moment(us: int) -> str:
+    return datetime.fromtimestamp(us // SECOND_US, UTC).isoformat().replace("+00:00", "Z")
 
 
 def _shown(take: BudgetTake, used: int) -> dict[str, Any]:
@@ -162,5 +175,6 @@ def _shown(take: BudgetTake, used: int) -> dict[str, Any]:
         "used": max(0, used - limit.before),
         "remaining": max(0, limit.amount - used),
         "window": take.label,
+        "resets_at": None if limit.window is Window.LIFE else _moment(take.end_us),
         "models": sorted(limit.models) if limit.models is not None else None,
     }
