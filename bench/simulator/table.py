@@ -61,6 +61,9 @@ class Items:
         values = decode_item(payload.get("ExpressionAttributeValues", {}))
         names = payload.get("ExpressionAttributeNames", {})
         condition = payload.get("ConditionExpression")
+        texts = f"{condition} {payload.get('UpdateExpression')} "
+        if idle := [short for short in (*names, *payload.get("ExpressionAttributeValues", {})) if short not in texts]:
+            raise AwsError("ValidationException", f"unused in expressions: {idle}", 400, {})
         if condition and not _condition(condition)(old or {}, names, values):
             body = {} if old is None else {"Item": encode_item(old)}
             raise AwsError("ConditionalCheckFailedException", "the condition does not hold", 400, body)

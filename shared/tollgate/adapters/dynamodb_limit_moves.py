@@ -64,7 +64,8 @@ def write_of(moves: Iterable[Move], guess: Guess, now: int) -> Write | None:
     singles: list[str] = []
     for move in moves:
         for name, delta in move.rates.items():
-            _add(debt if delta > 0 else back, name, delta)
+            if delta:  # DynamoDB refuses a name that nothing is done with
+                _add(debt if delta > 0 else back, name, delta)
         for name, (held, used) in move.holds.items():
             _add(more, name, used - held)
             if name.startswith("b") and used:
@@ -99,9 +100,8 @@ def _move_rate(write: Write, name: str, back: int, debt: int, guess: Guess, now:
     """By `back`, which is negative, and `debt`."""
     tat = write.name(name)
     if not debt:
-        if back:
-            write.conditions.append(f"attribute_exists({tat})")
-            write.sets.append(f"{tat} = {tat} + {write.value(back)}")
+        write.conditions.append(f"attribute_exists({tat})")
+        write.sets.append(f"{tat} = {tat} + {write.value(back)}")
     elif guess.busy(name, now):
         write.conditions.append(f"{tat} >= {write.value(now)}")
         write.sets.append(f"{tat} = {tat} + {write.value(back + debt)}")

@@ -21,7 +21,6 @@ import os
 import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 
 from tollgate.adapters import dynamodb_limit_writes as writes
 from tollgate.adapters.dynamodb import AGAIN_WITHIN_S, ConditionFailed, Key, Table, Unsure, Write, again
@@ -166,8 +165,10 @@ class SubjectItems:
         for one in asked:
             one.part.look(item, self.unknown, now)
             if (write := writes.start_half(one.part, self.unknown, now)) is not None:
-                with suppress(ConditionFailed):  # somebody else has started it
+                try:
                     item = await self._mend(one.part.pk, write)
+                except ConditionFailed as failed:  # somebody else has started it
+                    item = Item.read(failed.item)
             one.decide(False, now)
 
     # -- settling and giving back --------------------------------------------------------------------------------

@@ -280,7 +280,7 @@ def _items_of(take: RateTake, takes: Iterable[Take]) -> list[str]:
 
 def _decided(parts: Iterable[Part], now: int) -> int:
     """When all that was asked had been decided: later than it was asked, where a crowd had to wait."""
-    return max(now, *(part.now_us for part in parts))
+    return max([now, *(part.now_us for part in parts)])
 
 
 def _in_order(parts: Sequence[Part], of_each: Sequence[Sequence[T]]) -> list[T]:

@@ -11,13 +11,29 @@ from typing import Any
 import pytest
 
 from tests.records import NOON
-from tests.unit.dynamodb.world import MINUTE, World, budget, loaded, rate, slot
+from tests.unit.dynamodb.world import MINUTE, SECOND, World, budget, loaded, rate, slot
+from tollgate.adapters.dynamodb import Table
 from tollgate.adapters.dynamodb_limit_crowds import Crowds, Waiting
 from tollgate.adapters.dynamodb_limit_guesses import Guess
 from tollgate.adapters.dynamodb_limit_items import Item, counter
+from tollgate.adapters.dynamodb_limit_moves import Move
 from tollgate.adapters.dynamodb_limit_parts import Part, Unknown
-from tollgate.adapters.dynamodb_limit_plans import MOST_COUNTERS, Asked, next_plan
-from tollgate.domain.limits import Admission, Decision, Scope, Settlement, State, Take, Unit, fits, grant
+from tollgate.adapters.dynamodb_limit_plans import MOST_COUNTERS, Asked, Plan, next_plan
+from tollgate.adapters.dynamodb_limit_subjects import SubjectItems
+from tollgate.adapters.memory_limits import MemoryLimitStore
+from tollgate.domain.limits import (
+    Admission,
+    Decision,
+    RateTake,
+    Scope,
+    Settlement,
+    State,
+    Take,
+    Unit,
+    fits,
+    grant,
+    remaining,
+)
 from tollgate.ports import StoreUnavailable
 
 Served = list[tuple[str, list[int]]]
@@ -53,6 +69,23 @@ async def arrive(crowds: Crowds[int, int], key: str, *numbers: int) -> list[asyn
     await asyncio.sleep(0)  # they have joined
     await asyncio.sleep(0)  # and the first of them are served
     return tasks
+
+
+def a_request(chance: random.Random, id: str) -> Admission:
+    """Some of a tenant's limits; plans of two sizes."""
+    cost = chance.randrange(1, 40)
+    takes: list[Take] = [
+        rate(Scope.TENANT, chance.choice([40, 100])),
+        rate(Scope.TENANT, unit=Unit.TOKENS, cost=cost, floor=chance.randrange(1, cost + 1)),
+        loaded(budget(cost, floor=chance.randrange(1, cost + 1), amount=chance.choice([80, 100]))),
+        slot(chance.choice([4, 5])),
+    ]
+    return Admission(id, chance.sample(takes, chance.randrange(1, 5)), MINUTE, "acme")
+
+
+def used(chance: random.Random, take: Take) -> int | None:
+    """What it used of it in the end: less or more than it holds."""
+    return None if take.limit.unit is Unit.REQUESTS else chance.randrange(30) if take.kind != "c" else 0
 
 
 class TestCrowds:
@@ -141,18 +174,23 @@ class TestPlans:
                 start = max(numbers[name], now if of.take.kind == "r" else 0)
                 assert start + of.amount == values[name]
                 assert start <= of.room
+                assert self.serves_all(plan, name, of.room)
+                assert not self.serves_all(plan, name, of.room + 1)
+
+    def serves_all(self, plan: Plan, name: str, value: int) -> bool:
+        """Whether what is granted of a counter does not exceed it for any of the members, one after the other."""
+        for one, granted in zip(plan.members, plan.granted, strict=True):
+            for take, amount in zip(one.part.takes, granted, strict=True):
+                if counter(take) == name:
+                    value += amount
+                    most = plan.now + take.limit.burst_us if isinstance(take, RateTake) else take.limit.amount
+                    if value > most:
+                        return False
+        return True
 
     def one(self, chance: random.Random, number: int) -> Asked:
-        cost = chance.randrange(1, 40)
-        takes: list[Take] = [
-            rate(Scope.TENANT, chance.choice([40, 100])),
-            rate(Scope.TENANT, unit=Unit.TOKENS, cost=cost, floor=chance.randrange(1, cost + 1)),
-            loaded(budget(cost, floor=chance.randrange(1, cost + 1), amount=chance.choice([80, 100]))),
-            slot(chance.choice([4, 5])),
-        ]
-        some = chance.sample(takes, chance.randrange(1, 5))
-        part = Part("s#x", list(range(len(some))), some)
-        return Asked(part, Admission(f"{number}", some, MINUTE), NOON)
+        admission = a_request(chance, f"{number}")
+        return Asked(Part("s#x", list(range(len(admission.takes))), admission.takes), admission, NOON)
 
     def test_a_write_does_not_grow_without_bounds(self) -> None:
         """Callers of many models, each with limits of its own."""
@@ -168,6 +206,12 @@ class TestInTheTable:
     def at_once(self, world: World, admissions: Sequence[Admission]) -> list[Decision]:
         async def all_of_them() -> list[Decision]:
             return await asyncio.gather(*map(world.store.admit, admissions))
+
+        return world.run(all_of_them())
+
+    def settled_at_once(self, world: World, settlements: Sequence[Settlement]) -> list[bool]:
+        async def all_of_them() -> list[bool]:
+            return await asyncio.gather(*map(world.store.settle, settlements))
 
         return world.run(all_of_them())
 
@@ -191,14 +235,72 @@ class TestInTheTable:
             30,
         ]
         assert {state.value for one in told for state in one.states[3:]} == {30}
-
-        async def settle() -> list[bool]:
-            return await asyncio.gather(
-                *(world.store.settle(Settlement(f"{i}", takes, [None, 1, 2, 0], "acme")) for i in range(50))
-            )
-
-        assert world.run(settle()) == [True] * 30 + [False] * 20
+        settlements = [Settlement(f"{i}", takes, [None, 1, 2, 0], "acme") for i in range(50)]
+        assert self.settled_at_once(world, settlements) == [True] * 30 + [False] * 20
         assert [world.number(take) for take in takes[1:]] == [NOON + 30 * takes[1].inc_us // 2, 60, 0]
+
+    @pytest.mark.parametrize("seed", range(12))
+    def test_a_crowd_is_decided_as_one_after_the_other(self, world: World, seed: int) -> None:
+        """By the memory store, in the order in which they came: who is admitted, what is granted, what is left."""
+        chance, other = random.Random(seed), MemoryLimitStore(lambda: world.now)
+        start = Admission("first", [budget(0)], MINUTE, "acme")
+        world.run(other.admit(start))
+        world.run(world.store.admit(start))
+        for crowd in range(4):
+            world.now += chance.randrange(MINUTE // 4)
+            asked = [a_request(chance, f"{crowd}.{i}") for i in range(chance.randrange(1, 15))]
+            told = self.at_once(world, asked)
+            expected = [world.run(other.admit(one)) for one in asked]
+            assert [one.status for one in told] == [one.status for one in expected]
+            granted = [[[state.granted for state in one.states] for one in each] for each in (told, expected)]
+            assert granted[0] == granted[1]
+            settlements = [
+                Settlement(one.id, one.takes, [used(chance, take) for take in one.takes], "acme")
+                for one, decision in zip(asked, told, strict=True)
+                if decision.admitted
+            ]
+            assert all(self.settled_at_once(world, settlements))
+            assert all(world.run(other.settle(one)) for one in settlements)
+        everything: list[Take] = [rate(Scope.TENANT), rate(Scope.TENANT, unit=Unit.TOKENS), loaded(budget()), slot()]
+        looks = [world.run(store.look(Admission("look", everything, 0, "acme"))) for store in (world.store, other)]
+        left = [[remaining(t, s, world.now) for t, s in zip(everything, look.states, strict=True)] for look in looks]
+        assert left[0] == left[1]
+
+    def test_what_others_took_meanwhile_is_not_taken_again(self, world: World) -> None:
+        takes = [rate(Scope.TENANT), slot(100)]
+        assert world.admit(*takes).admitted
+        elsewhere = world.container()
+        for _ in range(94):
+            assert world.admit(*takes, store=elsewhere).admitted
+        world.counted()
+        told = self.at_once(world, [Admission(f"{i}", takes, MINUTE) for i in range(20)])
+        assert [one.admitted for one in told] == [True] * 5 + [False] * 15
+        assert world.counted().count("UpdateItem") == 2
+        assert [world.number(take) for take in takes] == [NOON + 100 * rate(Scope.TENANT).inc_us, 100]
+
+    @pytest.mark.parametrize("busy", [False, True])
+    def test_debts_and_give_backs_of_one_moment_are_all_counted(self, world: World, busy: bool) -> None:
+        """In a bucket that has long been full again, too."""
+        take = rate(Scope.TENANT, unit=Unit.TOKENS, cost=10)
+        assert world.admit(take).admitted
+        world.now += 0 if busy else MINUTE
+        items, pk = SubjectItems(Table(world.calls, world.table, patient=False), Unknown()), f"s#{take.subject}"
+        deltas = [30, -4, 20, -7]
+
+        async def settle() -> None:
+            moves = [Move(f"={n}", 0, {counter(take): delta * SECOND}) for n, delta in enumerate(deltas)]
+            await asyncio.gather(*(items.move(pk, move, world.now, f"{n}") for n, move in enumerate(moves)))
+
+        world.counted()
+        world.run(settle())
+        assert world.counted() == ["UpdateItem"] * (2 if busy else 1)  # nobody had seen that it is
+        assert world.number(take) == world.now + (take.inc_us if busy else 0) + 39 * SECOND
+
+    def test_what_used_exactly_what_it_held_is_settled(self, world: World) -> None:
+        take = rate(Scope.TENANT, unit=Unit.TOKENS, cost=10)
+        assert world.admit(take, budget(10), id="a").admitted
+        assert world.settle("a", (take, 10), (budget(10), 10))
+        assert [world.number(take), world.number(budget())] == [NOON + take.inc_us, 10]
 
     def test_a_large_one_does_not_keep_out_the_small_ones_behind_it(self, world: World) -> None:
         sizes = (60, 60, 30, 30, 10)
@@ -246,12 +348,7 @@ class TestInTheTable:
         world.calls.fault = fault
         told = self.at_once(world, [Admission(f"{i}", takes, MINUTE, "acme") for i in range(50)])
         assert all(one.admitted for one in told)
-
-        async def settle() -> list[bool]:
-            settlements = [Settlement(f"{i}", takes, [None, 2], "acme") for i in range(50)]
-            return await asyncio.gather(*map(world.store.settle, settlements))
-
-        assert all(world.run(settle()))
+        assert all(self.settled_at_once(world, [Settlement(f"{i}", takes, [None, 2], "acme") for i in range(50)]))
         assert [world.number(take) for take in takes] == [NOON + 50 * rate(Scope.TENANT).inc_us, 100]
 
     def test_a_crowd_that_finds_a_budget_cold_loads_it_once(self, world: World) -> None:
