@@ -120,6 +120,18 @@ def test_users_whom_the_pool_does_not_know_are_disabled_in_their_tenant(acme: Sh
         assert "expected a name" in acme.fails(2, "user", "disable", name, "--tenant", "globex")
 
 
+def test_a_stack_without_a_user_pool_disables_its_issuers_users(
+    applied: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applied.ok("tenant", "create", "globex", "--plan", "free")
+    monkeypatch.delenv("TOLLGATE_USER_POOL_ID", raising=False)
+    applied.ok("user", "disable", "partner:bob", "--tenant", "globex")
+    assert names_disabled(applied, "globex") == {"partner:bob"}
+    applied.ok("user", "enable", "partner:bob", "--tenant", "globex")
+    assert names_disabled(applied, "globex") == set()
+    assert "TOLLGATE_USER_POOL_ID is not set" in applied.fails(6, "user", "disable", "partner:bob")
+
+
 def test_what_the_deleted_hold_is_refused_for_as_long_as_it_could_be_good(acme: Shell) -> None:
     sub = acme.ok("user", "create", "ann", "--tenant", "acme", "--no-invite", "--json").json["sub"]
     acme.ok("user", "delete", "ann", "--yes")

@@ -182,19 +182,17 @@ def disable(name: str, tenant: str | None, as_json: bool) -> None:
     """
 
     async def run(stack: Stack) -> User | None:
-        users = pool()
-        found = users.find(name, tenant)
+        found, tenants = _find(stack, name, tenant), stack.tables().tenants
+        if found is None:
+            await tenants.disable(tenant or "", {name}, actor())
+            return None
         try:
-            if found is None:
-                await stack.tables().tenants.disable(tenant or "", {name}, actor())
-            else:
-                await _of(found, stack.tables().tenants.disable(found.tenant, found.names, actor()))
+            await _of(found, tenants.disable(found.tenant, found.names, actor()))
         finally:  # whatever fails, the other is done
-            if found is not None:
-                found = users.set_enabled(found.user, False)
+            found = pool().set_enabled(found.user, False)
         return found
 
-    _done(name, tenant, with_stack(run, NEEDS), "disabled", as_json)
+    _done(name, tenant, with_stack(run, TABLES if tenant else NEEDS), "disabled", as_json)
 
 
 @user.command()
@@ -210,15 +208,14 @@ def enable(name: str, tenant: str | None, as_json: bool) -> None:
     """
 
     async def run(stack: Stack) -> User | None:
-        users = pool()
-        found = users.find(name, tenant)
+        found, tenants = _find(stack, name, tenant), stack.tables().tenants
         if found is None:
-            await stack.tables().tenants.enable(tenant or "", {name}, actor())
+            await tenants.enable(tenant or "", {name}, actor())
             return None
-        await _of(found, stack.tables().tenants.enable(found.tenant, found.names, actor()))
-        return users.set_enabled(found.user, True)
+        await _of(found, tenants.enable(found.tenant, found.names, actor()))
+        return pool().set_enabled(found.user, True)
 
-    _done(name, tenant, with_stack(run, NEEDS), "enabled", as_json)
+    _done(name, tenant, with_stack(run, TABLES if tenant else NEEDS), "enabled", as_json)
 
 
 @user.command()
@@ -251,6 +248,14 @@ def delete(name: str, yes: bool, as_json: bool) -> None:
         echo_json({"deleted": found.user, "tenant": found.tenant})
     else:
         click.echo(f"{found.user} is deleted")
+
+
+def _find(stack: Stack, name: str, tenant: str | None) -> User | None:
+    """The user pool's user; of `tenant`, if one is given, and then None where the pool (if there is one) knows none.
+    Raises `NotFound`."""
+    if tenant is not None and not stack.environ.get(POOL):
+        return None
+    return pool().find(name, tenant)
 
 
 async def _of(found: User, change: Awaitable[None]) -> None:
