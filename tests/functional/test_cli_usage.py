@@ -152,3 +152,8 @@ def test_tables_fit_their_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "…" in lines[1]
     days = table(("name", "day", "at"), [["a" * 80, "2026-11-21", "2026-11-21T10:00:00Z"], ["b", "-", "-"]])
     assert days.splitlines()[1].endswith("…  2026-11-21  2026-11-21T10:00:00Z")
+    names = table(("id", "note"), [["i" * 30, "n" * 30]], whole=("id",)).splitlines()[1]
+    assert names.startswith("i" * 30 + "  n")  # the note makes room for the id
+    assert len(names) == 60
+    monkeypatch.setenv("COLUMNS", "30")
+    assert len(table(("id", "note"), [["i" * 30, "n" * 30]], whole=("id",)).splitlines()[1]) <= 30

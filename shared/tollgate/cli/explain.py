@@ -103,7 +103,6 @@ def _show_caller(found: dict[str, Any]) -> None:
         click.echo(f"not {entry['model'] or 'any model'}: {entry['why']}")
     rows = [
         [
-            "REFUSES" if limit["refuses"] else "",
             limit["limit"],
             _amount(limit, limit["amount"]),
             _amount(limit, limit["remaining"]),
@@ -114,7 +113,8 @@ def _show_caller(found: dict[str, Any]) -> None:
         for limit in sorted(found["limits"], key=lambda limit: not limit["refuses"])
     ]
     if rows:
-        click.echo("\n" + table(("", "limit", "amount", "left", "resets", "wait", "source"), rows))
+        columns = ("limit", "amount", "left", "resets", "refuses for", "source")
+        click.echo("\n" + table(columns, rows, whole=("limit", "refuses for")))
 
 
 def _amount(limit: dict[str, Any], amount: int) -> str:
@@ -124,6 +124,8 @@ def _amount(limit: dict[str, Any], amount: int) -> str:
 def _wait(limit: dict[str, Any]) -> str:
     if not limit["refuses"]:
         return ""
+    if limit.get("window") == "life":
+        return "(top it up)"
     return "for ever" if limit["wait_s"] is None and limit["unit"] != "slots" else _seconds(limit["wait_s"] or 0)
 
 

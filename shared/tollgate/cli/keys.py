@@ -138,7 +138,7 @@ def list_(tenant: str | None, ended: bool, as_json: bool) -> None:
         echo_json({"keys": rows})
         return
     columns = ("id", "tenant", "user", "state", "expires", "used", "note")
-    click.echo(table(columns, [[row[column] for column in columns] for row in rows]))
+    click.echo(table(columns, [[row[column] for column in columns] for row in rows]) if rows else "no keys")
 
 
 @key.command()

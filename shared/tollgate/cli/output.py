@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -74,24 +74,27 @@ def card(fields: Mapping[str, Any]) -> str:
 
 
 def table(
-    columns: Sequence[str], rows: Sequence[Sequence[str | int | None]], footer: Sequence[str | int | None] = ()
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str | int | None]],
+    footer: Sequence[str | int | None] = (),
+    whole: Collection[str] = (),
 ) -> str:
     """Rows under their columns: numbers to the right; where a terminal is too narrow, texts are cut, never numbers or
-    dates.
+    dates; and what stands in the columns `whole` only where nothing else is left to cut.
 
     Whatever is not a terminal gets everything.
     """
     cells = [[shown(cell) for cell in row] for row in [columns, *rows, *([footer] if footer else [])]]
     widths = [max(_width(row[i]) for row in cells) for i in range(len(columns))]
     numeric = [_all([row[i] for row in cells[1:]], _NUMBER) for i in range(len(columns))]
-    whole = [numeric[i] or _all([row[i] for row in cells[1:]], _DATE) for i in range(len(columns))]
+    texts = [i for i in range(len(columns)) if not numeric[i] and not _all([row[i] for row in cells[1:]], _DATE)]
     if sys.stdout.isatty():
         room = shutil.get_terminal_size().columns - 2 * (len(columns) - 1)
-        while sum(widths) > room:
-            widest = max((i for i in range(len(widths)) if not whole[i]), key=lambda i: widths[i], default=-1)
-            if widest < 0 or widths[widest] <= MIN_COLUMN:
-                break
-            widths[widest] -= 1
+        for some in ([i for i in texts if columns[i] not in whole], [i for i in texts if columns[i] in whole]):
+            while sum(widths) > room and (widest := max(some, key=lambda i: widths[i], default=-1)) >= 0:
+                if widths[widest] <= MIN_COLUMN:
+                    break
+                widths[widest] -= 1
     lines = []
     for row in cells:
         parts = []

@@ -73,7 +73,7 @@ def list_(limit: int, after: str | None, as_json: bool) -> None:
         echo_json({"tenants": [row.as_dict() for row in rows], "next": following})
         return
     columns = ("tenant", "plan", "state", "version", "overrides")
-    click.echo(table(columns, [[getattr(row, column) for column in columns] for row in rows]))
+    click.echo(table(columns, [[getattr(row, column) for column in columns] for row in rows]) if rows else "no tenants")
     if following:
         click.echo(f"more: tollgate tenant list --limit {limit} --after {following}")
 
