@@ -15,7 +15,7 @@ from tests.contract.test_limit_store import MINUTE, TENANT, USER
 from tests.records import a_close, an_open
 from tollgate.adapters.memory_ledger import MemoryLedger
 from tollgate.domain import keys
-from tollgate.domain.bookkeeping import Question
+from tollgate.domain.bookkeeping import Question, Row
 from tollgate.domain.limits import DAY_US, Budget, BudgetTake, Scope, Status, Unit, Window
 from tollgate.domain.records import UsageClose
 from tollgate.ports import StoreUnavailable
@@ -204,6 +204,16 @@ class TestTheLedgerItself:
             return await unbalanced(ledger, "2026-11-21")
 
         assert asyncio.run(enter()) == []
+
+    @pytest.mark.parametrize(("lost", "named"), [("", True), ("day", True), ("people", False)])
+    def test_rows_that_are_gone_are_noticed(self, lost: str, named: bool) -> None:
+        """Those of days: counters of months move all the time."""
+        ledger = MemoryLedger()
+        asyncio.run(ledger.enter([a_close("a"), a_close("b", tenant="globex")]))
+        gone = [row for row in ledger._sums if isinstance(row, Row) and (row.tenant, row.rollup) == ("acme", lost)]
+        assert len(gone) == 1
+        del ledger._sums[gone[0]]
+        assert asyncio.run(unbalanced(ledger, "2026-11-21")) == (["acme"] if named else [])
 
     def test_a_counter_that_is_not_the_sum_of_its_rows_is_named(self) -> None:
         class Wrong(MemoryLedger):

@@ -85,6 +85,7 @@ def test_usage_is_narrowed_and_added_up(used: Shell) -> None:
     assert {name: kinds[name] for name in PARTS} == dict.fromkeys(PARTS, 0) | {"cached_input_tokens": 5}
     assert "expected a month such as" in used.fails(2, "usage", "--month", "2026-13")
     assert "a time of its own" in used.fails(2, "usage", "--month", "2026-11", "--since", "7d")
+    assert "is before --since" in used.fails(2, "usage", "--since", "2026-11-22", "--until", "2026-11-21")
     assert "expected a day such as" in used.fails(2, "usage", "--since", "yesterday-ish")
 
 

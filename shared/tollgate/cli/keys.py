@@ -240,7 +240,7 @@ async def _used(stack: Stack, items: Sequence[Item]) -> dict[str, str]:
     ledger, last = stack.ledger(), dict[str, str]()
     since = (datetime.now(UTC).date() - timedelta(days=USED_DAYS)).isoformat()
     for tenant in {item["tenant"] for item in items}:
-        for row in (used.row for used in await ledger.report(tenant=tenant, since=since)):
+        for row in (used.row for used in await ledger.report(tenant=tenant, since=since, by=("key", "day"))):
             last[row.key] = max(row.day, last.get(row.key, ""))
     return last
 

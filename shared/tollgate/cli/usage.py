@@ -114,6 +114,8 @@ def usage(
         if since or until:
             raise click.UsageError("--month is a time of its own: leave out --since and --until")
         since, until = month
+    if since is not None and until is not None and until < since:
+        raise click.UsageError(f"--until {until} is before --since {since}")
     where = {name: value for name, value in only.items() if value is not None}
 
     async def run(stack: Stack) -> list[UsageRow]:

@@ -4,7 +4,7 @@ The story, in order: calls whose hold has expired without a close are billed at 
 every budget that it has loaded is compared with the ledger, which is read first: the store has counted all that the
 ledger knows, because a call is settled before it is entered. Where it has not, a settlement was lost and so was the
 floor, and the budget is raised to what the ledger knows. At last yesterday's books: what a tenant's counter says has to
-be the sum of its report rows, since every transaction moves both.
+be the sum of its report rows, and of their rollups, since every transaction moves them all.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tollgate.domain import keys
 from tollgate.domain.bookkeeping import Counter, Question, figure, models_digest, question_of
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.limits import DAY_US, Unit, Window
+from tollgate.domain.reports import ALL_KEYS, UsageRow
 from tollgate.ports import StoreUnavailable
 from tollgate.services.meter import Entries, resolve_opens
 
@@ -47,6 +48,10 @@ class Books(Entries, Protocol):
         """What each question's figures add up to; parallel to `asked`."""
         ...
 
+    async def tenants(self) -> list[str]:
+        """All that have used anything."""
+        ...
+
     async def budget_models(self) -> dict[str, tuple[str, ...]]:
         """What the digests in the keys of budgets stand for."""
         ...
@@ -71,7 +76,7 @@ class Reconciled:
     unread: int = 0
     """Budgets whose key cannot be read, or whose models nobody has told the ledger yet."""
     unbalanced: list[str] = field(default_factory=list)
-    """Tenants whose counter for yesterday is not the sum of their report rows."""
+    """Tenants whose counter for yesterday is not the sum of their report rows, single or rolled up."""
     failures: list[str] = field(default_factory=list)
     """Stores that could not be compared, and why."""
 
@@ -126,25 +131,29 @@ async def _compare(
 
 
 async def unbalanced(ledger: Books, day: str) -> list[str]:
-    """Tenants whose counter for the day differs from their report's rows. A difference must be seen twice: records that
-    are late may be entered between two readings."""
-    suspects: list[str] | None = None
+    """Tenants whose counter for the day differs from their report's rows, single or rolled up. A difference must be
+    seen twice: records that are late may be entered between two readings."""
+    suspects = sorted(await ledger.tenants())
     for _ in range(2):
-        rows: dict[str, dict[str, int]] = {}
-        for row, sums in await ledger.report(since=day, until=day):
-            into = rows.setdefault(row.tenant, {})
-            for name in ("input_tokens", "output_tokens", "cost_microusd"):
-                into[name] = into.get(name, 0) + sums.get(name, 0)
-        tenants = sorted(rows) if suspects is None else suspects
-        counters = [Counter(keys.tenant_subject(tenant), day) for tenant in tenants]
+        told = [_totals(await ledger.report(since=day, until=day, by=by)) for by in (ALL_KEYS, ("day",))]
+        counters = [Counter(keys.tenant_subject(tenant), day) for tenant in suspects]
         tokens = await ledger.answers([Question(counter, (figure(Unit.TOKENS),)) for counter in counters])
         money = await ledger.answers([Question(counter, (figure(Unit.MICROUSD),)) for counter in counters])
-        suspects = []
-        for tenant, used, spent in zip(tenants, tokens, money, strict=True):
-            told = rows.get(tenant, {})
-            total = told.get("input_tokens", 0) + told.get("output_tokens", 0)
-            if (total, told.get("cost_microusd", 0)) != (used, spent):
-                suspects.append(tenant)
+        suspects = [
+            tenant
+            for tenant, *counted in zip(suspects, tokens, money, strict=True)
+            if any(rows.get(tenant, [0, 0]) != counted for rows in told)
+        ]
         if not suspects:
             return []
-    return suspects or []
+    return suspects
+
+
+def _totals(rows: Sequence[UsageRow]) -> dict[str, list[int]]:
+    """Tokens and micro-dollars of each tenant."""
+    found: dict[str, list[int]] = {}
+    for row, sums in rows:
+        total = found.setdefault(row.tenant, [0, 0])
+        total[0] += sums.get("input_tokens", 0) + sums.get("output_tokens", 0)
+        total[1] += sums.get("cost_microusd", 0)
+    return found
