@@ -21,6 +21,7 @@ from tollgate.domain.limits import (
     Take,
     Unit,
     Window,
+    fits,
     refusal,
     remaining,
 )
@@ -64,12 +65,8 @@ def _error(
         return rate_limit_exceeded(message, SECOND_US, kind)
     if why.never:
         return _never(_narrowest(admission, largest) or take, decision.local, param, largest)
-    hint = ""
-    if param and largest and not decision.local:  # alone, a container has not looked at the other limits
-        seen = zip(admission.takes, decision.states, strict=True)
-        fits = [largest(take.limit, remaining(take, state, decision.now_us)) for take, state in seen]
-        if fit := min((fit for fit in fits if fit is not None), default=0):
-            hint = f" A {param} of up to {fit} would fit now."
+    fit = _fitting(admission, decision, largest) if param and largest else 0
+    hint = f" A {param} of up to {fit} would fit now." if fit else ""
     left = _amount(why.remaining, take.limit.unit)
     if isinstance(take, BudgetTake):
         message = f"The budget of this {who} does not allow this request: {_described(take.limit)}, {left} left."
@@ -79,6 +76,20 @@ def _error(
     return rate_limit_exceeded(
         f"{message} Please try again in {duration(wait_us)}.{hint}", wait_us, kind, take.limit.unit.value
     )
+
+
+def _fitting(admission: Admission, decision: Decision, largest: Largest) -> int:
+    """The largest maximum of an answer with which the request would be admitted now; 0 where none is known."""
+    if decision.local:  # alone, a container has not looked at the other limits
+        return 0
+    found: list[int] = []
+    for take, state in zip(admission.takes, decision.states, strict=True):
+        fit = largest(take.limit, remaining(take, state, decision.now_us))
+        if fit is not None:
+            found.append(fit)
+        elif not fits(take, state, decision.now_us):  # a limit of requests, say: the answer's length is not the matter
+            return 0
+    return min(found, default=0)
 
 
 def _narrowest(admission: Admission, largest: Largest | None) -> RateTake | BudgetTake | None:

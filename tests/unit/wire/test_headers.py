@@ -236,6 +236,17 @@ def test_what_would_fit_now() -> None:
     assert "would fit" not in refusal_error(*alone, param="max_tokens", largest=largest).message
 
 
+def test_nothing_would_fit_where_the_length_of_the_answer_is_not_the_matter() -> None:
+    def largest(limit: Limit, amount: int) -> int | None:
+        return amount if limit.unit is Unit.TOKENS else None
+
+    tokens, requests = take(budget(Unit.TOKENS, 1000), 500), take(budget(Unit.REQUESTS, 4))
+    for refused in (decided((tokens, 100), (requests, 4)), decided((tokens, 600), (requests, 4))):
+        assert "would fit" not in refusal_error(*refused, param="max_tokens", largest=largest).message
+    open_ = decided((tokens, 600), (requests, 3))
+    assert "up to 400 would fit" in refusal_error(*open_, param="max_tokens", largest=largest).message
+
+
 @pytest.mark.parametrize("limit", [budget(Unit.TOKENS, 1000), rate(Scope.USER, Unit.TOKENS, 1000)])
 def test_what_can_never_fit(limit: Limit) -> None:
     refused = decided((take(limit, 5000), 0))
