@@ -104,7 +104,7 @@ def limit(amount: int) -> Shows:
 def container(environ: dict[str, str]) -> Iterator[str]:
     """`tollgate serve` beside the stack; its URL."""
     port = free_port()
-    env = {**os.environ, **environ, "TOLLGATE_DEFAULT_SCOPES": "none", "TOLLGATE_CLAIM_PLAN": ""}
+    env = {**os.environ, **environ, "TOLLGATE_DEFAULT_SCOPES": "none", "TOLLGATE_UNKNOWN_TENANTS": "refuse"}
     command = tollgate("serve", "--port", str(port))
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=env, cwd=ROOT)
     try:

@@ -62,6 +62,8 @@ class Settings(NamedTuple):
     limits_table: str
     ledger_table: str
     audit_table: str
+    plan_of_token: bool
+    """Whether tenants without a record have the plan that their callers' tokens name."""
     region: str
     failure_mode: str
     environ: Mapping[str, str]
@@ -73,6 +75,9 @@ class Settings(NamedTuple):
         mode = env.get("REDIS_FAILURE_MODE", "")
         if mode not in ("", "fallback", "open", "closed"):
             raise BadSetting(f"REDIS_FAILURE_MODE: expected fallback, open or closed, found {mode!r}")
+        unknown = env.get("TOLLGATE_UNKNOWN_TENANTS", "")
+        if unknown not in ("", "token", "refuse"):
+            raise BadSetting(f"TOLLGATE_UNKNOWN_TENANTS: expected token or refuse, found {unknown!r}")
         store_url = env.get("TOLLGATE_STORE_URL") or env.get("REDIS_URL") or ""
         if not store_url:
             store_url = (
@@ -91,6 +96,7 @@ class Settings(NamedTuple):
             env.get("TOLLGATE_LIMITS_TABLE", ""),
             env.get("TOLLGATE_LEDGER_TABLE", ""),
             env.get("TOLLGATE_AUDIT_TABLE", ""),
+            unknown != "refuse",
             env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1",
             mode,
             env,
@@ -271,7 +277,10 @@ async def gateway(
     # Only tables have a stream that publishes versions, and only shared stores compare them; a file is looked at again.
     versioned = bool(settings.policy_table and settings.tenants_table)
     directory = Directory(
-        adapters.policy_source(), clock_us, versioned=lambda: versioned and deciding() in ("redis", "dynamodb")
+        adapters.policy_source(),
+        clock_us,
+        versioned=lambda: versioned and deciding() in ("redis", "dynamodb"),
+        plan_of_token=settings.plan_of_token,
     )
     mode.follow(directory)
     admitter = Admitter(store, spending, directory, adapters.local, clock_us)
@@ -463,7 +472,12 @@ async def inspector() -> AsyncIterator[tuple[Directory, LimitStore, Spending]]:
     from tollgate.services.directory import Directory
 
     async with _adapters() as adapters:
-        directory = Directory(adapters.policy_source(), clock_us, versioned=lambda: False)
+        directory = Directory(
+            adapters.policy_source(),
+            clock_us,
+            versioned=lambda: False,
+            plan_of_token=adapters.settings.plan_of_token,
+        )
         yield directory, adapters.limit_store(lambda: "fallback"), adapters.spending()
 
 

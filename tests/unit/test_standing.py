@@ -40,7 +40,7 @@ class Source:
     """A policy and one tenant, whose record changes."""
 
     def __init__(self) -> None:
-        self.record = a_record()
+        self.record: TenantRecord | None = a_record()
 
     async def policy(self) -> Policy:
         return POLICY
@@ -52,9 +52,9 @@ class Source:
 class World:
     """One container, with a clock that tests set."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, plan_of_token: bool = True) -> None:
         self.now, self.source = NOON, Source()
-        self.directory = Directory(self.source, lambda: self.now, versioned=lambda: True)
+        self.directory = Directory(self.source, lambda: self.now, versioned=lambda: True, plan_of_token=plan_of_token)
         store = MemoryLimitStore(lambda: self.now)
         self.admitter = Admitter(store, Spent(), self.directory, store, lambda: self.now)
         self.account = Account(self.directory, Spent(), store, lambda: self.now)
@@ -125,6 +125,14 @@ def test_nothing_else_is_told_to_them_either() -> None:
     ]
     for route in routes:
         assert (told(route(ANN)), told(route(BOB))) == ("user_disabled", "ok")
+
+
+@pytest.mark.parametrize(("counts", "answer"), [(True, "ok"), (False, "no_plan")])
+def test_the_plan_that_a_token_names_where_there_is_no_record(counts: bool, answer: str) -> None:
+    world = World(plan_of_token=counts)
+    world.source.record = None
+    assert world.call(Identity("acme", "ana", "plan")) == answer
+    assert world.call(Identity("acme", "ana")) == "no_plan"
 
 
 def test_administrators_of_a_suspended_tenant_see_nothing() -> None:

@@ -60,7 +60,7 @@ class Resources:
             "TOLLGATE_USER_POOL_ID": self.user_pool_id,
             "TOLLGATE_CLIENT_IDS": f"{self.client_id},*",  # the first is whose tokens `tollgate token` makes
             "TOLLGATE_DEFAULT_SCOPES": "none",
-            "TOLLGATE_CLAIM_PLAN": "",
+            "TOLLGATE_UNKNOWN_TENANTS": "refuse",
             "TOLLGATE_ADMIN_GROUPS": ADMINISTRATORS,
             "TOLLGATE_DEAD_LETTER_QUEUE_URL": self.dead_letter_url,
         }

@@ -61,11 +61,20 @@ class _Known:
 class Directory:
     """Reads through a `PolicySource`, once for many waiting requests."""
 
-    def __init__(self, source: PolicySource, clock: Callable[[], int], versioned: Callable[[], bool]) -> None:
-        """`versioned`: whether the store that decides now compares versions (else records age)."""
+    def __init__(
+        self,
+        source: PolicySource,
+        clock: Callable[[], int],
+        versioned: Callable[[], bool],
+        *,
+        plan_of_token: bool = True,
+    ) -> None:
+        """`versioned`: whether the store that decides now compares versions (else records age). `plan_of_token`:
+        whether tenants without a record have the plan that their callers' tokens name (else none)."""
         self._source = source
         self._clock = clock
         self._versioned = versioned
+        self._plan_of_token = plan_of_token
         self._policy: Policy | None = None
         self._policy_read_us = 0
         self._records: OrderedDict[str, _Known] = OrderedDict()
@@ -91,7 +100,8 @@ class Directory:
         return self._policy.revision if self._policy is not None else None
 
     async def record(self, who: Identity) -> TenantRecord | None:
-        """The tenant's record; without one, the plan that the caller's token names (None if it names none).
+        """The tenant's record; without one, the plan that the caller's token names (None if it names none, or does not
+        count).
 
         Raises `PolicyUnavailable` where it cannot be read and was never read before.
         """
@@ -102,7 +112,7 @@ class Directory:
         if known.own is not None:
             return known.own
         policy = await self.policy()
-        if who.plan not in policy.plans:
+        if not self._plan_of_token or who.plan not in policy.plans:
             return None
         return TenantRecord(tenant=who.tenant, plan=who.plan, version=0)
 
