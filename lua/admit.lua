@@ -4,10 +4,10 @@
 -- lives until the end of the TAT's minute, or longer; so the expiry is only moved when the TAT enters another minute.
 --
 -- A budget and a concurrency limit are counted alike, packed in one string: spent, loaded (when its spending was loaded
--- from the ledger, us), made (when this string was, us), and its holds: an expiry (us) and the sum that is held until
--- then, for each expiry. Admit when spent + held + cost <= limit. A slot costs 1 and is never spent. Expiries are
--- multiples of a grid, so there are few however many requests are in flight; and which request holds what, only its
--- marker knows. An expiry that has passed gives its place to the next.
+-- from the ledger, us), made (when this string was, us); then for each moment at which holds expire (us) their sum. These
+-- moments are multiples of a grid, so there are few however many requests are in flight; which of them holds what, only
+-- their markers know. A sum whose moment has passed counts no longer, and gives its place to the next. Admit when spent +
+-- held + cost <= limit. A slot costs 1 and is never spent.
 --
 -- A take may be granted less than it asks for, but never less than its floor.
 --
@@ -23,7 +23,8 @@
 -- ARGV  numbers, packed; "each" means one per take, in the order of their keys
 --       1 now (us; 0: the server's clock), hold life and grid (us; life 0: only look, take nothing), policy version,
 --         tenant version (0: unversioned), epoch of rates (us; 0: as in KEYS[4]), rates, budgets, concurrency limits
---       2 each limit (burst in us; units; slots), then per rate: 1 if it can be settled, else 0; then per budget: start and end of its window (us)
+--       2 each limit (burst in us; units; slots), then per rate: 1 if it can be settled, else 0; then per budget: start
+--         and end of its window (us)
 --       3 each cost (inc in us; units; 1)   4 each floor ('': the cost)
 --       5 each seed: the TAT that another store knows (0: it knows none), or what the ledger knows; -1: nobody was asked
 --         ('': nobody was, for any)
@@ -36,15 +37,15 @@
 --
 -- What is packed is packed as little-endian doubles, which are exact: all numbers are integers below 2^53. As text they
 -- would cost several times the whole decision. Every redis.call costs several times what its command does, so there are
--- few; every table that grows, closure and global costs as much as some of them, so there are few of these, too. Numbers
--- become text by %d: redis.call prints them as %.17g, which takes as long as the command, and `..` would print 1.76e+15.
+-- few; every table that grows, and every closure, costs as much, so there are hardly any. Numbers become text by %d:
+-- redis.call prints them as %.17g, which takes as long as the command, and `..` would print 1.76e+15.
 
 local MINUTE, DAY, LARGEST = 60000000, 86400000000, 2 ^ 53
 local LATE = 3600000000 -- an hour: a budget outlives its window for as long, so that a late settlement finds it
-local DEBTS = 900000000 -- 15 minutes: a rate that can be settled lives on for as long, so that a late debt finds it
+local DEBTS = 1200000000 -- 20 minutes: a rate that can be settled lives on for as long, so that a late debt finds it
 local MONTH_MS = 3456000000 -- 40 days: longer than any window; what it drops is loaded again
-local call, tonumber, format, rep, unpack = redis.call, tonumber, string.format, string.rep, unpack or table.unpack
-local codec = struct or string
+local call, tonumber, format, rep, sub = redis.call, tonumber, string.format, string.rep, string.sub
+local codec, unpack = struct or string, unpack or table.unpack
 local pack, read = codec.pack, codec.unpack
 
 local now, life, grid, policy, tenant, rates_since, rates, budgets, slots = read('<ddddddddd', ARGV[1])
@@ -79,7 +80,7 @@ local mark = found[1]
 local again = mark and #mark >= 16 and read('<d', mark, 9) > now
 
 -- Look at everything first.
-local fits, shrunk, taken, cold, seeded = true, false, now, '', 0
+local fits, shrunk, cold, steady, seeded, taken = true, false, '', expiry - now <= DEBTS, false, now
 local values = {0, 0, 0, 0, 0, 0, 0, 0} -- as long as usual, because growing costs
 for i = 1, rates do
   local raw, burst = found[4 + i] or 0, terms[i]
@@ -89,14 +90,14 @@ for i = 1, rates do
     tat, since = tonumber(tat or 0), tonumber(since or 0)
   end
   if not (tat >= 0 and tat < LARGEST) then tat = 0 end -- not ours
-  if now < rates_since + burst and since ~= rates_since and not again then
-    local seed = seeds and seeds[i] or -1
-    if seed < 0 then
-      cold = cold .. pack('<d', i - 1)
-    elseif seed > tat then
-      tat = seed
+  if now < rates_since + burst then
+    steady = false
+    if since ~= rates_since and not again then
+      local seed = seeds and seeds[i] or -1
+      if seed < 0 then cold = cold .. pack('<d', i - 1) end
+      if seed > tat then tat = seed end
+      seeded = life > 0
     end
-    seeded = life > 0 and rates or 0
   end
   values[i] = tat
   local room = tat > now and now + burst - tat or burst
@@ -105,60 +106,51 @@ for i = 1, rates do
     wanted[i], shrunk = room, true
   end
 end
+local places, sums = {0, 0, 0, 0}, {0, 0, 0, 0} -- of budgets and slots: where this request's hold is added, and to what
 for i = rates + 1, takes do
-  local raw, limit, gone = found[4 + i], terms[i], nil
+  local raw, gone = found[4 + i] or '', nil
   if i <= rates + budgets then
     local window = takes + 2 * i - rates - 1
     gone = terms[window + 1]
     if now < terms[window] or now >= gone then return answer(4) end
   end
-  local size = raw and #raw / 8 or 0
-  local count = size >= 3 and size % 2 == 1 and {read('<' .. rep('d', size), raw)} or {-1, 0, 0}
-  local spent, loaded, made = count[1], count[2], count[3]
+  local spent, loaded, made = -1, 0, 0
+  if #raw >= 24 and #raw % 16 == 8 then spent, loaded, made = read('<ddd', raw) end
   if not (spent >= 0 and spent < LARGEST and loaded >= 0 and made >= 0) then -- new, or not ours
-    size, count = 3, {0, gone and -1 or 0, now}
-    spent, loaded, made = 0, count[2], now
+    raw, spent, loaded, made = rep('\0', 24), 0, gone and -1 or 0, now
   end
-  local held, mine, free = 0, nil, size + 1
-  for at = 4, size, 2 do
-    local until_us, sum = count[at], count[at + 1]
-    if until_us > now and sum >= 0 and sum < LARGEST then
-      held = held + sum
-      if until_us == expiry then mine = at end
+  local held, mine, free, sum = 0, nil, #raw + 1, 0
+  for at = 25, #raw, 16 do
+    local until_us, amount = read('<dd', raw, at)
+    if until_us > now and amount >= 0 and amount < LARGEST then
+      held = held + amount
+      if until_us == expiry then mine, sum = at, amount end
     else
       free = at
     end
   end
   local store, seed = not mine, seeds and seeds[i] or -1
   if gone and loaded < epoch and not again then
-    if seed < 0 then
-      cold, store = cold .. pack('<d', i - 1), false
-    else
-      if seed > spent then spent = seed end
-      count[1], count[2], store = spent, now, true
-    end
+    if seed < 0 then cold = cold .. pack('<d', i - 1) end
+    if seed > spent then spent = seed end
+    loaded, store = now, true
   end
-  local room = limit - spent - held
+  if store and cold == '' and life > 0 and not again then -- whatever is decided: it costs nobody anything
+    if not mine then
+      mine = free
+      raw = sub(raw, 1, mine - 1) .. pack('<dd', expiry, 0) .. sub(raw, mine + 16)
+    end
+    local last = gone and gone + LATE or now + math.max(DAY, 2 * life)
+    local ms = math.min(math.ceil((last - now) / 1000), MONTH_MS)
+    call('SET', KEYS[4 + i], pack('<ddd', spent, loaded, made) .. sub(raw, 25), 'PX', format('%d', ms))
+  end
+  places[i - rates], sums[i - rates] = mine, sum
+  values[i] = spent + held
+  if made > taken then taken = made end -- a settlement leaves alone what was made after this (clocks may go back)
+  local room = terms[i] - spent - held
   if wanted[i] > room then
     if least[i] > room then fits = false end
     wanted[i], shrunk = room, true
-  end
-  values[i] = spent + held
-  if made > taken then taken = made end -- whatever clocks say: what a settlement finds made later is not what was taken from
-  if life > 0 and not again then
-    if not mine then
-      mine = free
-      if free > size then size = size + 2 end
-      count[mine], count[mine + 1] = expiry, 0
-    end
-    local all = '<' .. rep('d', size)
-    if store then -- whether it fits or not: what was loaded, and a new expiry, which moves the key's
-      local last = gone and gone + LATE or now + math.max(DAY, 2 * life)
-      local ms = math.min(math.ceil((last - now) / 1000), MONTH_MS)
-      call('SET', KEYS[4 + i], pack(all, unpack(count, 1, size)), 'PX', format('%d', ms))
-    end
-    count[mine + 1] = count[mine + 1] + wanted[i]
-    found[4 + i] = pack(all, unpack(count, 1, size)) -- what it becomes, if all fit
   end
 end
 if cold ~= '' then return answer(3) .. cold end
@@ -168,8 +160,9 @@ local take, granted = fits and life > 0 and not again, nil
 if take then
   granted = shrunk and pack(each, unpack(wanted, 1, takes)) or ARGV[3]
   for i = rates + 1, takes do
-    call('SET', KEYS[4 + i], found[4 + i], 'KEEPTTL')
-    values[i] = values[i] + wanted[i]
+    local cost = wanted[i]
+    call('SETRANGE', KEYS[4 + i], places[i - rates] + 7, pack('<d', sums[i - rates] + cost))
+    values[i] = values[i] + cost
   end
   if takes > 0 then
     local ms = format('%d', math.ceil((expiry - now) / 1000))
@@ -178,24 +171,23 @@ if take then
   if known_policy < policy then call('SET', KEYS[2], format('%d', policy), 'PX', MONTH_MS) end
   if known_tenant < tenant then call('SET', KEYS[3], format('%d', tenant), 'PX', MONTH_MS) end
 end
-for i = 1, take and rates or seeded do
-  local key, old, tat, burst = KEYS[4 + i], values[i], values[i], terms[i]
+local try = redis.pcall
+for i = 1, (take or seeded) and rates or 0 do
+  local key, old, tat = KEYS[4 + i], values[i], values[i]
   if take then tat = (old > now and old or now) + wanted[i] end
-  local minute, young = tat - tat % MINUTE, now < rates_since + burst
-  local settled, last = terms[takes + i] * (expiry - now), minute + MINUTE
-  local lives = old >= minute and old < last and settled <= DEBTS and not young
-  if take or young then
-    if not lives or type(redis.pcall('INCRBY', key, format('%d', tat - old))) ~= 'number' then
-      if settled > 0 then last = last + math.max(settled, DEBTS) end
-      if young then last = math.max(last, rates_since + burst) end
-      local cell = young and format('%d %d', tat, rates_since) or format('%d', tat)
-      call('SET', key, cell, 'PX', format('%d', math.ceil((last - now) / 1000)))
+  local minute = tat - tat % MINUTE
+  if not (steady and old >= minute and try('INCRBY', key, format('%d', tat - old)) == tat) then
+    local burst, last, cell = terms[i], minute + MINUTE, format('%d', tat)
+    if terms[takes + i] > 0 then last = last + math.max(expiry - now, DEBTS) end
+    if now < rates_since + burst then
+      last, cell = math.max(last, rates_since + burst), format('%d %d', tat, rates_since)
     end
+    if last > now then call('SET', key, cell, 'PX', format('%d', math.ceil((last - now) / 1000))) end
   end
   values[i] = tat
 end
 if again then
-  fits, granted = true, string.sub(mark .. rep('\0', 8 * takes), 17, 16 + 8 * takes)
+  fits, granted = true, sub(mark .. rep('\0', 8 * takes), 17, 16 + 8 * takes)
 end
 granted = granted or rep('\0', 8 * takes)
 return answer(fits and 1 or 0) .. pack(each, unpack(values, 1, takes)) .. granted .. (found[5 + takes] or '')

@@ -16,8 +16,8 @@
 --       per sample: prompt bytes, prompt tokens, answer tokens (0: nothing to learn)
 -- Result 1 settled, 0 nothing to do
 
-local MINUTE, DEBTS, LARGEST = 60000000, 900000000, 2 ^ 53 -- as in admit.lua
-local call, format, rep, max, min = redis.call, string.format, string.rep, math.max, math.min
+local MINUTE, DEBTS, LARGEST = 60000000, 1200000000, 2 ^ 53 -- as in admit.lua
+local call, tonumber, format, rep, max, min = redis.call, tonumber, string.format, string.rep, math.max, math.min
 local codec, unpack = struct or string, unpack or table.unpack
 local pack, read = codec.pack, codec.unpack
 
@@ -37,30 +37,35 @@ if expiry <= now then return 0 end -- the hold has expired, and is released
 
 local arg = 4
 for k = 2, 1 + rates do
-  local move, raw = n[arg + 1] - granted[2 + n[arg]], found[k]
-  if move ~= 0 and raw then
-    local tat, epoch = string.match(raw, '^(%d+)(.*)$') -- see admit.lua
-    tat = tonumber(tat)
-    if move < 0 then
-      call('SET', KEYS[k], format('%d', max(0, tat + move)) .. epoch, 'KEEPTTL')
-    else
-      tat = min(max(tat, now) + move, LARGEST)
-      local last = tat - tat % MINUTE + MINUTE + DEBTS
-      call('SET', KEYS[k], format('%d', tat) .. epoch, 'PX', format('%d', math.ceil((last - now) / 1000)))
+  local key, raw, move = KEYS[k], found[k], n[arg + 1] - granted[2 + n[arg]]
+  if raw and move ~= 0 then
+    local old, epoch = tonumber(raw), ''
+    if not old then
+      old, epoch = string.match(raw, '^(%d+)( %d+)$') -- see admit.lua
+      old = old and tonumber(old)
+    end
+    if old and old >= 0 and old < LARGEST then
+      local tat = move < 0 and max(0, old + move) or min(max(old, now) + move, LARGEST)
+      local minute = tat - tat % MINUTE
+      if old >= minute then
+        call('SET', key, format('%d', tat) .. epoch, 'KEEPTTL')
+      else
+        local ms = math.ceil((minute + MINUTE + DEBTS - now) / 1000)
+        call('SET', key, format('%d', tat) .. epoch, 'PX', format('%d', ms))
+      end
     end
   end
   arg = arg + 2
 end
 for k = 2 + rates, #KEYS - samples do
-  local raw, used, amount = found[k], n[arg + 1], granted[2 + n[arg]]
-  local size = raw and #raw / 8 or 0
-  if size >= 3 and size % 2 == 1 then
-    local all = '<' .. rep('d', size)
-    local count = {read(all, raw)}
-    for at = 4, count[3] <= taken and size or 0, 2 do
-      if count[at] == expiry then
-        count[1], count[at + 1] = count[1] + used, max(0, count[at + 1] - amount)
-        call('SET', KEYS[k], pack(all, unpack(count, 1, size)), 'KEEPTTL')
+  local key, raw, used, amount = KEYS[k], found[k], n[arg + 1], granted[2 + n[arg]]
+  if raw and #raw >= 24 and #raw % 16 == 8 then
+    local spent, _, made = read('<ddd', raw)
+    for at = 25, made <= taken and #raw or 0, 16 do
+      local until_us, sum = read('<dd', raw, at)
+      if until_us == expiry then
+        call('SETRANGE', key, at + 7, pack('<d', max(0, sum - amount)))
+        if used > 0 then call('SETRANGE', key, 0, pack('<d', spent + used)) end
       end
     end
   end

@@ -15,7 +15,7 @@ from tollgate.adapters.redis_limits import EPOCH, RedisLimitStore
 from tollgate.domain.limits import Admission, Rate, RateTake, Scope, Settlement, Take, Unit
 
 HOUR, DAY = 60 * MINUTE, 1440 * MINUTE
-DEBTS = 15 * MINUTE
+DEBTS = 20 * MINUTE
 """For so long a rate of tokens is kept, so that a debt finds it (`lua/admit.lua`)."""
 SLOW = SECOND
 """What may pass between two of a test's commands."""
