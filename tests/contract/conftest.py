@@ -83,6 +83,20 @@ LOCAL = pytest.param("dynamodb_local", marks=pytest.mark.dynamodb_local)
 STORES = ["memory", "redis", "cluster", "dynamodb", LOCAL]
 
 
+Dynamo = tuple[AwsClient, asyncio.Runner]
+"""A DynamoDB, and what runs its client's calls."""
+
+
+@pytest.fixture(scope="session")
+def moto(dynamodb_client: AwsClient, runner: asyncio.Runner) -> Dynamo:
+    return dynamodb_client, runner
+
+
+@pytest.fixture(scope="session", params=["dynamodb", LOCAL])
+def each_dynamodb(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Dynamo:
+    return request.getfixturevalue(f"{request.param}_client"), runner
+
+
 def make_driver(kind: str, runner: asyncio.Runner, request: pytest.FixtureRequest) -> Driver:
     driver: Driver
     if kind == "memory":

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from tests.aws_fixture import Recorder, aws_endpoint, dynamodb, make_table
-from tests.contract.conftest import LOCAL
+from tests.aws_fixture import Recorder, make_table
+from tests.contract.conftest import Dynamo
 from tests.records import NOON, a_close
-from tests.servers import dynamodb_local
 from tollgate.adapters.alert_table import AlertTable
 from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.memory_ledger import MemoryLedger
@@ -128,16 +127,9 @@ def close(
     return a_close(id, user=user, settle=tuple(settle), **amounts)
 
 
-@pytest.fixture(scope="module", params=["moto", LOCAL])
-def client(request: pytest.FixtureRequest) -> Iterator[tuple[AwsClient, asyncio.Runner]]:
-    server = aws_endpoint if request.param == "moto" else dynamodb_local
-    with server() as url, asyncio.Runner() as runner, dynamodb(url, runner) as found:
-        yield found, runner
-
-
 @pytest.fixture
-def world(client: tuple[AwsClient, asyncio.Runner]) -> World:
-    return World(*client)
+def world(each_dynamodb: Dynamo) -> World:
+    return World(*each_dynamodb)
 
 
 DAY = ("tenant.tokens.day", "2026-11-21")

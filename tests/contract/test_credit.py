@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -11,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.aws_fixture import Recorder, aws_endpoint, dynamodb, make_table
-from tests.contract.conftest import LOCAL
+from tests.aws_fixture import Recorder, make_table
+from tests.contract.conftest import Dynamo
 from tests.contract.test_policy_tables import Tables
 from tests.records import a_close
-from tests.servers import dynamodb_local
 from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.credit_table import CreditTable
 from tollgate.adapters.dynamodb_ledger import DynamoLedger
@@ -69,16 +67,9 @@ class World:
         return {b.id: b for b in budgets(policy.plans["pro"], record, user, NOW_US)}[credit_budget(scope)]
 
 
-@pytest.fixture(scope="module", params=["moto", LOCAL])
-def client(request: pytest.FixtureRequest) -> Iterator[tuple[AwsClient, asyncio.Runner]]:
-    server = aws_endpoint if request.param == "moto" else dynamodb_local
-    with server() as url, asyncio.Runner() as runner, dynamodb(url, runner) as found:
-        yield found, runner
-
-
 @pytest.fixture
-def world(client: tuple[AwsClient, asyncio.Runner]) -> World:
-    return World(*client)
+def world(each_dynamodb: Dynamo) -> World:
+    return World(*each_dynamodb)
 
 
 def test_what_is_added_stands_in_the_record_and_every_entry_stays(world: World) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.aws_fixture import aws_endpoint, dynamodb
+from tests.contract.conftest import Dynamo
 from tests.policy_tables import DEMO, NOW_S, Tables
-from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.policy_file import parse
 from tollgate.adapters.policy_items import body_of, items_of, unpack
 from tollgate.adapters.policy_tables import Conflict, NotFound, PolicyTables
@@ -23,15 +21,9 @@ from tollgate.domain.schema import plain
 from tollgate.ports import PolicyUnavailable
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[tuple[AwsClient, asyncio.Runner]]:
-    with aws_endpoint() as url, asyncio.Runner() as runner, dynamodb(url, runner) as found:
-        yield found, runner
-
-
 @pytest.fixture
-def tables(client: tuple[AwsClient, asyncio.Runner]) -> Tables:
-    return Tables(*client)
+def tables(moto: Dynamo) -> Tables:
+    return Tables(*moto)
 
 
 def demo(**changes: Any) -> Policy:

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.aws_fixture import aws_endpoint, dynamodb
+from tests.contract.conftest import Dynamo
 from tests.policy_tables import DEMO, Tables, edited_by_two
-from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.policy_tables import Conflict
 from tollgate.cli.edits import editor
 from tollgate.domain.policy import TenantSpec
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[tuple[AwsClient, asyncio.Runner]]:
-    with aws_endpoint() as url, asyncio.Runner() as runner, dynamodb(url, runner) as found:
-        yield found, runner
-
-
 @pytest.fixture
-def tables(client: tuple[AwsClient, asyncio.Runner]) -> Tables:
-    made = Tables(*client)
+def tables(moto: Dynamo) -> Tables:
+    made = Tables(*moto)
     made.apply()
     made.run(made.main.create_tenant("acme", TenantSpec(plan="pro"), "tests"))
     return made
