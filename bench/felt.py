@@ -27,11 +27,11 @@ import yaml
 
 from tests.functional.callers import Answer, Caller, Callers
 from tests.functional.stack import ROOT, DevStack, tollgate
-from tests.servers import free_port
 from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.http import HttpClient
 from tollgate.adapters.keys_table import KeysTable, Owner
 from tollgate.adapters.peppers import Peppers
+from tollgate.local.children import free_port
 
 POLL_S = 0.25
 PATIENCE_S = 90.0

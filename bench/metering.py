@@ -31,7 +31,7 @@ import orjson
 
 from tests.aws_fixture import ENVIRON, PATIENT, make_table
 from tests.records import NOON, a_close
-from tests.servers import dynamodb_local, free_port, wait_for_port
+from tests.servers import dynamodb_local, wait_for_port
 from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.dynamodb import Client
 from tollgate.adapters.dynamodb_ledger import DynamoLedger
@@ -39,6 +39,7 @@ from tollgate.adapters.http import HttpClient
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.domain import keys
 from tollgate.domain.limits import Window
+from tollgate.local.children import free_port
 from tollgate.services.meter import DeadLetter, meter
 from tollgate.services.subscription import unpack
 

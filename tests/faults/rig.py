@@ -20,7 +20,7 @@ from typing import Any
 import redis as redis_py
 
 from tests.aws_fixture import ENVIRON, PATIENT, make_table
-from tests.servers import free_port, start_redis, wait_for_port
+from tests.servers import start_redis, wait_for_port
 from tollgate.adapters.aws import TIMEOUTS, AwsClient
 from tollgate.adapters.dynamodb_limits import DynamoLimitStore
 from tollgate.adapters.failover import FailoverLimitStore, FailureMode, Primary
@@ -44,6 +44,7 @@ from tollgate.domain.limits import (
     Unit,
     Window,
 )
+from tollgate.local.children import free_port
 from tollgate.ports import LimitStore
 
 SECOND = 1_000_000

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.functional.cloudformation import TEMPLATE, resources
-from tests.servers import free_port
+from tollgate.local.children import free_port
 
 pytestmark = pytest.mark.sam
 

@@ -16,8 +16,8 @@ import pytest
 
 from tests.functional.stack import ROOT
 from tests.functional.test_dev_stack import alive, descendants
-from tests.servers import free_port
 from tests.waiting import wait
+from tollgate.local.children import free_port
 
 APPLICATION = """
 import asyncio, os, sys

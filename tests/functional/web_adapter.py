@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from tests.functional.cloudformation import resources
-from tests.servers import free_port
+from tollgate.local.children import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 ADAPTER = ROOT / ".tools" / "bin" / "lambda-adapter"

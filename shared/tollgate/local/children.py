@@ -38,7 +38,7 @@ def say(message: str) -> None:
 def free_port() -> int:
     """A TCP port on loopback where nobody listens now, and that this process was not given before."""
     for _ in range(100):
-        port = random.choice(PORTS)
+        port = _chance.choice(PORTS)
         if port not in _given and not taken(port):
             _given.add(port)
             return port
@@ -46,6 +46,8 @@ def free_port() -> int:
 
 
 _given: set[int] = set()
+_chance = random.SystemRandom()
+"""Nobody's seed: two processes with the same would be given the same ports."""
 
 
 def taken(port: int) -> bool:
