@@ -232,6 +232,11 @@ def test_headers_that_are_too_large(caller: Caller) -> None:
         ("POST", "/v1/%63hat/completions", 400),  # the same route, and an empty body
         ("POST", "/v1/../v1/chat/completions", 404),
         ("GET", "/v1/models/%2e%2e", 404),
+        ("GET", "/v1/models/%00", 404),
+        ("GET", "/v1/models/%E2%80%AE", 404),  # turns a line of text around
+        ("GET", "/v1/models/%ff%0d%0a", 404),
+        ("GET", "/v1/models/%2500", 404),
+        ("GET", "/%00", 404),
         ("GET", "/v1/files", 404),
         ("POST", "/v1/batches", 404),
         ("GET", "/", 404),

@@ -149,6 +149,7 @@ def test_administrators_are_a_group_in_a_container(served: Served) -> None:
     assert statuses(admin) == ADMINISTRATOR
     assert admin.get("/admin/v1/tenants/nobody").error["code"] == "tenant_not_found"
     assert admin.get("/admin/v1/tenants/client%23x").status == 404
+    assert (admin.get("/admin/v1/tenants/%61cme").status, admin.get("/admin/v1/tenants/%2561cme").status) == (200, 404)
     assert admin.get("/admin/v1/else").status == 404
     assert admin.post("/admin/v1/status", {}).status == 405
     ordinary = served.caller()

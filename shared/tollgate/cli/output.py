@@ -145,7 +145,7 @@ def progress(label: str, length: int | None = None) -> Iterator[Callable[[int], 
     try:
         yield count
     finally:
-        click.echo(err=True)
+        click.echo("\r\x1b[K", nl=False, err=True)  # what was counted is in the answer
 
 
 def shown(value: object) -> str:

@@ -194,7 +194,7 @@ class ApiGateway:
         integration = self._integration
         timeout_s = integration.timeout_s
         query = scope["query_string"]
-        url = integration.url + scope["path"] + (f"?{query.decode('latin-1')}" if query else "")
+        url = integration.url + scope["raw_path"].decode("latin-1") + (f"?{query.decode('latin-1')}" if query else "")
         headers = [(name, value) for name, value in scope["headers"] if name not in NOT_FORWARDED]
         headers += [
             (b"x-amzn-request-context", _json(context)),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import unquote
 
 from tollgate.adapters import telemetry
 from tollgate.domain.identity import ADMIN, Identity
@@ -43,7 +42,7 @@ class Administration:
         await standing(self._directory, who, self._clock())
         if who.pool_user and not await self._is_one(who.pool_user):
             raise errors.insufficient_scope(ADMIN)
-        tenant = unquote(path.removeprefix(TENANTS)) if path.startswith(TENANTS) else ""
+        tenant = path.removeprefix(TENANTS) if path.startswith(TENANTS) else ""
         if path != STATUS and (not tenant or "#" in tenant):  # of the table's keys only those without one are tenants
             raise errors.not_found(method, path)
         if method != "GET":
