@@ -1,8 +1,9 @@
 """What one admission costs: `python bench/limits.py [--rounds N]`.
 
 One admission with eight limits against a bare token bucket (one key, one EVALSHA: TIME, GET, SET with its expiry), one
-after the other and many at once, in turns; 10,000 admissions at once on one key; and a refusal that this process gives
-by itself. Needs a Redis server, as `make setup` brings one.
+after the other and many at once, in turns, over our own connection and by redis-py, as most would call them; 10,000
+admissions at once on one key; and a refusal that this process gives by itself. Needs a Redis server, as `make setup`
+brings one.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import time
 from collections.abc import Awaitable, Callable
 from statistics import median
 
+import redis.asyncio
 from rig import CannotRun, Rig
 
 from tollgate.adapters.redis_connection import RedisAddress, RedisConnection
-from tollgate.adapters.redis_limits import EPOCH, RedisLimitStore
+from tollgate.adapters.redis_limits import EPOCH, POLICY_VERSION, RedisLimitStore, Script, admit_call, read_decision
 from tollgate.domain import keys
 from tollgate.domain.bucket_cache import BucketCache
 from tollgate.domain.limits import Admission, Budget, Concurrency, Rate, Scope, Settlement, Take, Unit, Window
@@ -69,6 +71,8 @@ class Bench:
         self.bare = await RedisConnection.open(RedisAddress.parse(self.url), 10)
         await self.bare.call("SET", EPOCH, 1)
         self.sha = await self.bare.call("SCRIPT", "LOAD", BARE)
+        self.usual = redis.asyncio.Redis.from_url(self.url)
+        self.script = Script("admit")
         self.claim = eight_limits()
         for take in (takes := self.takes()):
             if hasattr(take, "seed"):
@@ -80,6 +84,16 @@ class Bench:
 
     async def one_bare(self) -> None:
         await self.bare.call("EVALSHA", self.sha, 1, "{bare}bucket", 60, MINUTE_US)
+
+    async def usual_bare(self) -> None:
+        await self.usual.evalsha(self.sha, 1, "{bare}bucket", 60, MINUTE_US)  # type: ignore[misc]  # its stub is both
+
+    async def usual_admission(self) -> None:
+        id, takes = f"r{next(self.ids)}", self.takes()
+        head = (f"{keys.tenant_subject('acme')}m:{id}", POLICY_VERSION, f"{keys.tenant_subject('acme')}version", EPOCH)
+        names, args = admit_call(Admission(id, takes, MINUTE_US, "acme"), head, 0)
+        reply = await self.usual.evalsha(self.script.sha, len(names), *names, *args)  # type: ignore[misc]
+        assert read_decision(reply, len(takes), "redis").admitted
 
     async def one_admission(self) -> None:
         id = f"r{next(self.ids)}"
@@ -101,8 +115,11 @@ class Bench:
         """Microseconds of wall time and of Redis's own, in turns; medians over the rounds."""
         found: dict[str, list[float]] = {}
         for _ in range(rounds):
-            wall: dict[str, list[float]] = {"bare": [], "eight": [], "settle": []}
-            kinds = {"bare": self.one_bare, "eight": self.one_admission, "settle": self.settle}
+            kinds = {
+                "bare": self.one_bare, "eight": self.one_admission, "settle": self.settle,
+                "usual bare": self.usual_bare, "usual eight": self.usual_admission,
+            }  # fmt: skip
+            wall: dict[str, list[float]] = {name: [] for name in kinds}
             redis = dict.fromkeys(kinds, 0.0)
             for _ in range(CALLS // BATCH):
                 taken = []
@@ -124,6 +141,8 @@ class Bench:
             for name, us in crowded.items():
                 found.setdefault(f"{name} together", []).append(us)
             found.setdefault("ratio", []).append(median(wall["eight"]) / median(wall["bare"]))
+            found.setdefault("ratio ours", []).append(median(wall["eight"]) / median(wall["usual bare"]))
+            found.setdefault("ratio usual", []).append(median(wall["usual eight"]) / median(wall["usual bare"]))
             found.setdefault("ratio together", []).append(crowded["eight"] / crowded["bare"])
             found.setdefault("ratio redis", []).append(redis["eight"] / redis["bare"])
         return {name: median(values) for name, values in found.items()}
@@ -169,16 +188,26 @@ async def measure(url: str, rounds: int) -> None:
     bench = Bench(url)
     await bench.open()
     found = await bench.compare(rounds)
-    for name, title in (("bare", "a bare bucket"), ("eight", "one admission, 8 limits"), ("settle", "its settlement")):
+    for name, title in (
+        ("bare", "a bare bucket"), ("eight", "one admission, 8 limits"), ("settle", "its settlement"),
+        ("usual bare", "a bucket, redis-py"), ("usual eight", "8 limits, redis-py"),
+    ):  # fmt: skip
         print(f"{title:24}{found[name]:6.0f} us, of which Redis {found[f'{name} redis']:.0f}")
     for name, title in (("bare", "a bare bucket"), ("eight", "one admission, 8 limits")):
         print(f"{title:24}{found[f'{name} together']:6.0f} us each, {AT_ONCE} at once")
-    for name, where in (("ratio", ""), ("ratio together", f", {AT_ONCE} at once"), ("ratio redis", ", in Redis alone")):
+    for name, where in (
+        ("ratio", ""),
+        ("ratio ours", " by redis-py"),
+        ("ratio usual", ", both by redis-py"),
+        ("ratio together", f", {AT_ONCE} at once"),
+        ("ratio redis", ", in Redis alone"),
+    ):
         print(f"eight limits cost {found[name]:.2f} times a bare bucket{where}")
     p99, failed = await bench.crowd(10_000 - 1)
     print(f"10,000 at once, one key{p99:7.0f} ms p99, {failed} errors")
     print(f"a refusal from memory  {await bench.local_refusal(rounds):7.1f} us of CPU, no store call")
     await bench.store.aclose()
+    await bench.usual.aclose()
     bench.bare.close()
 
 
