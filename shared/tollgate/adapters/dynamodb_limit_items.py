@@ -223,6 +223,11 @@ class Mark:
         write.sets.append(f"{write.name(self.entry)} = {write.value(_moment(now) + self.text)}")
 
 
+def nobody_can_tell(what: str) -> StoreUnavailable:
+    """`what`: charged or settled."""
+    return StoreUnavailable(f"DynamoDB: nobody can tell whether this request has been {what}")
+
+
 def _moment(us: int) -> str:
     """Milliseconds, as text in the order of time."""
     return f"{us // 1000:011x}"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import field
 
 from tollgate.adapters.dynamodb_limit_guesses import Guess
-from tollgate.adapters.dynamodb_limit_items import Item, Mark, counter, shared, short_name
+from tollgate.adapters.dynamodb_limit_items import Item, Mark, counter, nobody_can_tell, shared, short_name
 from tollgate.adapters.dynamodb_limit_parts import Part, Unknown, least
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.limits import Admission, RateTake, State, Take, fits, grant
@@ -106,11 +106,17 @@ class Plan:
             one.part.granted, one.part.expiry_s = share.granted, share.expiry_s
             one.decide(True, self.now)
 
-    def found_done(self, item: Item, unknown: Unknown) -> None:
-        """Another call of its only member's id has taken its part."""
-        one = self.members[0]
-        one.part.found_taken(one.admission.id, item, unknown, self.now)
-        one.decide(True, self.now)
+    def recognise(self, lost: Sequence[Attempt], item: Item, unknown: Unknown) -> None:
+        """The write was refused by this item: has it been done all the same, or a `lost` one before it, or by another
+        call of its only member's id? Raises `StoreUnavailable` where nobody can tell."""
+        first = self.members[0]
+        if lost and item.has(lost[0].mark, self.now):
+            self.done(lost, item, unknown)
+        elif item.has(self.mark, self.now):
+            first.part.found_taken(first.admission.id, item, unknown, self.now)
+            first.decide(True, self.now)
+        elif lost and not lost[0].alone and not item.has_not(lost[0].mark, lost[0].at_us, self.now):
+            raise nobody_can_tell("charged")
 
     def add(self, one: Asked, granted: list[int]) -> bool:
         """False if the write would become too large."""

@@ -26,7 +26,7 @@ from tollgate.adapters import dynamodb_limit_writes as writes
 from tollgate.adapters.dynamodb import AGAIN_WITHIN_S, ConditionFailed, Key, Table, Unsure, Write, again
 from tollgate.adapters.dynamodb_limit_crowds import Crowds, Waiting
 from tollgate.adapters.dynamodb_limit_guesses import Guess
-from tollgate.adapters.dynamodb_limit_items import DAY_S, TELLS_US, Item, Mark, forget
+from tollgate.adapters.dynamodb_limit_items import DAY_S, TELLS_US, Item, Mark, forget, nobody_can_tell
 from tollgate.adapters.dynamodb_limit_moves import MOST_NAMES, Move, giving_back, write_of
 from tollgate.adapters.dynamodb_limit_parts import Part, Unknown
 from tollgate.adapters.dynamodb_limit_plans import Asked, Attempt, Plan, next_plan
@@ -39,7 +39,6 @@ MAX_TRIES = 8
 KNOWN = 10_000
 SHED_S = 0.1
 """How long a subject is turned away, on average, after DynamoDB could not take all its writes."""
-
 WARY_S = 60.0
 """For how long who has lost a reply expects to lose more."""
 
@@ -92,7 +91,7 @@ class SubjectItems:
         if lost is None:
             return await self._taking.join(part.pk, asked)
         if lost.at_us < now - TELLS_US and not lost.alone:
-            raise _nobody_can_tell("charged")
+            raise nobody_can_tell("charged")
         alone = Waiting[Asked, bool](asked)
         await self._take(part.pk, [alone], lost)
         return alone.told.result()
@@ -122,7 +121,9 @@ class SubjectItems:
             elif not plan.alone:
                 plan.mark.leave(write, now)
             try:
-                item = Item.read(await self._table.update({"pk": pk}, write, returns="ALL_NEW"))
+                item, done = Item.read(await self._table.update({"pk": pk}, write, returns="ALL_NEW")), True
+            except ConditionFailed as failed:
+                item, done = Item.read(failed.item), False
             except Unsure:
                 self._wary_until = time.monotonic() + WARY_S
                 tries += 1
@@ -135,22 +136,14 @@ class SubjectItems:
             except Overloaded:
                 self._shed_until.put(pk, time.monotonic() + random.uniform(0.5, 1.5) * SHED_S)
                 raise
-            except ConditionFailed as failed:
-                item = await self._without_expired(pk, Item.read(failed.item), now)
-                if not tries:
-                    known.learn(plan.rates, item, now)
-                tries += 1
-                if lost and item.has(lost[0].mark, now):
-                    plan.done(lost, item, self.unknown)
-                elif item.has(plan.mark, now):
-                    plan.found_done(item, self.unknown)
-                elif lost and not lost[0].alone and not item.has_not(lost[0].mark, lost[0].at_us, now):
-                    raise _nobody_can_tell("charged") from None
-            else:
-                if not tries:
-                    known.learn(plan.rates, None, now)
-                item = await self._without_expired(pk, item, now)
+            if done:  # first, so that it is given back whatever goes wrong now
                 plan.done(plan.attempts(), item, self.unknown)
+            if not tries:
+                known.learn(plan.rates, None if done else item, now)
+            item = await self._without_expired(pk, item, now)
+            if not done:
+                tries += 1
+                plan.recognise(lost, item, self.unknown)
             if lost:
                 for one in plan.members:
                     self._lost.pop(one.name)
@@ -215,7 +208,7 @@ class SubjectItems:
                 if not undo and (item.has(mark, now) or (lost and tells and moves[0].single not in item.holds)):
                     return
                 if lost and not tells and not item.has_not(mark, now, now):
-                    raise _nobody_can_tell("settled") from None
+                    raise nobody_can_tell("settled") from None
                 left = dict[str, int]()
                 guess, lost, moves = Guess.right(item, now), False, [move.possible(item, left) for move in moves]
                 continue
@@ -288,10 +281,6 @@ class SubjectItems:
     async def _mend(self, pk: str, write: Write) -> Item:
         """A write that may be made twice, because the second time it finds its condition gone or changes nothing."""
         return Item.read(await again(lambda: self._table.update({"pk": pk}, write, returns="ALL_NEW")))
-
-
-def _nobody_can_tell(what: str) -> StoreUnavailable:
-    return StoreUnavailable(f"DynamoDB: nobody can tell whether this request has been {what}")
 
 
 def _told(crowd: Sequence[Waiting[Asked, bool]]) -> list[Waiting[Asked, bool]]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.records import NOON
-from tests.unit.dynamodb.world import EVERYTHING, MINUTE, World, budget, loaded, rate, slot
+from tests.unit.dynamodb.world import EVERYTHING, MINUTE, SECOND, World, budget, loaded, rate, slot
 from tollgate.adapters import dynamodb_limit_subjects
 from tollgate.adapters.aws import AwsError
 from tollgate.adapters.http import ConnectFailed
@@ -62,6 +62,21 @@ class TestFailures:
         assert world.admit(loaded(budget(1))).status is Status.REFUSED
         world.now = hold_expiry_us(world.now, MINUTE)
         assert world.admit(loaded(budget(100))).admitted
+
+    def test_what_was_taken_is_given_back_where_mending_the_item_fails(self, world: World) -> None:
+        assert world.admit(slot(), id="dies", life=SECOND).admitted
+        world.now += 2 * SECOND
+
+        async def fail(operation: str, payload: dict[str, Any]) -> None:
+            if "REMOVE" in payload.get("UpdateExpression", ""):
+                raise AwsError("ThrottlingException", "slow down", 400, {})
+
+        world.calls.fault = fail
+        take = rate(Scope.TENANT)
+        with pytest.raises(StoreUnavailable):
+            world.admit(take)
+        world.calls.fault = None
+        assert world.number(take) == world.now
 
     def test_throttling_is_tried_again_but_not_for_long(self, world: World) -> None:
         left = 2
