@@ -182,3 +182,13 @@ def test_a_request_to_the_container_imports_nothing(upstream: ScriptedUpstream, 
         found = steps("serve_application", environ, requests(("authorization", f"Bearer {token}")))
     assert [status for _, status, _ in found] == EXPECTED
     assert [modules for _, _, modules in found] == [[]] * len(found), found
+
+
+def test_no_function_imports_the_command_line() -> None:
+    """Nor an AWS SDK, nor what only reads files."""
+    handlers = sorted(path.parent.name for path in (ROOT / "functions").glob("*/handler.py"))
+    assert {"authorizer", "metering", "publisher", "token_trigger"} <= set(handlers)
+    imports = ", ".join([f"functions.{name}.handler" for name in handlers] + ["tollgate.services.gateway"])
+    program = f"import sys, {imports}; print([m for m in ('click', 'boto3', 'botocore', 'yaml') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"

@@ -139,7 +139,9 @@ def show(name: str, as_json: bool) -> None:
 @NAME
 @json_option
 def promote(name: str, as_json: bool) -> None:
-    """Make a user an administrator: they may read GET /admin/v1/..., every tenant's, with their next token.
+    """Make a user an administrator.
+
+    With their next token they may read GET /admin/v1/..., every tenant's.
 
     \b
       tollgate user promote ann@example.com
@@ -170,9 +172,9 @@ def demote(name: str, as_json: bool) -> None:
 @OF_TENANT
 @json_option
 def disable(name: str, tenant: str | None, as_json: bool) -> None:
-    """Refuse a user's calls (403), with tokens and with API keys, and let them sign in no more.
+    """Refuse a user's calls, and let them sign in no more.
 
-    Felt within 10 s, whatever they hold; calls that are being answered go on. The tenant's record says so
+    Felt within 10 s (403), whatever they hold, tokens and API keys; calls that are being answered go on. The tenant's record says so
     (disabled_users, a thousand at most): `tollgate tenant show`. With --tenant also users whom the user pool does not
     know: another issuer's, or those that only API keys name.
 
