@@ -174,9 +174,10 @@ def demote(name: str, as_json: bool) -> None:
 def disable(name: str, tenant: str | None, as_json: bool) -> None:
     """Refuse a user's calls, and let them sign in no more.
 
-    Felt within 10 s (403), whatever they hold, tokens and API keys; calls that are being answered go on. The tenant's record says so
-    (disabled_users, a thousand at most): `tollgate tenant show`. With --tenant also users whom the user pool does not
-    know: another issuer's, or those that only API keys name.
+    Felt within 10 s (403), whatever they hold, tokens and API keys; calls that are being answered go on. The tenant's
+    record says so (disabled_users, a thousand at most): `tollgate tenant show`.
+
+    With --tenant also users whom the user pool does not know: another issuer's, or those that only API keys name.
 
     \b
       tollgate user disable ann@example.com
