@@ -180,7 +180,7 @@ def test_a_foreign_value_under_a_key_of_ours_hurts_nobody_else(redis: Redis, wha
     for an outage, so that one bad key does not send everybody away from Redis."""
 
     async def scenario() -> None:
-        async with containers(redis.url, MemoryLimitStore) as (container,):
+        async with containers(redis.url, MemoryLimitStore, reply_timeout=5) as (container,):
             rate, tokens = scarcely(), budget(10, 1_000)
             slots = SlotTake(TENANT, f"{TENANT}:slots", Concurrency(Scope.TENANT, 5, "tenant.slots"))
             places = {
