@@ -17,7 +17,7 @@ from tollgate.adapters.dead_letters import LoggedDeadLetters
 from tollgate.adapters.memory_ledger import MemoryLedger
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.domain import keys
-from tollgate.domain.bookkeeping import Counter, Moves, Row, add, moves, questions
+from tollgate.domain.bookkeeping import Counter, Moves, Row, add, moves, questions, summed
 from tollgate.domain.limits import DAY_US, Admission, Budget, BudgetTake, Scope, Unit, Window
 from tollgate.domain.records import MINOR, SCHEMA, BadRecord, UsageClose, UsageOpen, UsageRecord
 from tollgate.ports import StoreUnavailable
@@ -297,6 +297,20 @@ class TestBookkeeping:
         assert total == moves(a_close("a"))
         add(total, moves(a_close("a")), -1)
         assert total == {}
+
+    @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["", "k"]), st.integers(0, 2)), max_size=8))
+    def test_entries_in_one_are_their_sum(self, used: list[tuple[str, str, int]]) -> None:
+        each = [moves(a_close("id", user=user, key=key, input_tokens=tokens)) for user, key, tokens in used]
+        total: Moves = {}
+        for move in each:
+            add(total, move)
+        assert summed(each) == total
+        for move in each[:2]:  # as an estimate that is replaced
+            back: Moves = {}
+            add(back, move, -1)
+            each.append(back)
+            add(total, back)
+        assert summed(each) == total
 
     def test_who_has_no_user_key_or_team_moves_the_tenant_only(self) -> None:
         places = moves(a_close("a", user=""))

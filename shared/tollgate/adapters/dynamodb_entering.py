@@ -21,7 +21,7 @@ import orjson
 from tollgate.adapters.dynamodb import BATCH, Cancelled, Expression, Key, Plain, Table, few_at_once, pause
 from tollgate.adapters.dynamodb_counters import SPREAD, Counters, Place
 from tollgate.adapters.dynamodb_use_cases import UseCases
-from tollgate.domain.bookkeeping import EntryReport, Move, Moves, add, day_of, moves
+from tollgate.domain.bookkeeping import EntryReport, Move, Moves, add, day_of, moves, summed
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.limits import SECOND_US
 from tollgate.domain.records import UsageClose
@@ -129,9 +129,7 @@ class Entering:
         for attempt in range(MAX_TRIES):
             if not piece:
                 return True
-            total: Moves = {}
-            for one in piece:
-                add(total, one.moves)
+            total = summed(one.moves for one in piece)
             try:
                 await self._table.transact(self._actions(piece, total))
             except Cancelled as cancelled:
@@ -157,7 +155,7 @@ class Entering:
             return known > 0
         raise StoreUnavailable(f"the ledger's counters conflict after {MAX_TRIES} tries")
 
-    def _actions(self, piece: Sequence[Pending], total: Moves) -> list[dict[str, Any]]:
+    def _actions(self, piece: Sequence[Pending], total: Move) -> list[dict[str, Any]]:
         """First one put per record, in their order; then one update per counter and row, in the order of `total`."""
         actions: list[dict[str, Any]] = []
         for one in piece:

@@ -149,6 +149,29 @@ def add(total: MutableMapping[P, dict[str, int]], more: Mapping[P, Mapping[str, 
             del total[place]
 
 
+def summed(moves: Iterable[Move]) -> Move:
+    """All of them in one. Most places move with others (a user's counters of day, month and life, say), by the same
+    figures of the same entries: those are added up once."""
+    parts: dict[Counter | Row, list[Mapping[str, int]]] = {}
+    for move in moves:
+        for place, amounts in move.items():
+            parts.setdefault(place, []).append(amounts)
+    known: dict[tuple[int, ...], dict[str, int]] = {}
+    total: Moves = {}
+    for place, alike in parts.items():
+        which = tuple(map(id, alike))
+        if (sums := known.get(which)) is None:
+            sums = known[which] = {}
+            for amounts in alike:
+                for name, amount in amounts.items():
+                    sums[name] = sums.get(name, 0) + amount
+            for name in [name for name, amount in sums.items() if not amount]:
+                del sums[name]
+        if sums:
+            total[place] = sums
+    return total
+
+
 class Question(NamedTuple):
     """Which figures of a counter, added up, a budget has spent."""
 
