@@ -38,7 +38,7 @@
 -- What is packed is packed as little-endian doubles, which are exact: all numbers are integers below 2^53. As text they
 -- would cost several times the whole decision. Every redis.call costs several times what its command does, so there are
 -- few; every table that grows, and every closure, costs as much, so there are hardly any. Numbers become text by %d:
--- redis.call prints them as %.17g, which takes as long as the command, and `..` would print 1.76e+15.
+-- redis.call prints them as %.17g, which takes as long as some commands, and `..` would print 1.76e+15.
 
 local MINUTE, DAY, LARGEST = 60000000, 86400000000, 2 ^ 53
 local LATE = 3600000000 -- an hour: a budget outlives its window for as long, so that a late settlement finds it
@@ -67,8 +67,8 @@ local function whole(raw)
 end
 local found = call('MGET', unpack(KEYS))
 local known_policy, known_tenant, epoch = whole(found[2]), whole(found[3]), whole(found[4])
-local function answer(status) return pack('<dddd', status, now, known_policy, known_tenant) end
-if (policy > 0 and known_policy > policy) or (tenant > 0 and known_tenant > tenant) then return answer(2) end
+local head = pack('<ddd', now, known_policy, known_tenant) -- of every answer, after the status
+if (policy > 0 and known_policy > policy) or (tenant > 0 and known_tenant > tenant) then return pack('<d', 2) .. head end
 if epoch == 0 and (takes > rates or rates_since == 0) then
   epoch = now
   call('SET', KEYS[4], format('%d', now), 'PX', MONTH_MS)
@@ -112,7 +112,7 @@ for i = rates + 1, takes do
   if i <= rates + budgets then
     local window = takes + 2 * i - rates - 1
     gone = terms[window + 1]
-    if now < terms[window] or now >= gone then return answer(4) end
+    if now < terms[window] or now >= gone then return pack('<d', 4) .. head end
   end
   local spent, loaded, made = -1, 0, 0
   if #raw >= 24 and #raw % 16 == 8 then spent, loaded, made = read('<ddd', raw) end
@@ -153,7 +153,7 @@ for i = rates + 1, takes do
     wanted[i], shrunk = room, true
   end
 end
-if cold ~= '' then return answer(3) .. cold end
+if cold ~= '' then return pack('<d', 3) .. head .. cold end
 
 -- Then take all, or nothing.
 local take, granted = fits and life > 0 and not again, nil
@@ -190,4 +190,4 @@ if again then
   fits, granted = true, sub(mark .. rep('\0', 8 * takes), 17, 16 + 8 * takes)
 end
 granted = granted or rep('\0', 8 * takes)
-return answer(fits and 1 or 0) .. pack(each, unpack(values, 1, takes)) .. granted .. (found[5 + takes] or '')
+return pack('<d', fits and 1 or 0) .. head .. pack(each, unpack(values, 1, takes)) .. granted .. (found[5 + takes] or '')
