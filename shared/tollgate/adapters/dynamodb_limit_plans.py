@@ -80,13 +80,14 @@ class Plan:
     sums: dict[str, Sum] = field(default_factory=dict)
     held: dict[tuple[str, int], int] = field(default_factory=dict)
     """What they hold: (counter's short name, when the hold expires that they share (s)) -> amount."""
-    own_id: str = field(default_factory=lambda: os.urandom(8).hex())
+    own_id: str = ""
 
     @property
     def mark(self) -> Mark:
         """What the write leaves: its only member's, or its own."""
         if len(self.members) == 1 and (self.alone or not self.wary):
             return Mark(self.members[0].admission.id)
+        self.own_id = self.own_id or os.urandom(8).hex()
         return Mark(self.own_id, self.wary)
 
     @property
@@ -118,26 +119,25 @@ class Plan:
         elif lost and not lost[0].alone and not item.has_not(lost[0].mark, lost[0].at_us, self.now):
             raise nobody_can_tell("charged")
 
-    def add(self, one: Asked, granted: list[int]) -> bool:
-        """False if the write would become too large."""
+    def add(self, one: Asked, names: list[str], granted: list[int]) -> bool:
+        """`names` of the counters. False if the write would become too large."""
         part = one.part
         expiry_s = shared(one.admission, self.now) if part.holding and not self.alone else 0
         held = {
-            (short_name(counter(take)), expiry_s): amount
-            for take, amount in zip(part.takes, granted, strict=True)
+            (short_name(name), expiry_s): amount
+            for name, take, amount in zip(names, part.takes, granted, strict=True)
             if not isinstance(take, RateTake)
         }
-        counters = {counter(take) for take in part.takes}
-        if self.members and max(len(self.sums.keys() | counters), len(self.held | held)) > MOST_COUNTERS:
+        if self.members and max(len(self.sums.keys() | names), len(self.held | held)) > MOST_COUNTERS:
             return False
         part.expiry_s = expiry_s
         self.members.append(one)
         self.granted.append(granted)
         for hold, amount in held.items():
             self.held[hold] = self.held.get(hold, 0) + amount
-        for take, amount in zip(part.takes, granted, strict=True):
+        for name, take, amount in zip(names, part.takes, granted, strict=True):
             most = self.now + take.limit.burst_us if isinstance(take, RateTake) else take.limit.amount
-            of = self.sums.setdefault(counter(take), Sum(take, 0, most))
+            of = self.sums.setdefault(name, Sum(take, 0, most))
             of.amount += amount
             of.room = min(of.room, most - of.amount)
         return True
@@ -152,25 +152,28 @@ def next_plan(
     plan, values = Plan(now, _alone(asked, guess), wary), dict[str, int]()
     for one in asked:
         part, takes = one.part, one.part.takes
+        names = [counter(take) for take in takes]
+        whole = [grant(take, State(0), now) for take in takes]
+        if not tries and len(asked) == 1:
+            plan.add(one, names, whole)
+            break
         found = [
-            values[counter(take)] if counter(take) in values else part.value(take, guess.item, unknown, now)
-            for take in takes
+            values[name] if name in values else part.value(take, guess.item, unknown, now)
+            for name, take in zip(names, takes, strict=True)
         ]
         pairs = list(zip(takes, map(State, found), strict=True))
         fit = all(fits(take, state, now) for take, state in pairs)
+        granted = [grant(take, state, now) if tries < EXACT_TRIES else least(take) for take, state in pairs]
         if not tries:
-            granted = [grant(take, State(0), now) for take in takes]
-            fit = fit and granted == [grant(take, state, now) for take, state in pairs]
-            if plan.members and not fit:
+            if plan.members and not (fit and granted == whole):
                 break
+            granted = whole
         elif not fit or part.unloaded(guess.item):
             continue
-        else:
-            granted = [grant(take, state, now) if tries < EXACT_TRIES else least(take) for take, state in pairs]
-        if not plan.add(one, granted):
+        if not plan.add(one, names, granted):
             break
-        for take, amount, value in zip(takes, granted, found, strict=True):
-            values[counter(take)] = (max(value, now) if isinstance(take, RateTake) else value) + amount
+        for name, take, amount, value in zip(names, takes, granted, found, strict=True):
+            values[name] = (max(value, now) if isinstance(take, RateTake) else value) + amount
     return plan
 
 
