@@ -31,6 +31,7 @@ from tests.servers import redis_server
 from tollgate.adapters.dead_letters import LoggedDeadLetters
 from tollgate.adapters.dynamodb_ledger import DynamoLedger
 from tollgate.adapters.redis_store import redis_limit_store
+from tollgate.domain.limits import hold_grid_us
 from tollgate.services.admit import HOLD_MARGIN_US
 from tollgate.services.meter import PATIENCE_US, meter
 
@@ -39,6 +40,8 @@ MOST = 50
 """Tokens that each answer may have; with the prompt's, what is held for it."""
 TOTAL_S = 1
 """The upstream's total timeout where processes are killed: holds end half a minute later."""
+HOLD_US = TOTAL_S * 1_000_000 + HOLD_MARGIN_US
+LONGEST_HOLD_US = HOLD_US + hold_grid_us(HOLD_US)
 LABEL = "x-tollgate-use-case"
 
 
@@ -310,7 +313,7 @@ def test_a_gateway_killed_between_answer_and_settlement(
 
         # the pipe brings everything late, twice and in disorder; nobody ever says how the others ended
         books.deliver(lines)
-        books.deliver(lines, later_us=TOTAL_S * 1_000_000 + HOLD_MARGIN_US + PATIENCE_US + 1_000_000)
+        books.deliver(lines, later_us=LONGEST_HOLD_US + PATIENCE_US + 1_000_000)
         books.deliver(lines)
         entries = entries_of(run, client, table)
         assert sorted(int(entry["use_case"][2:]) for entry in entries) == list(range(kills)), "0 lost, 0 doubled"
@@ -327,7 +330,7 @@ def test_a_gateway_killed_between_answer_and_settlement(
         assert sums["input_tokens"] + sums["output_tokens"] == total
 
         if kills > 100:  # the holds end in real time
-            time.sleep(max(0.0, died + TOTAL_S + HOLD_MARGIN_US / 1e6 + 1 - time.monotonic()))
+            time.sleep(max(0.0, died + LONGEST_HOLD_US / 1e6 + 1 - time.monotonic()))
             gateway.start()
             with upstream.play():
                 assert caller.chat(max_tokens=MOST).status == 200
