@@ -96,7 +96,7 @@ for i = 1, rates do
       local seed = seeds and seeds[i] or -1
       if seed < 0 then cold = cold .. pack('<d', i - 1) end
       if seed > tat then tat = seed end
-      seeded = life > 0
+      seeded = true
     end
   end
   values[i] = tat
@@ -129,13 +129,14 @@ for i = rates + 1, takes do
       free = at
     end
   end
-  local store, seed = not mine, seeds and seeds[i] or -1
-  if gone and loaded < epoch and not again then
-    if seed < 0 then cold = cold .. pack('<d', i - 1) end
+  local store = not mine and life > 0 -- whatever is decided: it costs nobody anything
+  if gone and loaded < epoch then
+    local seed = seeds and seeds[i] or -1
+    if seed < 0 and not again then cold = cold .. pack('<d', i - 1) end
     if seed > spent then spent = seed end
-    loaded, store = now, true
+    loaded, store = now, seed >= 0
   end
-  if store and cold == '' and life > 0 and not again then -- whatever is decided: it costs nobody anything
+  if store and not again then
     if not mine then
       mine = free
       raw = sub(raw, 1, mine - 1) .. pack('<dd', expiry, 0) .. sub(raw, mine + 16)

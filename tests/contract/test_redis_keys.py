@@ -12,7 +12,7 @@ import redis
 
 from tests.contract.test_limit_store import MINUTE, SECOND, TENANT, USER, budget, slot
 from tollgate.adapters.redis_limits import EPOCH, RedisLimitStore
-from tollgate.domain.limits import Admission, Rate, RateTake, Scope, Settlement, Take, Unit
+from tollgate.domain.limits import Admission, Rate, RateTake, Scope, Settlement, Status, Take, Unit
 
 HOUR, DAY = 60 * MINUTE, 1440 * MINUTE
 DEBTS = 20 * MINUTE
@@ -127,6 +127,24 @@ def test_what_was_lost_and_made_anew_is_not_settled_against_others_holds(client:
         assert await store.settle(Settlement("kept", taken, [4, 0], "acme"))
         decision = await store.look(Admission("look", taken, 0, "acme"))
         assert [state.value for state in decision.states] == [4, 0]
+        await store.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_what_the_ledger_told_is_kept_although_nothing_was_taken(client: redis.Redis, redis_url: str) -> None:
+    """By who only looked, as groups of a cluster do that refused lately, and by who was refused."""
+    now = time.time_ns() // 1_000
+
+    async def scenario() -> None:
+        store = RedisLimitStore(redis_url, reply_timeout=5)
+        for life in (0, MINUTE):
+            told = [budget(1, seed=7, at=now), slot(0)]
+            client.delete(told[0].key)
+            assert (await store.admit(Admission("refused", told, life, "acme"))).status is Status.REFUSED
+            assert client.pttl(told[0].key) > 0
+            decision = await store.look(Admission("look", [budget(1, seed=None, at=now)], 0, "acme"))
+            assert (decision.status, decision.states[0].value) == (Status.ADMITTED, 7)
         await store.aclose()
 
     asyncio.run(scenario())
