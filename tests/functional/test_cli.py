@@ -82,7 +82,7 @@ def test_a_table_that_is_not_there(shell: Shell, monkeypatch: pytest.MonkeyPatch
 
 
 def test_policy_check(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shell.ok("policy", "check").out == "policy.yaml is right: 1 upstreams, 3 models, 3 plans, 0 tenants\n"
+    assert shell.ok("policy", "check").out == "policy.yaml is right: 1 upstream, 3 models, 3 plans, 0 tenants\n"
     assert shell.ok("policy", "check", "--json").json["ok"] is True
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("version: 1\nplans:\n  free:\n    models: [smal]\n    limits: [{scope: user, requests: ten}]\n")

@@ -61,7 +61,8 @@ def check(ctx: click.Context, file: str | None, as_json: bool) -> None:
     if as_json:
         echo_json({"ok": True, "file": path, **counts, "unpriced": missing})
     else:
-        click.echo(f"{path} is right: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+        held = (f"{count} {name if count != 1 else name.removesuffix('s')}" for name, count in counts.items())
+        click.echo(f"{path} is right: {', '.join(held)}")
         if missing:
             click.echo(f"without a price, billed at the ceiling: {', '.join(missing)} (tollgate price check)", err=True)
 

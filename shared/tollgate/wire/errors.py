@@ -108,8 +108,15 @@ class ApiError(Exception):
 
 
 def shown(value: object) -> str:
-    """A caller's value as an error may repeat it: short, and quoted if it is text."""
-    text = repr(value)
+    """A caller's value as an error may repeat it: short, quoted if it is text, else as JSON has it.
+
+    Of arrays and objects only the kind: they may be megabytes, and nested so deeply that they cannot be written again.
+    """
+    if isinstance(value, list):
+        return "an array"
+    if isinstance(value, dict):
+        return "an object"
+    text = repr(value[: _ECHO + 1]) if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= _ECHO else text[:_ECHO] + "…"
 
 

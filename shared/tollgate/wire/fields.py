@@ -22,8 +22,8 @@ def flag(fields: Mapping[str, Any], name: str) -> bool:
     return value
 
 
-def count(fields: Mapping[str, Any], name: str) -> int | None:
-    """A whole number of at least 1, or None where it is absent or null. (In Python True is an int; here it is not.)"""
+def count(fields: Mapping[str, Any], name: str, largest: int = MAX_TOKENS) -> int | None:
+    """A whole number from 1 to `largest`, or None where it is absent or null. (In Python True is an int; not here.)"""
     value = fields.get(name)
     if value is None:
         return None
@@ -31,16 +31,16 @@ def count(fields: Mapping[str, Any], name: str) -> int | None:
         raise wrong_type(name, "an integer", value)
     if value < 1:
         raise invalid_request(f"'{name}' must be at least 1, not {shown(value)}.", name, "integer_below_min_value")
-    if value > MAX_TOKENS:
-        raise invalid_request(f"'{name}' must be at most {MAX_TOKENS}.", name, "integer_above_max_value")
+    if value > largest:
+        raise invalid_request(f"'{name}' must be at most {largest}.", name, "integer_above_max_value")
     return value
 
 
-def largest_of(fields: Mapping[str, Any], names: tuple[str, ...]) -> tuple[int, str]:
+def largest_of(fields: Mapping[str, Any], names: tuple[str, ...], at_most: int = MAX_TOKENS) -> tuple[int, str]:
     """The largest of these counts and the name of the first one given; 0 and nothing if none is."""
     largest, first = 0, ""
     for name in names:
-        if name in fields and (value := count(fields, name)) is not None:
+        if name in fields and (value := count(fields, name, at_most)) is not None:
             first = first or name
             largest = max(largest, value)
     return largest, first

@@ -26,6 +26,10 @@ KEYED_PREFIX = "/anthropic/v1/"
 """The same routes once more, for callers who send `x-api-key`: API Gateway can ask only for one header per route. It is
 what Anthropic's SDK makes of a `base_url` that ends in ``/anthropic``."""
 
+MAX_CHOICES = 128
+"""What OpenAI's API takes as `n`. A call that names no maximum is held at a guess for each answer: with many, it could
+cost far more than was held."""
+
 
 class Shape(StrEnum):
     """How requests and answers of a route look."""
@@ -115,7 +119,7 @@ class Route(NamedTuple):
             raise not_available(self.prompt, f"Referring to stored content ({prompt.reference})")
         answers = prompt.count
         if self.multiples:
-            answers *= max(largest_of(fields, self.multiples)[0], 1)
+            answers *= max(largest_of(fields, self.multiples, MAX_CHOICES)[0], 1)
         limits: Mapping[str, Any] = fields
         if self.shape is Shape.CONVERSE:
             stream, limits = self.operation == "converse-stream", _inference(fields)
@@ -124,7 +128,7 @@ class Route(NamedTuple):
         if answers > MAX_TOKENS or largest * answers > MAX_TOKENS:
             raise invalid_request(
                 f"{answers} answers of up to {largest} tokens are more than this API can count.",
-                limit_field or largest_of(fields, self.multiples)[1] or self.prompt,
+                limit_field or self.prompt,
                 "integer_above_max_value",
             )
         changes: dict[str, str] = {}

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tollgate.domain.usage import MAX_TOKENS
-from tollgate.wire.body import Body
-from tollgate.wire.errors import ApiError
+from tollgate.wire.body import Body, BodyError
+from tollgate.wire.errors import ApiError, shown
 from tollgate.wire.guards import WORDS, Feature
 from tollgate.wire.prompt import IMAGE_TOKENS, Prompt
-from tollgate.wire.routes import ROUTES, Call
+from tollgate.wire.routes import MAX_CHOICES, ROUTES, Call
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
@@ -92,7 +92,7 @@ def test_counts(path: str, name: str, value: Any) -> None:
         (CHAT, {"max_tokens": 7}, 1, 7, "max_tokens"),
         (CHAT, {"max_completion_tokens": 7}, 1, 7, "max_completion_tokens"),
         (CHAT, {"max_tokens": 7, "max_completion_tokens": 9}, 1, 9, "max_tokens"),
-        (CHAT, {"max_tokens": 7, "n": 1000}, 1000, 7000, "max_tokens"),
+        (CHAT, {"max_tokens": 7, "n": MAX_CHOICES}, 128, 896, "max_tokens"),
         (CHAT, {"max_tokens": None, "n": None}, 1, None, "max_completion_tokens"),
         (CHAT, {"n": 3}, 3, None, "max_completion_tokens"),
         (COMPLETIONS, {"max_tokens": 7, "n": 2, "best_of": 5}, 5, 35, "max_tokens"),
@@ -110,8 +110,51 @@ def test_maximum(path: str, fields: dict[str, Any], answers: int, most: int | No
 
 def test_no_product_is_absurd() -> None:
     assert refused(CHAT, max_tokens=MAX_TOKENS, n=2).param == "max_tokens"
-    assert refused(COMPLETIONS, n=MAX_TOKENS, prompt=["a", "b"]).param == "n"
+    assert refused(COMPLETIONS, max_tokens=MAX_TOKENS // 100, n=2, prompt=["a"] * 100).param == "max_tokens"
     assert read(CHAT, max_tokens=MAX_TOKENS).max_output == MAX_TOKENS
+
+
+@pytest.mark.parametrize(("path", "name"), [(CHAT, "n"), (COMPLETIONS, "n"), (COMPLETIONS, "best_of")])
+def test_more_answers_than_openai_gives(path: str, name: str) -> None:
+    error = refused(path, **{name: MAX_CHOICES + 1})
+    assert (error.status, error.code, error.param) == (400, "integer_above_max_value", name)
+    assert error.message == f"'{name}' must be at most 128."
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (True, "true"), (None, "null"), (1.5, "1.5"), ("5", "'5'"), ([], "an array"), ({}, "an object"),
+        ("x" * 5000, "'" + "x" * 99 + "…"), ("\u202e\ud800", r"'\u202e\ud800'"), (10**300, "1" + "0" * 99 + "…"),
+    ],
+)  # fmt: skip
+def test_errors_repeat_little(value: Any, said: str) -> None:
+    assert shown(value) == said
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+@pytest.mark.parametrize("name", ["messages", "model", "max_tokens", "stream", "stream_options", "tools", "user"])
+def test_what_can_just_be_parsed_can_be_refused(name: str, opening: str, closing: str) -> None:
+    """However deep Python's parser goes, nothing after it goes deeper."""
+
+    def raw(depth: int) -> bytes:
+        fields = {key: json.dumps(value) for key, value in {**MINIMAL[CHAT], "stream": True}.items()}
+        fields[name] = opening * depth + "1" + closing * depth
+        return ("{" + ",".join(f'"{key}":{text}' for key, text in fields.items()) + "}").encode()
+
+    def is_parsed(depth: int) -> bool:
+        try:
+            return Body(raw(depth)).fields != {}
+        except BodyError:
+            return False
+
+    low, high = 1, 100_000
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if is_parsed(middle) else (low, middle)
+    for depth in range(low - 8, low + 2):
+        answer = attempt(CHAT, raw(depth))
+        assert answer.status == 400 if isinstance(answer, ApiError) else answer.model == "m"
 
 
 def test_messages_needs_a_maximum() -> None:
