@@ -222,7 +222,8 @@ def test_the_life_of_a_tenant(applied: Shell) -> None:
     applied.ok("policy", "apply")
     assert applied.ok("tenant", "show", "acme", "--json").json["state"] == "suspended"
     assert applied.ok("tenant", "resume", "acme", "--json").json["state"] == "active"
-    assert applied.ok("tenant", "set", "acme", "--unset", "limits[0]", "--json").json["limits"] == []
+    changed = applied.ok("tenant", "set", "acme", "--plan", "pro", "--unset", "limits[0]", "--json").json
+    assert (changed["plan"], changed["limits"]) == ("pro", [])
 
 
 def test_a_tenant_with_limits_of_its_own_from_the_start(applied: Shell) -> None:

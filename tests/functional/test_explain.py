@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 
 from tests.functional.callers import HELLO, Caller, Callers
@@ -34,3 +35,14 @@ def test_a_caller_and_their_requests_are_explained(
     missing = stack.run("explain", "req_" + "0" * 32, check=False)
     assert (missing.returncode, missing.stderr.count("\n")) == (3, 1)
     assert "ask for its caller" in missing.stderr
+
+
+def test_budgets_say_how_long_they_last(stack: DevStack, new_tenant: Callable[[str], str]) -> None:
+    """When they are whole again, as rates do; not which window they count."""
+    tenant = new_tenant("free")
+    stack.run("tenant", "set", tenant, "budgets+={scope: tenant, requests: 9, per: life}")
+    lines = stack.run("explain", "--tenant", tenant, "--user", "bob").stdout.splitlines()
+    rows = {line.split()[0]: re.split(" {2,}", line) for line in lines if line.strip()}
+    assert re.fullmatch(r"\d+ (s|min|h)", rows["user.requests.day"][3])
+    assert re.fullmatch(r"\d+ (s|min|h|days)", rows["tenant.microusd.month"][3])
+    assert rows["tenant.requests.life"][3] == "never"

@@ -106,14 +106,14 @@ def _show_caller(found: dict[str, Any]) -> None:
             limit["limit"],
             _amount(limit, limit["amount"]),
             _amount(limit, limit["remaining"]),
-            limit["window"] if "window" in limit else _seconds(limit["reset_s"]),
+            "never" if limit.get("window") == "life" else _seconds(limit["reset_s"]),
             _wait(limit),
             limit["source"] + (f" (debt {limit['debt']})" if limit.get("debt") else ""),
         ]
         for limit in sorted(found["limits"], key=lambda limit: not limit["refuses"])
     ]
     if rows:
-        columns = ("limit", "amount", "left", "resets", "refuses for", "source")
+        columns = ("limit", "amount", "left", "resets in", "refuses for", "source")
         click.echo("\n" + table(columns, rows, whole=("limit", "refuses for")))
 
 
@@ -132,7 +132,9 @@ def _wait(limit: dict[str, Any]) -> str:
 def _seconds(seconds: int) -> str:
     if seconds < 120:
         return f"{seconds} s"
-    return f"{seconds // 60} min" if seconds < 7200 else f"{seconds // 3600} h"
+    if seconds < 7200:
+        return f"{seconds // 60} min"
+    return f"{seconds // 3600} h" if seconds < 172_800 else f"{seconds // 86_400} days"
 
 
 # -- a request ---------------------------------------------------------------------------------------------------------

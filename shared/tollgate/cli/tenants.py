@@ -94,9 +94,10 @@ def show(name: str, as_json: bool) -> None:
 @tenant.command("set")
 @TENANT
 @click.argument("changes", nargs=-1, metavar="[CHANGE]...")
+@click.option("--plan", shell_complete=complete.plans, help="The same as plan=...")
 @click.option("--unset", multiple=True, metavar="PATH", help="Take something away.")
 @json_option
-def set_(name: str, changes: tuple[str, ...], unset: tuple[str, ...], as_json: bool) -> None:
+def set_(name: str, changes: tuple[str, ...], plan: str | None, unset: tuple[str, ...], as_json: bool) -> None:
     """Change a tenant: its plan, or limits and budgets of its own, which replace the plan's of the same kind.
 
     `user` makes an override one user's own, `until` ends it (a boost). `data` says where the tenant's prompts may go
@@ -112,10 +113,15 @@ def set_(name: str, changes: tuple[str, ...], unset: tuple[str, ...], as_json: b
     """
     from tollgate.cli.edits import editor
 
-    if not changes and not unset:
-        raise click.UsageError("nothing to change: give a CHANGE or --unset PATH")
+    if plan is None and not changes and not unset:
+        raise click.UsageError("nothing to change: give a CHANGE, --plan or --unset PATH")
     edit = editor(changes, unset)
-    _show(with_tables(lambda tables: tables.edit_tenant(name, edit, actor())), as_json, "changed")
+    bought = {} if plan is None else {"plan": plan}
+    _show(
+        with_tables(lambda tables: tables.edit_tenant(name, lambda data: edit(data | bought), actor())),
+        as_json,
+        "changed",
+    )
 
 
 @tenant.command()
