@@ -95,7 +95,7 @@ def test_a_refusal_says_nothing_of_its_reason(served: Served) -> None:
         served.caller().get("/v1/models", {"authorization": f"Bearer {HOSTILE[name]()}"}).error["message"]
         for name in ("another's key", "wrong client", "no tenant", "kid is unknown", "alg none")
     }
-    assert bodies == {"Incorrect API key or token provided."}
+    assert bodies == {"Missing or incorrect API key or token."}
 
 
 # -- several issuers -----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from decimal import Decimal
 from pathlib import Path
 
@@ -54,6 +55,18 @@ def outcome(text: str, environ: dict[str, str] | None = None) -> list[Problem]:
     except PolicyErrors as errors:
         return list(errors.problems)
     return []
+
+
+def test_what_the_policy_holds_as_a_comment_is_right_without_its_comment_signs() -> None:
+    """Providers and a model that the README has its readers switch on."""
+    text = (ROOT / "policy.yaml").read_text()
+    text, names = re.subn(r"(?m)^  # (anthropic|bedrock|converse|claude):", r"  \1:", text)
+    text, fields = re.subn(r"(?m)^  #   (route|price):", r"    \1:", text)
+    assert (names, fields) == (4, 2)
+    policy = parse(text.replace("models: [small, large, embed]", "models: [small, large, embed, claude]"), {})
+    assert policy.upstreams.keys() == {"openai", "anthropic", "bedrock", "converse"}
+    assert "claude" in policy.plans["pro"].models
+    assert policy.upstreams[policy.models["claude"].route[0].upstream].api == "anthropic"
 
 
 def with_line(number: int, line: str) -> str:

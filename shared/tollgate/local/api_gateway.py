@@ -46,7 +46,7 @@ CATCH_ALL = (("/anthropic/", KEY), ("/", TOKEN))
 """What a path begins with, the longest first."""
 
 # The template's gateway responses, by API Gateway's names for them
-UNAUTHORIZED = errors.invalid_api_key("Incorrect API key or token provided.")
+UNAUTHORIZED = errors.invalid_api_key()
 ACCESS_DENIED = errors.forbidden("You are not allowed to call this route.")
 MISSING_AUTHENTICATION_TOKEN = errors.ApiError(404, "Unknown request URL.", code="unknown_url")
 REQUEST_TOO_LARGE = errors.ApiError(413, "The request body is too large.", code="request_too_large")

@@ -142,7 +142,7 @@ def exceeds_plan_limit(message: str, param: str | None = None) -> ApiError:
     return ApiError(400, message, param=param, code="exceeds_plan_limit", headers={"x-should-retry": "false"})
 
 
-def invalid_api_key(message: str = "Incorrect API key or token provided.") -> ApiError:
+def invalid_api_key(message: str = "Missing or incorrect API key or token.") -> ApiError:
     return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
 
