@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tollgate.domain.policy import ModelSpec
+from tollgate.wire.fields import written
 from tollgate.wire.routes import Call, Shape
 
 OTHER = "other"
@@ -81,7 +82,7 @@ def cut_short(call: Call, fields: Mapping[str, Any], most: int) -> dict[str, str
         config = fields.get("inferenceConfig") or {}
         given = config.get("maxTokens")
         fits = given is not None and given <= most
-        return {} if fits else {"inferenceConfig": json.dumps({**config, "maxTokens": most})}
+        return {} if fits else {"inferenceConfig": written("inferenceConfig", {**config, "maxTokens": most})}
     names = call.route.maxima
     maxima = [name for name in names if fields.get(name) is not None]
     if not maxima:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,15 @@ from tollgate.wire.errors import invalid_request, shown
 
 def wrong_type(name: str, expected: str, value: object) -> Exception:
     return invalid_request(f"'{name}' must be {expected}, not {shown(value)}.", name, "invalid_type")
+
+
+def written(name: str, value: object) -> str:
+    """A field as JSON again. What was just within the parser's depth may be beyond the writer's, and 1e999 is no number
+    that can be written."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (RecursionError, ValueError):
+        raise invalid_request(f"'{name}' cannot be understood.", name, "invalid_value") from None
 
 
 def flag(fields: Mapping[str, Any], name: str) -> bool:

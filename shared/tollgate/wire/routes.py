@@ -6,7 +6,6 @@ changed in the body. Whatever would cost or share something that is not metered 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import field
 from enum import StrEnum
@@ -16,9 +15,9 @@ from urllib.parse import quote
 
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.usage import BYTES_PER_TOKEN, MAX_TOKENS, tokens_of
-from tollgate.wire.body import Body, BodyError
+from tollgate.wire.body import Body
 from tollgate.wire.errors import Api, invalid_request, not_available
-from tollgate.wire.fields import flag, largest_of, wrong_type
+from tollgate.wire.fields import flag, largest_of, written, wrong_type
 from tollgate.wire.guards import CHAT_GUARDS, COMMON_GUARDS, MESSAGES_GUARDS, RESPONSES_GUARDS, Guard, refuse
 from tollgate.wire.prompt import IMAGE_TOKENS, ConversePrompt, Prompt, are_integers
 
@@ -250,10 +249,7 @@ def _ask_for_usage(fields: Mapping[str, Any], changes: dict[str, str]) -> bool:
         return False
     if asked is not None and asked is not False:
         raise wrong_type("stream_options.include_usage", "true or false", asked)
-    try:
-        changes["stream_options"] = json.dumps({**options, "include_usage": True}, allow_nan=False)
-    except (RecursionError, ValueError):
-        raise BodyError("'stream_options' cannot be understood.", "stream_options", "invalid_value") from None
+    changes["stream_options"] = written("stream_options", {**options, "include_usage": True})
     return True
 
 

@@ -119,3 +119,18 @@ def test_answers_can_be_cut_short() -> None:
         assert changed == ({} if expected is None else {"inferenceConfig": json.dumps(expected)})
     assert needs(read(), {"messages": HELLO, "inferenceConfig": {"maxTokens": 5}}) == set()
     assert needs(read(), {"messages": [{"role": "user", "content": [{"toolResult": {}}]}]}) == {"tools"}
+
+
+def nested(depth: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize("value", [float("inf"), nested(100_000)], ids=["1e999", "deep"])
+def test_what_cannot_be_written_again_is_refused(value: Any) -> None:
+    """The parser takes 1e999, and may go deeper than the writer: no provider gets it, and nothing fails."""
+    with pytest.raises(ApiError) as caught:
+        cut_short(read(), {"messages": HELLO, "inferenceConfig": {"x": value}}, 5)
+    assert (caught.value.status, caught.value.param) == (400, "inferenceConfig")
