@@ -277,7 +277,7 @@ def admit_call(
             raise ValueError("an admission's takes are rates, then budgets, then slots")
         elif isinstance(take, RateTake):
             cost, floor, seed, limit = take.inc_us, take.floor_us, take.seed_us, take.limit.burst_us
-            settled.append(int(take.limit.refundable))
+            settled.append(take.limit.refundable)
         else:
             cost, floor, seed, limit = take.cost, take.floor, take.seed, take.limit.amount
             windows += (take.start_us, take.end_us)
@@ -290,7 +290,7 @@ def admit_call(
     versions = (admission.policy_version, admission.tenant_version)
     return names, [
         packed((now_us, life, hold_grid_us(life), *versions, epoch_us, len(settled), len(windows) // 2, slots)),
-        packed(limits + settled + windows),
+        _packed_before((*limits, *settled, *windows)),
         packed(costs),
         b"" if floors == costs else packed(floors),
         b"" if max(seeds, default=-1) < 0 else packed(seeds),
@@ -322,6 +322,10 @@ def settle_call(settlement: Settlement, marker: str, now_us: int) -> tuple[list[
 def packed(numbers: Sequence[int]) -> bytes:
     """As the scripts read them: little-endian doubles, exact below 2^53."""
     return _doubles(len(numbers)).pack(*numbers)
+
+
+_packed_before = lru_cache(maxsize=4096)(packed)
+"""For what a plan says, which is the same for many calls."""
 
 
 @lru_cache(maxsize=512)
