@@ -83,7 +83,7 @@ def test_a_primary_with_too_much_to_do_is_not_in_doubt() -> None:
         assert not await store.settle(Settlement("first", [take], [30], "acme"))
         await asyncio.sleep(2 * PROBE_EVERY)
         deciding, busy.full = store.deciding, False
-        await until(lambda: not store._waiting)
+        await until(lambda: store._watcher is not None and store._watcher.done())
         again = await MemoryLimitStore.settle(busy, Settlement("first", [take], [30], "acme"))
         doubts = store._breaker.doubts
         await store.aclose()
