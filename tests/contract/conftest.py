@@ -11,7 +11,7 @@ import pytest
 import redis
 import uvloop
 
-from tests.aws_fixture import aws_endpoint, dynamodb, make_table
+from tests.aws_fixture import Recorder, aws_endpoint, dynamodb, make_table
 from tests.redis_cluster import Cluster, redis_cluster
 from tests.servers import dynamodb_local, redis_server
 from tollgate.adapters.aws import AwsClient
@@ -125,3 +125,9 @@ def driver(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Iterator[D
     made = make_driver(request.param, runner, request)
     yield made
     made.run(made.store.aclose())
+
+
+@pytest.fixture(scope="module")
+def dynamo(runner: asyncio.Runner) -> Iterator[Recorder]:
+    with aws_endpoint() as url, dynamodb(url, runner) as client:
+        yield Recorder(client)

@@ -7,103 +7,25 @@ import csv
 import hashlib
 import io
 import json
-import random
-from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.aws_fixture import Recorder, aws_endpoint, dynamodb, make_table
+from tests.contract.books import TENANT, USER, Books, make_books, take
 from tests.records import NOON, a_close, an_open
-from tollgate.adapters.aws import AwsError
-from tollgate.adapters.dynamodb_counters import SPREAD
-from tollgate.adapters.dynamodb_ledger import DynamoLedger
-from tollgate.adapters.memory_ledger import MemoryLedger
 from tollgate.domain import keys
-from tollgate.domain.bookkeeping import OTHER, USE_CASES, Counter
-from tollgate.domain.limits import DAY_US, Budget, BudgetTake, Scope, Unit, Window
+from tollgate.domain.bookkeeping import OTHER, USE_CASES
+from tollgate.domain.limits import DAY_US, Unit, Window
 from tollgate.domain.records import UsageClose
-from tollgate.domain.reports import ALL_KEYS, PARTS, Line, grouped
-from tollgate.ports import StoreUnavailable
-from tollgate.services.billing import Bill, export
-
-T = TypeVar("T")
-USER = keys.member_subject("acme", "u", "alice")
-TENANT = keys.tenant_subject("acme")
-
-
-class Books:
-    """A ledger, driven synchronously."""
-
-    def __init__(self, ledger: DynamoLedger | MemoryLedger, runner: asyncio.Runner) -> None:
-        self.ledger = ledger
-        self._runner = runner
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return self._runner.run(coroutine)
-
-    def enter(self, *entries: UsageClose, provisional: bool = False) -> tuple[int, int]:
-        report = self.run(self.ledger.enter(entries, provisional=provisional))
-        return report.entered, report.repeated
-
-    def spent(self, *takes: BudgetTake) -> list[int]:
-        return self.run(self.ledger.spent(takes))
-
-    def rows(self, *by: str, **where: str) -> list[Line]:
-        """By all keys, unless some are named: then with every kind of token."""
-        days = {name: where.pop(name) for name in ("tenant", "since", "until") if name in where}
-        return grouped(self.run(self.ledger.report(**days, where=where)), by or ALL_KEYS, kinds=bool(by))
-
-    def told(self, by: Sequence[str], since: str | None, until: str | None) -> list[Line]:
-        return grouped(self.run(self.ledger.report(since=since, until=until, by=by)), by, kinds=True)
-
-    def added_up(self, by: Sequence[str], since: str | None, until: str | None) -> list[Line]:
-        """The same from single rows."""
-        return grouped(self.run(self.ledger.report(since=since, until=until)), by, kinds=True)
-
-    def entries(self, tenant: str, day: str) -> list[UsageClose]:
-        async def read() -> list[UsageClose]:
-            return [entry async for entry in self.ledger.entries(tenant, day)]
-
-        return self.run(read())
-
-    def bill(self, **how: Any) -> tuple[Bill, bytes]:
-        """Of acme, in November 2026, and what was written."""
-        out = io.BytesIO()
-        days = [f"2026-11-{day:02}" for day in range(1, 31)]
-        return self.run(export(self.ledger, "acme", days, out.write, **how)), out.getvalue()
-
-
-@pytest.fixture(scope="module")
-def dynamo(runner: asyncio.Runner) -> Iterator[Recorder]:
-    with aws_endpoint() as url, dynamodb(url, runner) as client:
-        yield Recorder(client)
-
-
-def make_books(kind: str, runner: asyncio.Runner, request: pytest.FixtureRequest) -> Books:
-    if kind == "memory":
-        return Books(MemoryLedger(), runner)
-    client: Recorder = request.getfixturevalue("dynamo")
-    client.fault = None
-    return Books(DynamoLedger(client, runner.run(make_table(client, sort_key=True))), runner)
+from tollgate.domain.reports import PARTS, grouped
 
 
 @pytest.fixture(params=["memory", "dynamodb"])
 def books(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Books:
     return make_books(request.param, runner, request)
-
-
-def take(
-    unit: Unit, window: Window, *, subject: str = USER, models: frozenset[str] | None = None, at: int = NOON
-) -> BudgetTake:
-    what = f"{unit}.{window}" + (f".{'+'.join(sorted(models))}" if models else "")
-    key = f"{subject}:b:{unit}.{window}" + (f".{keys.digest(what)}" if models else "")
-    label, start, end = window.bounds(at)
-    limit = Budget(Scope.USER, unit, 10**9, window, f"user.{what}", models)
-    return BudgetTake(subject, f"{key}:{label}", limit, 1, 1, label, start, end)
 
 
 class TestEntering:
@@ -401,140 +323,3 @@ def test_same_batches_same_books(runner: asyncio.Runner, request: pytest.Fixture
         assert mine.spent(*asked) == theirs.spent(*asked)
 
     replay()
-
-
-class TestDynamoDB:
-    """What only the ledger in DynamoDB has to prove."""
-
-    @pytest.fixture
-    def books(self, runner: asyncio.Runner, request: pytest.FixtureRequest) -> Books:
-        return make_books("dynamodb", runner, request)
-
-    def test_a_batch_is_one_transaction(self, books: Books, dynamo: Recorder) -> None:
-        books.enter(a_close("first"))
-        dynamo.calls.clear()
-        books.enter(*[a_close(f"{i}") for i in range(80)])
-        assert dynamo.calls == ["TransactWriteItems"]
-
-    def test_tenants_are_entered_beside_each_other_and_share_no_item(self, books: Books, dynamo: Recorder) -> None:
-        touched: list[set[str]] = []
-        met = asyncio.Event()
-
-        async def overlap(operation: str, payload: dict[str, Any]) -> None:
-            if operation == "TransactWriteItems" and not met.is_set():  # until four wait, nobody goes on
-                actions = [next(iter(action.values())) for action in payload["TransactItems"]]
-                touched.append({str(action.get("Key") or action["Item"]["pk"]) for action in actions})
-                if len(touched) == 4:
-                    met.set()
-                await asyncio.wait_for(met.wait(), 10)
-
-        entries = [a_close(f"{t}/{i}", tenant=f"tenant{t}", user=f"u{i}") for t in range(8) for i in range(12)]
-        dynamo.fault = overlap
-        assert books.enter(*entries) == (96, 0)
-        dynamo.fault = None
-        assert len(set[str]().union(*touched)) == sum(len(items) for items in touched)
-        assert {row["tenant"]: row["requests"] for row in books.rows("tenant")} == {f"tenant{t}": 12 for t in range(8)}
-        assert books.enter(*entries) == (0, 96)
-
-    def test_one_tenant_that_fails_leaves_the_others_entered(self, books: Books, dynamo: Recorder) -> None:
-        entries = [a_close(f"{t}/{i}", tenant=f"tenant{t}", user=f"u{i}") for t in range(4) for i in range(25)]
-
-        begun = asyncio.Event()
-
-        async def fail(operation: str, payload: dict[str, Any]) -> None:
-            if operation == "TransactWriteItems" and "tenant3" in str(payload):
-                begun.set()
-            if operation == "TransactWriteItems" and "tenant2" in str(payload):
-                await asyncio.wait_for(begun.wait(), 10)
-                raise dynamo.outage()
-
-        dynamo.fault = fail
-        with pytest.raises(StoreUnavailable):
-            books.enter(*entries)
-        dynamo.fault = None
-        others = {f"tenant{t}": 25 for t in (0, 1, 3)}
-        assert {row["tenant"]: row["requests"] for row in books.rows("tenant")} == others
-        assert books.enter(*entries) == (25, 75)
-        assert {row["tenant"]: row["requests"] for row in books.rows("tenant")} == others | {"tenant2": 25}
-
-    def test_concurrent_batches_lose_nothing(self, books: Books, dynamo: Recorder) -> None:
-        async def at_once() -> None:
-            batches = [
-                [a_close(f"{(i * 7 + j) % 40}", input_tokens=1, output_tokens=0) for j in range(10)] for i in range(8)
-            ]
-            await asyncio.gather(*(books.ledger.enter(batch) for batch in batches))
-
-        books.run(at_once())
-        known = len({(i * 7 + j) % 40 for i in range(8) for j in range(10)})
-        assert books.spent(take(Unit.TOKENS, Window.DAY)) == [known]
-        assert sum(int(row["requests"]) for row in books.rows()) == known
-
-    def test_repetitions_are_looked_up_rather_than_tried(self, books: Books, dynamo: Recorder) -> None:
-        entries = [a_close(f"{i}", user=f"u{i}") for i in range(120)]
-        books.enter(*entries)
-        dynamo.calls.clear()
-        assert books.enter(*entries, a_close("new")) == (1, 120)
-        assert dynamo.calls.count("TransactWriteItems") <= 4
-        assert dynamo.calls.count("BatchGetItem") <= 3
-
-    def test_counters_that_everybody_wants_are_spread(self, books: Books, dynamo: Recorder) -> None:
-        """Two conflicts in a row: from then on they are in several items, and whoever reads adds them up."""
-        books.enter(a_close("first", input_tokens=1, output_tokens=0))
-        left = 2
-
-        async def conflict(operation: str, payload: dict[str, Any]) -> None:
-            nonlocal left
-            if operation == "TransactWriteItems" and left:
-                left -= 1
-                codes = ["TransactionConflict" if "Update" in action else "None" for action in payload["TransactItems"]]
-                reasons = {"CancellationReasons": [{"Code": code} for code in codes]}
-                raise AwsError("TransactionCanceledException", "conflict", 400, reasons)
-
-        dynamo.fault = conflict
-        second = books.run(books.ledger.enter([a_close("second", input_tokens=2, output_tokens=0)]))
-        dynamo.fault = None
-        assert (second.entered, second.conflicts) == (1, 2)
-        with pytest.MonkeyPatch.context() as patch:
-            for slot in range(SPREAD):
-                patch.setattr("random.randrange", lambda _, slot=slot: slot)
-                books.enter(a_close(f"slot {slot}", input_tokens=4, output_tokens=0))
-        total = 3 + 4 * SPREAD
-        asked = [take(Unit.TOKENS, window, subject=s) for s in (USER, TENANT) for window in Window]
-        assert books.spent(*asked) == [total] * 6
-        elsewhere = Books(DynamoLedger(dynamo, books.ledger._table.name), books._runner)  # knows nothing of it yet
-        assert elsewhere.spent(*asked) == [total] * 6
-        elsewhere.enter(a_close("other", input_tokens=8, output_tokens=0))
-        assert books.spent(*asked) == [total + 8] * 6
-        assert [row["input_tokens"] for row in elsewhere.rows()] == [total + 8]
-
-    def test_floors_of_spread_counters_are_read_now_and_then(
-        self, books: Books, dynamo: Recorder, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("random.randrange", random.Random(1).randrange)
-        day = take(Unit.TOKENS, Window.DAY)
-        books.enter(a_close("first"))
-        books.run(books.ledger._counters.spread([Counter(USER, day.label)]))
-        told = 0
-        for i in range(4 * SPREAD):
-            report = books.run(books.ledger.enter([a_close(f"{i}", settle=(("b", day.key, 1),))]))
-            told += day.key in report.floors
-        assert 0 < told < 2 * SPREAD
-        assert books.spent(day) == [12 * (4 * SPREAD + 1)]
-
-    def test_an_outage_is_raised_and_the_batch_can_be_repeated(self, books: Books, dynamo: Recorder) -> None:
-        entries = [a_close(f"{i}", user=f"u{i}", input_tokens=1, output_tokens=0) for i in range(40)]
-        left = 2
-
-        async def fail(operation: str, payload: dict[str, Any]) -> None:
-            nonlocal left
-            left -= operation == "TransactWriteItems"
-            if left < 0:
-                raise dynamo.outage()
-
-        dynamo.fault = fail
-        with pytest.raises(StoreUnavailable):
-            books.enter(*entries)
-        dynamo.fault = None
-        entered, repeated = books.enter(*entries)
-        assert (entered + repeated, repeated > 0) == (40, True)
-        assert books.spent(take(Unit.TOKENS, Window.DAY, subject=TENANT)) == [40]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -147,9 +147,7 @@ def promote(name: str, as_json: bool) -> None:
       tollgate user promote ann@example.com
     """
     users = pool()
-    found = users.user(name)
-    users.add_to_group(found.user, ADMINISTRATORS)
-    _show(found, users.groups(found.user), as_json)
+    _administers(users, name, users.add_to_group, as_json)
 
 
 @user.command()
@@ -162,9 +160,7 @@ def demote(name: str, as_json: bool) -> None:
       tollgate user demote ann@example.com
     """
     users = pool()
-    found = users.user(name)
-    users.remove_from_group(found.user, ADMINISTRATORS)
-    _show(found, users.groups(found.user), as_json)
+    _administers(users, name, users.remove_from_group, as_json)
 
 
 @user.command()
@@ -251,6 +247,13 @@ def delete(name: str, yes: bool, as_json: bool) -> None:
         echo_json({"deleted": found.user, "tenant": found.tenant})
     else:
         click.echo(f"{found.user} is deleted")
+
+
+def _administers(users: UserPool, name: str, change: Callable[[str, str], None], as_json: bool) -> None:
+    """Put a user into the administrators' group or take them out, as `change` does, and show them."""
+    found = users.user(name)
+    change(found.user, ADMINISTRATORS)
+    _show(found, users.groups(found.user), as_json)
 
 
 def _find(stack: Stack, name: str, tenant: str | None) -> User | None:
