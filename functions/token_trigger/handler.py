@@ -8,20 +8,30 @@ shows the message of an exception to whoever asked for the token, so it says not
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from tollgate.adapters.telemetry import log
 from tollgate.domain.identity import names_of_pool_user
+from tollgate.domain.until import disables, read_moment
 
 CLIENT_CREDENTIALS = "TokenGeneration_ClientCredentials"
 CLIENT_PREFIX = "client#"
 """Of the keys in the tenants table that name app clients; ``#`` cannot occur in a tenant's name."""
 
 Lookup = Callable[[str], Mapping[str, Any] | None]
-"""The text attributes of an item of the tenants table by its key, and the names of `disabled_users`, read consistently;
-None if there is none."""
+"""The text attributes of an item of the tenants table by its key, and its `disabled_users`, read consistently; None if
+there is none."""
+
+
+class Disabled(NamedTuple):
+    """A user who gets no token until a moment; None: for good."""
+
+    user: str
+    until: datetime | None = None
 
 
 class NoToken(Exception):
@@ -35,7 +45,7 @@ class NoToken(Exception):
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     """The event with the claims to add; raises `NoToken`, and then Cognito issues none."""
     try:
-        claims = claims_for(event, _lookup)
+        claims = claims_for(event, _lookup, time.time_ns() // 1000)
     except NoToken as refusal:
         caller = event.get("callerContext", {})
         log("WARNING", "no token", reason=refusal.reason, client=caller.get("clientId"), source=event["triggerSource"])
@@ -47,7 +57,7 @@ def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     return event
 
 
-def claims_for(event: Mapping[str, Any], lookup: Lookup) -> dict[str, str]:
+def claims_for(event: Mapping[str, Any], lookup: Lookup, now_us: int) -> dict[str, str]:
     """The claims of the caller that `event` is about: `tenant`, and where they have one, `plan` and `team`.
 
     Raises `NoToken` unless the caller belongs to an active tenant.
@@ -72,7 +82,7 @@ def claims_for(event: Mapping[str, Any], lookup: Lookup) -> dict[str, str]:
         raise NoToken("there is no such tenant")
     if record.get("state", "active") != "active":
         raise NoToken("the tenant is suspended")
-    if not names.isdisjoint(record.get("disabled_users", ())):
+    if disables(record.get("disabled_users", ()), names, now_us):
         raise NoToken("the user is disabled")
     claims = {"tenant": tenant, "plan": record.get("plan", ""), "team": team}
     return {name: value for name, value in claims.items() if value}
@@ -87,8 +97,16 @@ def _lookup(key: str) -> Mapping[str, Any] | None:
     item = answer.get("Item")
     if item is None:
         return None
-    disabled = [entry["M"]["user"]["S"] for entry in item.get("disabled_users", {}).get("L", ())]
+    disabled = [_disabled(entry["M"]) for entry in item.get("disabled_users", {}).get("L", ())]
     return {name: value["S"] for name, value in item.items() if "S" in value} | {"disabled_users": disabled}
+
+
+def _disabled(entry: Mapping[str, Any]) -> Disabled:
+    try:
+        until = read_moment(entry["until"]["S"])
+    except (KeyError, ValueError):  # none, or none that can be read: then it has not come yet
+        until = None
+    return Disabled(entry["user"]["S"], until)
 
 
 @cache

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -187,7 +189,7 @@ def claims(client_id: str) -> dict[str, str]:
         "request": {},
     }
     trigger._dynamodb.cache_clear()
-    return trigger.claims_for(event, trigger._lookup)
+    return trigger.claims_for(event, trigger._lookup, time.time_ns() // 1000)
 
 
 def test_a_client_acts_for_its_tenant(acme: Shell, cognito: Any) -> None:
@@ -213,6 +215,14 @@ def test_a_disabled_client_gets_no_tokens(acme: Shell) -> None:
     assert refused.value.reason == "the user is disabled"
     acme.ok("user", "enable", made, "--tenant", "acme")
     assert claims(made)["tenant"] == "acme"
+
+
+@pytest.mark.parametrize(("until", "refused"), [("2026-01-01", False), ("2999-01-01T00:00:00+01:00", True)])
+def test_a_client_is_disabled_until_the_moment_that_its_entry_names(acme: Shell, until: str, refused: bool) -> None:
+    made = acme.ok("client", "create", "job", "--tenant", "acme", "--json").json["client_id"]
+    acme.ok("tenant", "set", "acme", f"disabled_users+={{user: {made}, until: {until}}}")
+    with pytest.raises(trigger.NoToken) if refused else nullcontext():
+        assert claims(made)["tenant"] == "acme"
 
 
 def test_a_secret_is_rotated_with_an_overlap(acme: Shell) -> None:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from functions.token_trigger import handler as trigger
-from functions.token_trigger.handler import NoToken, claims_for
+from functions.token_trigger.handler import Disabled, NoToken
+from tollgate.domain.policy import TenantRecord
+from tollgate.domain.policy_check import check_record
+from tollgate.domain.policy_document import Document
 
+UNTIL = datetime(2026, 11, 21, 13, tzinfo=UTC)
+UNTIL_US = 1_795_266_000_000_000
 TABLE: dict[str, dict[str, Any]] = {
     "acme": {"tenant": "acme", "plan": "pro", "state": "active"},
     "globex": {"tenant": "globex", "plan": "free"},
     "initech": {"tenant": "initech", "plan": "enterprise", "state": "suspended"},
     "odd": {"tenant": "odd", "plan": "pro", "state": "archived"},
-    "strict": {"tenant": "strict", "plan": "pro", "disabled_users": ["ann", "machine-2"]},
+    "strict": {"tenant": "strict", "plan": "pro", "disabled_users": [Disabled("ann"), Disabled("machine-2")]},
+    "lenient": {"tenant": "lenient", "plan": "pro", "disabled_users": [Disabled("ann", UNTIL), Disabled("bob")]},
     "client#machine-2": {"tenant": "client#machine-2", "tenant_id": "strict"},
     "client#machine-1": {"tenant": "client#machine-1", "tenant_id": "acme", "team": "batch"},
     "client#orphan": {"tenant": "client#orphan"},
@@ -24,6 +32,10 @@ TABLE: dict[str, dict[str, Any]] = {
     "client#stopped": {"tenant": "client#stopped", "tenant_id": "initech"},
     "client#confused": {"tenant": "client#confused", "tenant_id": "client#machine-1"},
 }
+
+
+def claims_for(event: Mapping[str, Any], lookup: trigger.Lookup, now_us: int = UNTIL_US) -> dict[str, str]:
+    return trigger.claims_for(event, lookup, now_us)
 
 
 def people(tenant: str | None = "acme", **changes: Any) -> dict[str, Any]:
@@ -115,6 +127,31 @@ def test_others_get_no_token(event: Mapping[str, Any], reason: str) -> None:
         claims_for(event, TABLE.get)
     assert caught.value.reason.startswith(reason)
     assert str(caught.value) == "no access", "Cognito shows the message to whoever asked"
+
+
+def test_whoever_is_disabled_until_a_moment_gets_tokens_from_then_on() -> None:
+    with pytest.raises(NoToken, match="no access"):
+        claims_for(people("lenient"), TABLE.get, UNTIL_US - 1)
+    assert claims_for(people("lenient"), TABLE.get, UNTIL_US)["tenant"] == "lenient"
+
+
+@pytest.mark.parametrize("now_us", [UNTIL_US - 1, UNTIL_US])
+@pytest.mark.parametrize("until", [None, "2026-11-21T13:00:00Z", "2026-11-21t14:00+01:00", "2026-11-21 13:00:00"])
+def test_an_entry_in_the_table_says_the_same_to_the_trigger_as_to_the_gateway(until: str | None, now_us: int) -> None:
+    entry = {"user": "ann", **({"until": until} if until else {})}
+    record = check_record(TenantRecord, Document({"tenant": "acme", "plan": "pro", "disabled_users": [entry]}))
+    coded = {name: {"S": value} for name, value in entry.items()}
+    table = {"acme": {"tenant": "acme", "plan": "pro", "disabled_users": [trigger._disabled(coded)]}}
+    refused = record.disables("ann", now_us)
+    assert refused == (until is None or now_us < UNTIL_US)
+    with pytest.raises(NoToken) if refused else nullcontext():
+        assert claims_for(people(), table.get, now_us)["plan"] == "pro"
+
+
+@pytest.mark.parametrize("until", [{"NULL": True}, {"S": "next week"}, {"S": ""}, {"N": "1795266000"}])
+def test_an_end_that_cannot_be_read_has_not_come(until: dict[str, Any]) -> None:
+    """Only who is named suffers from it, and not the others of the tenant."""
+    assert trigger._disabled({"user": {"S": "ann"}, "until": until}) == Disabled("ann")
 
 
 @pytest.mark.parametrize("request_", [{"scopes": ["tollgate/invoke"]}, {}, {"userAttributes": None, "scopes": None}])

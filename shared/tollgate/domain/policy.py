@@ -18,6 +18,7 @@ from tollgate.domain.data_rules import DataRules, Region
 from tollgate.domain.limits import FOREVER_US, PERIOD_US, Scope, Unit, Window
 from tollgate.domain.schema import Count, Spec
 from tollgate.domain.schema_kinds import Dollars, Positive, Text, Whole
+from tollgate.domain.until import disables, lasts, moment_us
 
 Name = Annotated[str, Text(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")]
 """Plans, models and upstreams: the alphabet is safe in URLs, headers and environment variables."""
@@ -140,18 +141,14 @@ def in_force(override: LimitOverride | BudgetOverride, user: str, now_us: int) -
     """Whether an override applies to this user now."""
     if override.user is not None and override.user != user:
         return False
-    return override.until is None or now_us < _us(override.until)
+    return lasts(override.until, now_us)
 
 
 def changes_us(record: TenantRecord, now_us: int) -> int:
     """When the next of a tenant's overrides ends, in µs since 1970."""
     overrides: list[LimitOverride | BudgetOverride] = [*record.limits, *record.budgets]
-    ends = [_us(override.until) for override in overrides if override.until is not None]
+    ends = [moment_us(override.until) for override in overrides if override.until is not None]
     return min((end for end in ends if end > now_us), default=FOREVER_US)
-
-
-def _us(moment: datetime) -> int:
-    return int(moment.timestamp() * 1_000_000)
 
 
 class Timeouts(Spec):
@@ -395,7 +392,7 @@ class TenantRecord(TenantSpec):
 
     def disables(self, user: str, now_us: int) -> bool:
         """Whether this user's calls are refused now."""
-        return any(one.user == user and (one.until is None or now_us < _us(one.until)) for one in self.disabled_users)
+        return disables(self.disabled_users, (user,), now_us)
 
 
 class Policy(Spec):

@@ -10,12 +10,13 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 from tollgate.domain.policy_document import Document, Problem, to_json
 from tollgate.domain.policy_paths import Path, nearest
+from tollgate.domain.until import read_moment
 
 
 class Reading:
@@ -189,16 +190,14 @@ class Moment(Scalar):
 
     expected = "a moment such as 2026-12-01T00:00:00Z"
     is_text = True
-    _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?![0-9-])")
 
     def parse(self, value: Any) -> datetime:
-        if not isinstance(value, str) or not self._DATE.match(value):  # Python would take weeks, too
+        if not isinstance(value, str):
             raise Unfit
         try:
-            found = datetime.fromisoformat(value.upper())
+            return read_moment(value)
         except ValueError:
             raise Unfit from None
-        return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 class Choice(Scalar):
