@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from tollgate.domain.limits import Limit, Rate, Settlement, State, Take
+from tollgate.domain.limits import Limit, Rate, Settlement, Take
 
 
 @dataclass(slots=True)
@@ -49,10 +49,9 @@ class Judge:
     _granted: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     _count: int = 0
 
-    def admitted(self, id: str, store: str, at_us: int, takes: Sequence[Take], states: Iterable[State]) -> None:
+    def admitted(self, id: str, store: str, at_us: int, takes: Sequence[Take], granted: Sequence[int]) -> None:
         """The fleet admitted a request that took this of `store`, at a true moment."""
-        granted = [state.granted for state in states]
-        self._granted[id, store] = granted
+        self._granted[id, store] = list(granted)
         for take, amount in zip(takes, granted, strict=True):
             self._note(take.key, at_us, amount, take.limit)
 

@@ -262,7 +262,7 @@ class Simulation:
     def _admitted(self, grant: Grant, container: Container, call: Call, group: str, at_s: float) -> None:
         tally, decision, now_s = self.tally, grant.decision, self._loop.time()
         decided_us = container.decided_us(decision, call.id)
-        self.judge.admitted(call.id, decision.store, decided_us, grant.admission.takes, decision.states)
+        self.judge.admitted(call.id, decision.store, decided_us, grant.admission.takes, decision.granted)
         tally.count(group, "admitted", at_s)
         tally.group(group).admitted[call.tenant] += 1
         tally.waits.append(now_s - at_s)

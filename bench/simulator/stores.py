@@ -38,7 +38,7 @@ class RedisMemory(MemoryLimitStore):
 
     async def admit(self, admission: Admission) -> Decision:
         if cold := self._cold(admission):
-            return Decision(Status.COLD, self._clock(), [], cold, store=self.name)
+            return Decision(Status.COLD, self._clock(), cold=cold, store=self.name)
         return await super().admit(admission)
 
     async def cancel(self, admission: Admission) -> None:

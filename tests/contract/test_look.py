@@ -16,9 +16,9 @@ def test_a_look_tells_what_the_next_call_would_be_told_and_takes_nothing(driver:
     driver.admit(*takes)
     seen = [look(driver, requests(2), tokens(400), budget(30, seed=None), slot(2)) for _ in range(5)]
     assert {decision.status for decision in seen} == {Status.ADMITTED}
-    assert [[state.granted for state in decision.states] for decision in seen] == [[0] * 4] * 5
-    assert [decision.states for decision in seen] == [seen[0].states] * 5
-    assert [state.value for state in seen[0].states[2:]] == [30, 1]
+    assert [decision.granted for decision in seen] == [[0] * 4] * 5
+    assert [decision.values for decision in seen] == [seen[0].values] * 5
+    assert seen[0].values[2:] == [30, 1]
     assert driver.admit(*takes).admitted
     refused = look(driver, requests(2), tokens(400), budget(30, seed=None), slot(2))
     assert refused.status is Status.REFUSED

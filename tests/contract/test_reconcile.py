@@ -66,8 +66,8 @@ def test_what_was_lost_is_found_and_raised_once(driver: Driver, ledger: MemoryLe
     assert report.on_the_way == {Unit.TOKENS: 30}
     again = run(driver, ledger)
     assert (again.behind, again.drift, again.ahead) == (0, {}, 1)
-    states = driver.admit(*takes, id="b").states
-    assert [state.value - 10 for state in states] == [100, 9, 1, 70, 70]
+    values = driver.admit(*takes, id="b").values
+    assert [value - 10 for value in values] == [100, 9, 1, 70, 70]
 
 
 def test_only_budgets_are_looked_at_and_only_those_of_now(driver: Driver, ledger: MemoryLedger) -> None:

@@ -102,7 +102,7 @@ def test_what_is_held_takes_as_much_room_as_there_are_moments_at_which_holds_exp
             assert (await store.admit(Admission(f"r{number}", [many], MINUTE, "acme"))).admitted
             now += MINUTE // 200
         decision = await store.look(Admission("look", [many], 0, "acme"))
-        assert 200 <= decision.states[0].value <= 200 * 9 / 8 + 1
+        assert 200 <= decision.values[0] <= 200 * 9 / 8 + 1
         assert client.strlen(many.key) <= 8 * (3 + 2 * (17 + 1))
         await store.aclose()
 
@@ -123,10 +123,10 @@ def test_what_was_lost_and_made_anew_is_not_settled_against_others_holds(client:
                 now += 1
         assert await store.settle(Settlement("lost", taken, [7, 0], "acme"))
         decision = await store.look(Admission("look", taken, 0, "acme"))
-        assert [state.value for state in decision.states] == [10, 1]
+        assert decision.values == [10, 1]
         assert await store.settle(Settlement("kept", taken, [4, 0], "acme"))
         decision = await store.look(Admission("look", taken, 0, "acme"))
-        assert [state.value for state in decision.states] == [4, 0]
+        assert decision.values == [4, 0]
         await store.aclose()
 
     asyncio.run(scenario())
@@ -144,7 +144,7 @@ def test_what_the_ledger_told_is_kept_although_nothing_was_taken(client: redis.R
             assert (await store.admit(Admission("refused", told, life, "acme"))).status is Status.REFUSED
             assert client.pttl(told[0].key) > 0
             decision = await store.look(Admission("look", [budget(1, seed=None, at=now)], 0, "acme"))
-            assert (decision.status, decision.states[0].value) == (Status.ADMITTED, 7)
+            assert (decision.status, decision.values[0]) == (Status.ADMITTED, 7)
         await store.aclose()
 
     asyncio.run(scenario())

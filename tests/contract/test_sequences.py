@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.contract.conftest import STORES, Driver, make_driver
 from tests.contract.test_limit_store import budget, requests, slot, tokens
 from tollgate.adapters.memory_limits import MemoryLimitStore
-from tollgate.domain.limits import BudgetTake, Decision, RateTake, SlotTake, State, Status, Take
+from tollgate.domain.limits import BudgetTake, Decision, RateTake, SlotTake, Status, Take
 
 PALETTE: dict[str, Any] = {
     "requests": lambda cost, floor: requests(3, subject="{a}u"),
@@ -34,13 +34,13 @@ steps = st.one_of(
 )
 
 
-def seen(takes: list[Take], decision: Decision) -> list[State]:
-    """The states, but all buckets alike that are full: it is no matter since when (a cluster that gives back leaves
-    a full bucket full from now on)."""
+def seen(takes: list[Take], decision: Decision) -> list[tuple[int, int]]:
+    """What was seen and granted, but all buckets alike that are full: it is no matter since when (a cluster that gives
+    back leaves a full bucket full from now on)."""
     now = decision.now_us
     return [
-        State(max(state.value, now), state.granted) if isinstance(take, RateTake) else state
-        for take, state in zip(takes, decision.states, strict=False)
+        (max(value, now) if isinstance(take, RateTake) else value, granted)
+        for take, value, granted in zip(takes, decision.values, decision.granted, strict=False)
     ]
 
 

@@ -60,7 +60,7 @@ def test_ten_thousand_at_once(table: str, client: AwsClient, runner: asyncio.Run
 
     async def crowd() -> tuple[list[int], list[int], int]:
         first = await store.admit(Admission("first", [takes[0], budget(0, seed=0)], MINUTE, "acme"))
-        tat = first.states[0].value
+        tat = first.values[0]
         await asyncio.gather(*(one(i) for i in range(CROWD)))
         taken, writes = await counted(), watched.writes
         await asyncio.gather(*(settle(i) for i in range(CROWD)))

@@ -174,5 +174,5 @@ def test_at_once_each_is_charged_once_whether_it_can_be_told_or_not(
     told = runner.run(run())
     admitted, unknown = (sum(numbers) for numbers in zip(*told, strict=True))
     say(f"of {admitted + unknown} requests of {containers} containers {unknown} could not be told")
-    charged = (numbers([take])[0] - first.states[0].value) // take.inc_us
+    charged = (numbers([take])[0] - first.values[0]) // take.inc_us
     assert admitted <= charged <= admitted + unknown == 400

@@ -143,4 +143,4 @@ def test_an_item_stays_small_whatever_is_in_flight(table: str, client: AwsClient
     assert [int(item[counter(take)]["N"]) for take in takes[2:]] == [7000, 1000]
     traffic.now += 1200 * SECOND
     decision = runner.run(traffic.stores[0].admit(Admission("last", takes, 900 * SECOND, "acme")))
-    assert [state.value for state in decision.states[2:]] == [7, 1]
+    assert decision.values[2:] == [7, 1]

@@ -38,7 +38,6 @@ from tollgate.domain.limits import (
     RateTake,
     Scope,
     Settlement,
-    State,
     Status,
     Take,
     Unit,
@@ -146,9 +145,9 @@ def scarcely(name: str = "u") -> RateTake:
     return requests(1, burst=100_000, name=name)
 
 
-def charged(take: RateTake, state: State, now_us: int) -> int:
+def charged(take: RateTake, tat: int, now_us: int) -> int:
     """How many requests were taken from `scarcely`."""
-    return math.ceil(max(0, state.value - now_us) / take.limit.inc_us(1))
+    return math.ceil(max(0, tat - now_us) / take.limit.inc_us(1))
 
 
 def budget(cost: int, amount: int, name: str = "tokens") -> BudgetTake:

@@ -14,7 +14,7 @@ from tests.redis_cluster import Cluster, redis_cluster
 from tollgate.adapters.redis_cluster import slot_of
 from tollgate.adapters.redis_cluster_limits import RedisClusterLimitStore
 from tollgate.adapters.redis_limits import EPOCH, RedisLimitStore
-from tollgate.domain.limits import RateTake, State, Status
+from tollgate.domain.limits import RateTake, Status
 
 PROCESSES, CALLERS, EACH = 8, 100, 5
 
@@ -68,8 +68,7 @@ def crowd(kind: str, url: str, go: float) -> list[tuple[bool, int, int]]:
         async def caller() -> None:
             for _ in range(EACH):
                 _, decision = await container.ask(hot(kind))
-                state: State = decision.states[0]
-                answers.append((decision.admitted, decision.now_us, state.value))
+                answers.append((decision.admitted, decision.now_us, decision.values[0]))
 
         await asyncio.gather(*(caller() for _ in range(CALLERS)))
         await container.store.aclose()

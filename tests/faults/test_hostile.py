@@ -42,7 +42,6 @@ from tollgate.domain.limits import (
     Scope,
     Settlement,
     SlotTake,
-    State,
     Status,
     Unit,
 )
@@ -89,7 +88,7 @@ def test_a_million_addresses(redis: Redis) -> None:
                 answers.append(connection.call("EVALSHA", script.sha, len(names), *names, *args))
                 if number % 10 == 0:
                     seen = Admission("x", [RateTake(subject, names[4], limit, 1, 1)], 1_000, "acme")
-                    cache.learn(seen, Decision(Status.REFUSED, 1, [State(10**15)]), 0)
+                    cache.learn(seen, Decision(Status.REFUSED, 1, [10**15]), 0)
             decided = [read_decision(answer, 1, "redis") for answer in await asyncio.gather(*answers)]
             assert all(decision.admitted for decision in decided)
         connection.close()
@@ -250,8 +249,8 @@ def test_hostile_ids_of_requests_and_tenants_are_just_names(redis: Redis) -> Non
                 assert (await container.store.admit(call)).admitted
                 admitted += 1
             _, decision = await container.ask(scarcely(), budget(0, 1_000))
-            assert charged(scarcely(), decision.states[0], decision.now_us) == admitted + 1
-            assert decision.states[1].value == 10 * admitted // 2
+            assert charged(scarcely(), decision.values[0], decision.now_us) == admitted + 1
+            assert decision.values[1] == 10 * admitted // 2
 
     run(scenario)
 

@@ -74,9 +74,9 @@ def test_who_asks_again_with_the_same_id_is_charged_once(redis: Redis) -> None:
         await asyncio.gather(*(client(i, LOST // clients) for i in range(clients)))
         async with direct(redis.url) as reader:
             _, decision = await reader.ask(scarcely(), budget(0, 10_000_000))
-        say(f"{2 * LOST} replies lost: {charged(rate, decision.states[0], decision.now_us) - 1} requests charged")
-        assert charged(rate, decision.states[0], decision.now_us) == LOST + 1
-        assert decision.states[1].value == LOST * 30
+        say(f"{2 * LOST} replies lost: {charged(rate, decision.values[0], decision.now_us) - 1} requests charged")
+        assert charged(rate, decision.values[0], decision.now_us) == LOST + 1
+        assert decision.values[1] == LOST * 30
 
     run(scenario)
 
@@ -109,11 +109,11 @@ def test_what_the_fallback_decided_instead_is_charged_once_in_all(redis: Redis) 
                 reader.books.spent_of[tokens.key] = 7 * LOST
                 _, there = await reader.ask(scarcely(), budget(0, 10_000_000))
             _, here = await Container(second).ask(scarcely(), budget(0, 10_000_000))
-            in_redis = charged(rate, there.states[0], there.now_us) - 1
-            in_second = charged(rate, here.states[0], here.now_us) - 1
+            in_redis = charged(rate, there.values[0], there.now_us) - 1
+            in_second = charged(rate, here.values[0], here.now_us) - 1
             say(f"{LOST} replies lost: {in_redis} requests charged in Redis, {in_second} in the fallback")
             assert in_redis + in_second == LOST
-            assert there.states[1].value == here.states[1].value == 7 * LOST
+            assert there.values[1] == here.values[1] == 7 * LOST
 
     run(scenario)
 
@@ -138,8 +138,8 @@ def test_an_admission_that_arrives_after_it_was_cancelled_takes_nothing(redis: R
                 calls = client.info("commandstats")["cmdstat_evalsha"]["calls"]
                 await until(lambda: client.info("commandstats")["cmdstat_evalsha"]["calls"] > calls)
             _, decision = await Container(fast).ask(scarcely(), tokens)
-            assert charged(scarcely(), decision.states[0], decision.now_us) == 1
-            assert decision.states[1].value == 100
+            assert charged(scarcely(), decision.values[0], decision.now_us) == 1
+            assert decision.values[1] == 100
             await fast.aclose()
             await slow.aclose()
 
@@ -164,7 +164,7 @@ def test_an_admission_is_not_asked_for_again_where_it_is_being_cancelled(redis: 
                 decision = await container.store.admit(call)
                 assert (decision.admitted, decision.store) == (True, "second")
                 await container.store.settle(Settlement(call.id, call.takes, [None, 40], "acme", decision.store))
-                assert (await Container(second).ask(budget(0, 1_000)))[1].states[0].value == 40
+                assert (await Container(second).ask(budget(0, 1_000)))[1].values[0] == 40
 
     run(scenario)
 
@@ -201,7 +201,7 @@ def test_scripts_are_forgotten_all_the_time(redis: Redis) -> None:
             say(f"SCRIPT FLUSH: {await flushing} times during {admitted} requests")
             assert all(container.failover._breaker.doubts == 0 for container in four)
             _, decision = await four[0].ask(scarcely(), budget(0, 10_000_000))
-            assert charged(scarcely(), decision.states[0], decision.now_us) == admitted + 1
-            assert decision.states[1].value == 3 * admitted
+            assert charged(scarcely(), decision.values[0], decision.now_us) == admitted + 1
+            assert decision.values[1] == 3 * admitted
 
     run(scenario)

@@ -186,7 +186,7 @@ def test_settlements_of_an_outage_are_made_when_it_is_over(mode: FailureMode) ->
             await until(lambda: container.failover.deciding == "redis")
             container.books.spent_of[take.key] = 60_000
             _, decision = await container.ask(budget(0, 1_000_000))
-            assert decision.states[0].value == 60_000
+            assert decision.values[0] == 60_000
 
     with redis_to_hurt() as redis:
         run(lambda: scenario(redis))

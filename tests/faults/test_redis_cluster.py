@@ -28,7 +28,6 @@ from tollgate.domain.limits import (
     RateTake,
     Scope,
     Settlement,
-    State,
     Status,
     Take,
     Unit,
@@ -99,7 +98,7 @@ async def levels(store: RedisClusterLimitStore, *takes: Take) -> list[int]:
     blocker.seed_us = 0
     decision = await store.admit(admission(*takes, blocker))
     assert decision.status is Status.REFUSED
-    return [remaining(take, state, decision.now_us) for take, state in zip(takes, decision.states, strict=False)]
+    return [remaining(take, value, decision.now_us) for take, value in zip(takes, decision.values, strict=False)]
 
 
 class TestAllOrNothing:
@@ -111,7 +110,7 @@ class TestAllOrNothing:
                 for _ in range(20):  # the first is given back, the others are only looked at
                     refused = await store.admit(admission(*takes, by_address(1)))
                     assert refused.status is Status.REFUSED
-                    assert all(state.granted == 0 for state in refused.states)
+                    assert not any(refused.granted)
                 assert await levels(store, *takes) == [50, 10, 1000, 1]
                 assert (await store.admit(admission(*takes))).admitted
 
@@ -192,14 +191,14 @@ class TestAllOrNothing:
             groups = list(_grouped(call.takes).values())
             behind, ahead = 1_000 * DAY, 1_000 * DAY + 70_000_000
             answers = [
-                Decision(Status.REFUSED, behind, [State(behind + DAY)]),
-                Decision(Status.ADMITTED, ahead, [State(ahead + 6_000_000, 6_000_000)]),
+                Decision(Status.REFUSED, behind, [behind + DAY], [0]),
+                Decision(Status.ADMITTED, ahead, [ahead + 6_000_000], [6_000_000]),
             ]
             decision = store._merged(groups, answers, "", 2)
             assert (decision.status, decision.now_us) == (Status.REFUSED, ahead)
             found = refusal(call, decision)
             assert (found.take, found.wait_us) == (call.takes[0], DAY)
-            assert decision.states[1] == State(ahead)
+            assert decision.values[1] == ahead
 
         run(scenario)
 
@@ -373,7 +372,7 @@ class TestFailures:
                 loaded = by_address(100)
                 loaded.seed_us = 0
                 assert (await second.admit(admission(loaded, now_budget(1, seed=700)))).admitted
-                assert (await first.admit(admission(now_budget(1, seed=None)))).states[0].value >= 702
+                assert (await first.admit(admission(now_budget(1, seed=None)))).values[0] >= 702
                 assert await levels(first, by_address(100)) == [97]
 
         run(scenario)

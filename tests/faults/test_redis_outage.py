@@ -89,7 +89,7 @@ def test_what_a_stalled_redis_may_have_taken_is_given_back() -> None:
             redis.wake()
             await until(lambda: store.deciding == "redis")
             decision = await store.admit(admission(now_budget(0, seed=0)))
-            assert decision.states[0].value == 1
+            assert decision.values[0] == 1
 
     run(scenario)
 
@@ -124,7 +124,7 @@ def test_a_redis_that_returns_with_old_numbers_loads_its_budgets_again() -> None
             redis.wake()
             await until(lambda: store.deciding == "redis")
             assert (await store.admit(admission(now_budget(1)))).status is Status.COLD
-            assert (await store.admit(admission(now_budget(1, seed=700)))).states[0].value >= 701
+            assert (await store.admit(admission(now_budget(1, seed=700)))).values[0] >= 701
             assert (await store.admit(admission(now_budget(1)))).admitted
 
     run(scenario)
@@ -159,7 +159,7 @@ def test_a_settlement_redis_did_not_hear_is_made_when_it_returns() -> None:
                 await store.admit(admission(tokens(1)))
             redis.wake()
             await until(lambda: store.deciding == "redis")
-            assert (await store.admit(admission(now_budget(0, seed=0)))).states[0].value == 30
+            assert (await store.admit(admission(now_budget(0, seed=0)))).values[0] == 30
 
     run(scenario)
 

@@ -46,7 +46,7 @@ class Store(MemoryLimitStore):
     async def look(self, admission: Admission) -> Decision:
         rates = tuple(i for i, take in enumerate(admission.takes) if isinstance(take, RateTake))
         if self.cold and rates:
-            return Decision(Status.COLD, self._clock(), [], rates)
+            return Decision(Status.COLD, self._clock(), cold=rates)
         return await super().look(admission)
 
 

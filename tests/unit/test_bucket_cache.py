@@ -11,7 +11,6 @@ from tollgate.domain.limits import (
     RateTake,
     Scope,
     SlotTake,
-    State,
     Status,
     Take,
     Unit,
@@ -30,7 +29,7 @@ def admission(*takes: Take) -> Admission:
 
 
 def refused(cache: BucketCache, *takes: Take, tat: int = NOW + MINUTE, local: int = NOW) -> None:
-    cache.learn(admission(*takes), Decision(Status.REFUSED, NOW, [State(tat) for _ in takes]), local)
+    cache.learn(admission(*takes), Decision(Status.REFUSED, NOW, [tat for _ in takes]), local)
 
 
 def test_repeats_a_refusal_without_the_store() -> None:
@@ -63,8 +62,8 @@ def test_trust_ends_sooner_where_tokens_can_be_given_back() -> None:
 def test_slots_and_admissions_are_not_remembered() -> None:
     cache = BucketCache()
     slot = SlotTake("s", "slots", Concurrency(Scope.TENANT, 1, "tenant.slots"))
-    cache.learn(admission(slot), Decision(Status.REFUSED, NOW, [State(1)]), NOW)
-    cache.learn(admission(take()), Decision(Status.ADMITTED, NOW, [State(NOW + MINUTE, MINUTE)]), NOW)
+    cache.learn(admission(slot), Decision(Status.REFUSED, NOW, [1]), NOW)
+    cache.learn(admission(take()), Decision(Status.ADMITTED, NOW, [NOW + MINUTE], [MINUTE]), NOW)
     assert len(cache) == 0
 
 

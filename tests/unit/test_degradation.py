@@ -291,14 +291,14 @@ def test_a_policy_says_what_could_not_be_served(changed: str, to: str, said: str
 
 def test_what_was_heard_is_believed_for_a_while_and_bounded() -> None:
     from tests.contract.test_ledger import take
-    from tollgate.domain.limits import State, Unit, Window
+    from tollgate.domain.limits import Decision, Status, Unit, Window
 
     levels, one = Levels(capacity=2), take(Unit.TOKENS, Window.DAY)
-    levels.learn([one], [State(8 * 10**8 + 5, granted=5)], NOON)
+    levels.learn([one], Decision(Status.ADMITTED, NOON, [8 * 10**8 + 5], [5]))
     assert levels.passed(0.8, [one], NOON + 9 * SECOND) is one.limit
     assert levels.passed(0.81, [one], NOON) is None
     assert levels.passed(0.8, [one], NOON + 10 * SECOND) is None
     assert levels.passed(0.8, [one], NOON - SECOND) is None
     for window in (Window.MONTH, Window.LIFE):
-        levels.learn([take(Unit.TOKENS, window)], [State(0)], NOON)
+        levels.learn([take(Unit.TOKENS, window)], Decision(Status.REFUSED, NOON, [0], [0]))
     assert levels.passed(0.8, [one], NOON) is None

@@ -20,7 +20,6 @@ from tollgate.domain.limits import (
     Rate,
     RateTake,
     Scope,
-    State,
     Status,
     Unit,
     Window,
@@ -65,9 +64,9 @@ class TestRates:
     @given(rates)
     def test_a_full_bucket_admits_its_burst_and_no_more(self, rate: Rate) -> None:
         whole = RateTake("s", "k", rate, rate.burst, rate.burst)
-        assert fits(whole, State(0), NOW)
+        assert fits(whole, 0, NOW)
         above = RateTake("s", "k", rate, rate.burst + 1, rate.burst + 1)
-        assert not fits(above, State(0), NOW)
+        assert not fits(above, 0, NOW)
 
     @given(rates, st.lists(st.integers(0, 5_000_000), max_size=60))
     def test_admitted_requests_obey_the_bound_over_any_time(self, rate: Rate, waits: list[int]) -> None:
@@ -75,7 +74,7 @@ class TestRates:
         now, tat, admitted = NOW, 0, 0
         for wait in waits:
             now += wait
-            if fits(take, State(tat), now):
+            if fits(take, tat, now):
                 tat = max(tat, now) + take.inc_us
                 admitted += 1
         assert admitted <= rate.burst + (now - NOW) * rate.amount / rate.period_us + 1e-9
@@ -85,16 +84,16 @@ class TestRates:
         self, rate: Rate, cost: int, floor: int, offset: int
     ) -> None:
         take = RateTake("s", "k", rate, cost, min(floor, cost))
-        state = State(NOW + offset)
-        if fits(take, state, NOW):
-            got = grant(take, state, NOW)
+        value = NOW + offset
+        if fits(take, value, NOW):
+            got = grant(take, value, NOW)
             assert take.floor_us <= got <= max(take.inc_us, take.floor_us)
-            assert max(state.value, NOW) + got <= NOW + rate.burst_us
+            assert max(value, NOW) + got <= NOW + rate.burst_us
 
     def test_seven_per_minute_admits_seven(self) -> None:
         rate = Rate(Scope.USER, Unit.REQUESTS, 7, 60_000_000, 7, "")
         assert rate.burst_us == 7 * rate.inc_us(1)
-        assert remaining(RateTake("s", "k", rate, 1, 1), State(0), NOW) == 7
+        assert remaining(RateTake("s", "k", rate, 1, 1), 0, NOW) == 7
 
     def test_debt_is_taken_from_now_and_a_give_back_only_lowers(self) -> None:
         assert moved(NOW - 100, 50, NOW) == NOW + 50
@@ -104,7 +103,7 @@ class TestRates:
 
 def _decide(*pairs: tuple[RateTake | BudgetTake, int]) -> tuple[Admission, Decision]:
     admission = Admission("id", [take for take, _ in pairs], 1, "t")
-    return admission, Decision(Status.REFUSED, NOW, [State(value) for _, value in pairs])
+    return admission, Decision(Status.REFUSED, NOW, [value for _, value in pairs])
 
 
 class TestRefusal:
@@ -128,11 +127,11 @@ class TestRefusal:
 
     def test_the_wait_is_exact(self) -> None:
         take = RateTake("s", "k", self.rate, 1, 1)
-        state = NOW + 60_000_000
-        found = refusal(*_decide((take, state)))
+        value = NOW + 60_000_000
+        found = refusal(*_decide((take, value)))
         assert found.wait_us is not None
-        assert fits(take, State(state), NOW + found.wait_us)
-        assert not fits(take, State(state), NOW + found.wait_us - 1)
+        assert fits(take, value, NOW + found.wait_us)
+        assert not fits(take, value, NOW + found.wait_us - 1)
 
     def test_a_decision_without_a_refusing_limit_is_a_mistake(self) -> None:
         with pytest.raises(ValueError, match="every take fits"):

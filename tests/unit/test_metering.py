@@ -97,7 +97,7 @@ class TestBatches:
         report = bench.meter(a_close("a", input_tokens=4, settle=(("b", BUDGET.key, 4),)))
         assert (report.settled, report.floors) == (1, 1)
         look = asyncio.run(bench.store.admit(Admission("b", [settled], 60 * MINUTE)))
-        assert look.states[0].value == 4 + BUDGET.cost
+        assert look.values[0] == 4 + BUDGET.cost
 
     def test_an_empty_batch_is_fine(self, bench: Bench) -> None:
         assert bench.meter() == MeterReport()

@@ -14,7 +14,7 @@ from tests.contract.test_limit_store import requests
 from tollgate.domain import keys
 from tollgate.domain.audit import Refusals
 from tollgate.domain.identity import Identity
-from tollgate.domain.limits import Admission, Decision, State, Status
+from tollgate.domain.limits import Admission, Decision, Status
 from tollgate.services import refusals
 from tollgate.services.refusals import MAX_KEYS, OTHERS, RefusalCounts
 from tollgate.wire import errors
@@ -104,7 +104,7 @@ def test_what_is_a_refusal(error: errors.ApiError, counted: bool) -> None:
 def test_a_limit_is_named_by_its_id() -> None:
     async def story(counts: Counts) -> None:
         take = requests(1)
-        decision = Decision(Status.REFUSED, NOON, [State(NOON + 60_000_000)])
+        decision = Decision(Status.REFUSED, NOON, [NOON + 60_000_000])
         counts.count(refusal_error(Admission("r", [take], 1), decision))
         assert [line.rule for line in counts.written()] == ["user.requests.minute"]
 

@@ -18,7 +18,7 @@ from bench.simulator.table import Items
 from bench.simulator.virtual_time import run
 from tollgate.adapters.aws import AwsError
 from tollgate.adapters.dynamodb import Write, encode_item
-from tollgate.domain.limits import Admission, Decision, Rate, RateTake, Scope, Settlement, State, Status, Unit
+from tollgate.domain.limits import Admission, Decision, Rate, RateTake, Scope, Settlement, Status, Unit
 
 SMALL = {"tenants": 2_000, "containers": 300, "minutes": 0.25, "rps": 20.0}
 GREEDY = replace(SCENARIOS["steady"], **SMALL, flood=Flood(60, 5, 0.1, 0.8, users=5, plan="enterprise"))
@@ -33,7 +33,8 @@ class NeverRefuses(RedisMemory):
         if decision.status is Status.REFUSED:
             now = self._clock()
             decision.status = Status.ADMITTED
-            decision.states = [State(now, getattr(take, "inc_us", 1)) for take in admission.takes]
+            decision.values = [now] * len(admission.takes)
+            decision.granted = [getattr(take, "inc_us", 1) for take in admission.takes]
         return decision
 
 
@@ -110,7 +111,7 @@ def test_every_scenario_has_figures_for_people(greedy: Figures) -> None:
 def test_the_judge_sees_one_microsecond_too_much() -> None:
     limit = Rate(Scope.USER, Unit.REQUESTS, 60, 60_000_000, 2, "user.requests.minute")
     take = RateTake("s", "k", limit, 1, 1)
-    granted = [State(0, limit.inc_us(1))]
+    granted = [limit.inc_us(1)]
     for third_at, beyond in ((1_000_000, 0), (999_999, 1)):
         judge = Judge(0)
         for i, at_us in enumerate((0, 0, third_at)):
@@ -121,7 +122,7 @@ def test_the_judge_sees_one_microsecond_too_much() -> None:
 def test_the_judge_knows_debts_and_gifts() -> None:
     limit = Rate(Scope.USER, Unit.TOKENS, 60, 60_000_000, 60, "user.tokens.minute")
     take = RateTake("s", "k", limit, 60, 60)
-    granted = [State(0, limit.inc_us(60))]
+    granted = [limit.inc_us(60)]
     for used, beyond in ((0, 0), (1, 1)):
         judge = Judge(0)
         judge.admitted("a", "redis", 0, [take], granted)

@@ -16,7 +16,7 @@ from tollgate.adapters.dynamodb_limit_guesses import Guess
 from tollgate.adapters.dynamodb_limit_items import Item, Mark, counter, nobody_can_tell, shared, short_name
 from tollgate.adapters.dynamodb_limit_parts import Part, Unknown, least
 from tollgate.domain.dataclass import dataclass
-from tollgate.domain.limits import Admission, RateTake, State, Take, fits, grant
+from tollgate.domain.limits import Admission, RateTake, Take, fits, grant
 
 EXACT_TRIES = 3
 """Tries of a write that take as much as fits."""
@@ -153,7 +153,7 @@ def next_plan(
     for one in asked:
         part, takes = one.part, one.part.takes
         names = [counter(take) for take in takes]
-        whole = [grant(take, State(0), now) for take in takes]
+        whole = [grant(take, 0, now) for take in takes]
         if not tries and len(asked) == 1:
             plan.add(one, names, whole)
             break
@@ -161,9 +161,9 @@ def next_plan(
             values[name] if name in values else part.value(take, guess.item, unknown, now)
             for name, take in zip(names, takes, strict=True)
         ]
-        pairs = list(zip(takes, map(State, found), strict=True))
-        fit = all(fits(take, state, now) for take, state in pairs)
-        granted = [grant(take, state, now) if tries < EXACT_TRIES else least(take) for take, state in pairs]
+        pairs = list(zip(takes, found, strict=True))
+        fit = all(fits(take, value, now) for take, value in pairs)
+        granted = [grant(take, value, now) if tries < EXACT_TRIES else least(take) for take, value in pairs]
         if not tries:
             if plan.members and not (fit and granted == whole):
                 break

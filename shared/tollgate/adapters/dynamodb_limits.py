@@ -36,7 +36,6 @@ from tollgate.domain.limits import (
     RateTake,
     Scope,
     Settlement,
-    State,
     Status,
     Take,
     fits,
@@ -92,7 +91,7 @@ class DynamoLimitStore:
             wrong_day = any(not t.start_us <= now < t.end_us for t in admission.takes if isinstance(t, BudgetTake))
             taken = False if wrong_day else await self._take_all(admission, parts, now)
             policy, tenant = await reading
-            answer = Decision(Status.ADMITTED, now, [], (), policy, tenant, self.name)
+            answer = Decision(Status.ADMITTED, now, policy_version=policy, tenant_version=tenant, store=self.name)
             if 0 < admission.policy_version < policy or 0 < admission.tenant_version < tenant:
                 answer.status = Status.STALE
             elif wrong_day:
@@ -124,21 +123,21 @@ class DynamoLimitStore:
         _, (policy, mine) = await asyncio.gather(
             self._look(admission, parts, now), self._versions.now(admission.tenant)
         )
-        answer = Decision(Status.ADMITTED, now, [], (), policy, mine, self.name)
+        answer = Decision(Status.ADMITTED, now, policy_version=policy, tenant_version=mine, store=self.name)
         if any(not t.start_us <= now < t.end_us for t in takes if isinstance(t, BudgetTake)):
             answer.status = Status.WINDOW
         elif cold := sorted(i for part in parts for i in part.cold()):
             answer.status, answer.cold = Status.COLD, tuple(cold)
         else:
-            answer.states = _states(admission, parts, now, [0] * len(takes))
-            if not all(fits(t, s, now) for t, s in zip(takes, answer.states, strict=True)):
+            _show(answer, admission, parts, now, [0] * len(takes))
+            if not all(fits(t, v, now) for t, v in zip(takes, answer.values, strict=True)):
                 answer.status = Status.REFUSED
         return answer
 
     async def _take_all(self, admission: Admission, parts: list[Part], now: int) -> bool:
         """Take everything; False as soon as one limit refuses or a budget is cold."""
         await together(self._subjects.seed(part, now) for part in parts)
-        if any(not fits(take, State(0), now) for part in parts for take in part.takes):  # above the burst or budget
+        if any(not fits(take, 0, now) for part in parts for take in part.takes):  # above the burst or budget
             return False
         for i, part in enumerate(parts):
             if await self._subjects.take(part, admission, now):
@@ -161,7 +160,7 @@ class DynamoLimitStore:
             await self._give_back(admission.id, twice, now)
             granted = first.granted
         answer.now_us = _decided(parts, now)
-        answer.states = _states(admission, parts, answer.now_us, granted)
+        _show(answer, admission, parts, answer.now_us, granted)
         return answer
 
     async def _look(self, admission: Admission, parts: Sequence[Part], now: int) -> Marker | None:
@@ -291,15 +290,14 @@ def _in_order(parts: Sequence[Part], of_each: Sequence[Sequence[T]]) -> list[T]:
     return [found[i] for i in range(len(found))]
 
 
-def _states(admission: Admission, parts: Sequence[Part], now: int, granted: Sequence[int]) -> list[State]:
-    """What each limit was left with; `granted` is parallel to the admission's takes."""
-    states: list[list[State]] = []
+def _show(answer: Decision, admission: Admission, parts: Sequence[Part], now: int, granted: Sequence[int]) -> None:
+    """Let the answer say what each limit was left with, and granted (parallel to the admission's takes)."""
+    found: list[list[tuple[int, int]]] = []
     for part in parts:
         shown = zip(part.places, part.takes, part.values, strict=True)
-        states.append(
-            [whole(admission.takes[i], take, State(value, granted[i]), part.shards, now) for i, take, value in shown]
-        )
-    return _in_order(parts, states)
+        found.append([whole(admission.takes[i], take, value, granted[i], part.shards, now) for i, take, value in shown])
+    pairs = _in_order(parts, found)
+    answer.values, answer.granted = [value for value, _ in pairs], [amount for _, amount in pairs]
 
 
 def _refused(admission: Admission, parts: Sequence[Part], first: Marker | None, answer: Decision) -> Decision:
@@ -307,9 +305,10 @@ def _refused(admission: Admission, parts: Sequence[Part], first: Marker | None, 
     now = answer.now_us
     cold = sorted(i for part in parts for i in part.cold())
     if first is not None and first.expiry_us > now and not first.settler:
-        answer.status, answer.states = Status.ADMITTED, _states(admission, parts, now, first.granted)
+        answer.status = Status.ADMITTED
+        _show(answer, admission, parts, now, first.granted)
     elif cold:
         answer.status, answer.cold = Status.COLD, tuple(cold)
     else:
-        answer.states = _states(admission, parts, now, [0] * len(admission.takes))
+        _show(answer, admission, parts, now, [0] * len(admission.takes))
     return answer

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from hashlib import blake2b
 
-from tollgate.domain.limits import SECOND_US, RateTake, Scope, SlotTake, State, Take, Unit, fits
+from tollgate.domain.limits import SECOND_US, RateTake, Scope, SlotTake, Take, Unit, fits
 
 WRITES_PER_S = 400
 """Writes of one item that are aimed at; it can take 1,000 small ones."""
@@ -53,18 +53,18 @@ def share(take: Take, shard: int, count: int) -> Take:
     return part
 
 
-def whole(take: Take, part: Take, state: State, count: int, now: int) -> State:
-    """The state of a shard (which `part` was taken from) as that of the whole limit: as full as that, and refusing if
-    the shard does."""
+def whole(take: Take, part: Take, value: int, granted: int, count: int, now: int) -> tuple[int, int]:
+    """What a shard (which `part` was taken from) has and granted, as that of the whole limit: as full as that, and
+    refusing if the shard does."""
     if count == 1:
-        return state
-    refused = not state.granted and not fits(part, state, now)
+        return value, granted
+    refused = not granted and not fits(part, value, now)
     if isinstance(take, RateTake) and isinstance(part, RateTake):
         more = part.floor_us - take.floor_us if refused else 0
-        return State(max(state.value, now) + more, state.granted // count)
+        return max(value, now) + more, granted // count
     if isinstance(take, SlotTake):
-        return State(take.limit.amount if refused else min(state.value * count, take.limit.amount), state.granted)
-    return state
+        return take.limit.amount if refused else min(value * count, take.limit.amount), granted
+    return value, granted
 
 
 def whole_tat(tats: Iterable[int | None], count: int, now: int) -> int | None:

@@ -16,7 +16,6 @@ from tollgate.domain.limits import (
     RateTake,
     Settlement,
     SlotTake,
-    State,
     Status,
     Take,
     fits,
@@ -64,13 +63,13 @@ class MemoryLimitStore:
         self._sweep(now)
         newest = self._tenant_versions.get(admission.tenant, 0)
         told = self._learned.get(admission.ask)
-        answer = Decision(Status.ADMITTED, now, [], (), self._policy_version, newest, self.name, told)
+        answer = Decision(Status.ADMITTED, now, [], [], (), self._policy_version, newest, self.name, told)
         if 0 < admission.policy_version < self._policy_version or 0 < admission.tenant_version < newest:
             answer.status = Status.STALE
             return answer
         mark = self._marks.get(admission.id)
         if mark is not None and mark[0] > now:
-            answer.states = [State(self._value(t, now), g) for t, g in zip(admission.takes, mark[1], strict=True)]
+            answer.values, answer.granted = [self._value(take, now) for take in admission.takes], mark[1]
             return answer
         budgets = [t for t in admission.takes if isinstance(t, BudgetTake)]
         if any(not t.start_us <= now < t.end_us for t in budgets):
@@ -86,12 +85,13 @@ class MemoryLimitStore:
         if answer.cold:
             answer.status = Status.COLD
             return answer
-        answer.states = [State(self._value(take, now)) for take in admission.takes]
-        if not all(fits(t, s, now) for t, s in zip(admission.takes, answer.states, strict=True)):
+        answer.values = values = [self._value(take, now) for take in admission.takes]
+        answer.granted = [0] * len(values)
+        if not all(fits(t, v, now) for t, v in zip(admission.takes, values, strict=True)):
             answer.status = Status.REFUSED
             return answer
         if admission.expires_us:
-            self._take(admission, answer.states, now)
+            answer.granted = self._take(admission, values, now)
         return answer
 
     async def look(self, admission: Admission) -> Decision:
@@ -155,19 +155,21 @@ class MemoryLimitStore:
             del budget.holds[holder]
         return budget.committed
 
-    def _take(self, admission: Admission, states: list[State], now: int) -> None:
+    def _take(self, admission: Admission, values: list[int], now: int) -> list[int]:
+        """What each take is granted; `values` become what they are after taking."""
         expiry = hold_expiry_us(now, admission.expires_us)
-        for take, state in zip(admission.takes, states, strict=True):
-            state.granted = grant(take, state, now)
+        granted = [grant(take, value, now) for take, value in zip(admission.takes, values, strict=True)]
+        for i, (take, amount) in enumerate(zip(admission.takes, granted, strict=True)):
             if isinstance(take, RateTake):
-                state.value = self._tats[take.key] = max(state.value, now) + state.granted
+                values[i] = self._tats[take.key] = max(values[i], now) + amount
             elif isinstance(take, BudgetTake):
-                self._budgets[take.key].holds[admission.id] = (state.granted, expiry)
-                state.value += state.granted
+                self._budgets[take.key].holds[admission.id] = (amount, expiry)
+                values[i] += amount
             else:
                 self._slots[take.key][admission.id] = expiry
-                state.value += 1
-        self._marks[admission.id] = (expiry, [s.granted for s in states])
+                values[i] += amount
+        self._marks[admission.id] = (expiry, granted)
+        return granted
 
     def _sweep(self, now: int) -> None:
         self._until_sweep -= 1

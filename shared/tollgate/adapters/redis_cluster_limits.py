@@ -35,7 +35,7 @@ from tollgate.adapters.redis_limits import (
 )
 from tollgate.domain import keys
 from tollgate.domain.dataclass import dataclass
-from tollgate.domain.limits import Admission, Decision, RateTake, Settlement, State, Status, Take
+from tollgate.domain.limits import Admission, Decision, RateTake, Settlement, Status, Take
 from tollgate.ports import StoreUnavailable
 
 GLOBAL = hash_tag(POLICY_VERSION)
@@ -191,7 +191,7 @@ class RedisClusterLimitStore(ScriptedStore):
                 continue
             answer = read_decision(reply, len(group.takes), self.name)
             answers.append(answer)
-            if answer.admitted and group.takes and (not look or any(state.granted for state in answer.states)):
+            if answer.admitted and group.takes and (not look or any(answer.granted)):
                 taken.append(group)
         if failure is not None:
             await self._give_back(admission, taken)
@@ -222,9 +222,9 @@ class RedisClusterLimitStore(ScriptedStore):
         found = {answer.status for answer in answers}
         status = next(status for status in PRECEDENCE if status in found)
         now = max(answer.now_us for answer in answers)
-        decision = Decision(status, now, [], store=self.name)
+        decision = Decision(status, now, store=self.name)
         until = asyncio.get_running_loop().time() + SUSPECT
-        states = [State(0)] * takes
+        values, granted = [0] * takes, [0] * takes
         for group, answer in zip(groups, answers, strict=True):
             if group.tag == GLOBAL:
                 decision.policy_version = answer.policy_version
@@ -234,14 +234,16 @@ class RedisClusterLimitStore(ScriptedStore):
                 decision.tenant_version, decision.told = answer.tenant_version, answer.told
             if answer.status is Status.REFUSED:
                 self._suspects.put(group.tag, until)
-            for position, take, state in zip(group.positions, group.takes, answer.states, strict=False):
-                if status is not Status.ADMITTED:  # given back
-                    state = State(state.value - state.granted)
+            seen = zip(group.positions, group.takes, answer.values, answer.granted, strict=False)
+            for position, take, value, amount in seen:
+                if status is Status.ADMITTED:
+                    values[position], granted[position] = value, amount
+                else:  # given back
+                    values[position] = value - amount
                 if isinstance(take, RateTake):
-                    state = State(state.value + now - answer.now_us, state.granted)
-                states[position] = state
+                    values[position] += now - answer.now_us
         if status in (Status.ADMITTED, Status.REFUSED):
-            decision.states = states
+            decision.values, decision.granted = values, granted
         elif status is Status.COLD:
             cold = (group.positions[i] for group, answer in zip(groups, answers, strict=True) for i in answer.cold)
             decision.cold = tuple(sorted(cold))

@@ -31,7 +31,6 @@ from tollgate.domain.limits import (
     RateTake,
     Settlement,
     SlotTake,
-    State,
     Status,
     hold_grid_us,
 )
@@ -345,10 +344,10 @@ _SPENT = struct.Struct("<d")
 def read_decision(reply: bytes, takes: int, store: str) -> Decision:
     """The answer of `lua/admit.lua` to an admission of so many takes; its states are parallel to them."""
     status, now, policy, tenant = map(int, _HEAD.unpack_from(reply))
-    decision = Decision(_STATUSES[status], now, [], (), policy, tenant, store)
+    decision = Decision(_STATUSES[status], now, [], [], (), policy, tenant, store)
     if status <= 1:
         numbers = list(map(int, _doubles(2 * takes).unpack_from(reply, _HEAD.size)))
-        decision.states = list(map(State, numbers[:takes], numbers[takes:]))
+        decision.values, decision.granted = numbers[:takes], numbers[takes:]
         decision.told = Learned.unpacked(reply[_HEAD.size + 16 * takes :])
     elif status == 3:
         cold = reply[_HEAD.size :]

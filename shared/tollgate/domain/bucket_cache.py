@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from tollgate.domain.limits import Admission, BudgetTake, Decision, RateTake, SlotTake, State, Status, Take, Unit, fits
+from tollgate.domain.limits import Admission, BudgetTake, Decision, RateTake, SlotTake, Status, Take, Unit, fits
 
 CAPACITY = 50_000
 """Entries; about 10 MB."""
@@ -40,13 +40,13 @@ class BucketCache:
         self._offset_us = decision.now_us - local_us
         if decision.status is not Status.REFUSED:
             return
-        for take, state in zip(admission.takes, decision.states, strict=True):
-            if isinstance(take, SlotTake) or fits(take, state, decision.now_us):
+        for take, value in zip(admission.takes, decision.values, strict=True):
+            if isinstance(take, SlotTake) or fits(take, value, decision.now_us):
                 continue
             refundable = isinstance(take, BudgetTake) or take.limit.unit is not Unit.REQUESTS
             trust = TRUST_REFUNDABLE_US if refundable else TRUST_US
             self._seen.pop(take.key, None)
-            self._seen[take.key] = (state.value, decision.now_us + trust)
+            self._seen[take.key] = (value, decision.now_us + trust)
             if len(self._seen) > self._capacity:
                 self._seen.popitem(last=False)
 
@@ -57,7 +57,7 @@ class BucketCache:
             return None
         now = self.now_us(local_us)
         takes: list[Take] = []
-        states: list[State] = []
+        values: list[int] = []
         for take in admission.takes:
             seen = self._seen.get(take.key)
             if seen is None:
@@ -66,10 +66,10 @@ class BucketCache:
             # A clock set back must not prolong trust: what was learned in the future is forgotten.
             if now >= until or now < until - TRUST_US:
                 del self._seen[take.key]
-            elif isinstance(take, RateTake | BudgetTake) and not fits(take, state := State(value), now):
+            elif isinstance(take, RateTake | BudgetTake) and not fits(take, value, now):
                 takes.append(take)
-                states.append(state)
+                values.append(value)
         if not takes:
             return None
         known = Admission(admission.id, takes, admission.expires_us, admission.tenant)
-        return known, Decision(Status.REFUSED, now, states, store="local", local=True)
+        return known, Decision(Status.REFUSED, now, values, store="local", local=True)

@@ -8,10 +8,10 @@ pays a further round trip for this. Pure: no clock, no IO.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from tollgate.domain.dataclass import dataclass
-from tollgate.domain.limits import SECOND_US, Budget, BudgetTake, State, Take
+from tollgate.domain.limits import SECOND_US, Budget, BudgetTake, Decision, Take
 from tollgate.domain.policy import SPEAKS, Policy
 from tollgate.domain.policy_paths import Path
 
@@ -53,11 +53,11 @@ class Levels:
         self._seen: OrderedDict[str, tuple[int, int]] = OrderedDict()
         """Key -> (used and held by others, when on the store's clock)."""
 
-    def learn(self, takes: Iterable[Take], states: Sequence[State], now_us: int) -> None:
-        for take, state in zip(takes, states, strict=True):
+    def learn(self, takes: Iterable[Take], decision: Decision) -> None:
+        for take, value, granted in zip(takes, decision.values, decision.granted, strict=True):
             if isinstance(take, BudgetTake):
                 self._seen.pop(take.key, None)
-                self._seen[take.key] = (state.value - state.granted, now_us)
+                self._seen[take.key] = (value - granted, decision.now_us)
         while len(self._seen) > self._capacity:
             self._seen.popitem(last=False)
 

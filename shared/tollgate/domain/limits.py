@@ -8,12 +8,13 @@ the bucket. Giving back and debt both just move the TAT, and two copies of a buc
 A **budget** counts requests, tokens or micro-dollars in a UTC calendar window (or for life):
 ``committed = spent + held``. A **concurrency** limit counts slots that expire if their holder dies.
 
-Everything here is pure: no clock, no IO. Stores return what they saw (`State`), and `Decision` explains it, so
-that every store gives the same answer for the same numbers.
+Everything here is pure: no clock, no IO. Stores return what they saw (`Decision`), so that every store gives the same
+answer for the same numbers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import field
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
@@ -253,24 +254,16 @@ class Status(IntEnum):
 
 
 @dataclass(slots=True)
-class State:
-    """What the store saw for one take.
-
-    `value`: TAT in microseconds, committed units, or slots in use; after taking if admitted, else as it stands.
-    `granted`: what was taken: microseconds of TAT, units, or 1.
-    """
-
-    value: int
-    granted: int = 0
-
-
-@dataclass(slots=True)
 class Decision:
-    """The store's answer. `now_us` is its clock; `states` are parallel to the admission's takes."""
+    """The store's answer. `now_us` is its clock; `values` and `granted` are parallel to the admission's takes, and
+    empty where nothing was decided."""
 
     status: Status
     now_us: int
-    states: list[State]
+    values: Sequence[int] = ()
+    """TATs in microseconds, committed units, or slots in use; after taking if admitted, else as they stand."""
+    granted: Sequence[int] = ()
+    """What was taken: microseconds of TAT, units, or 1; 0 if nothing was."""
     cold: tuple[int, ...] = ()
     policy_version: int = 0
     tenant_version: int = 0
@@ -300,21 +293,21 @@ class Refusal:
     """The cost is above the whole burst or budget: no wait can ever help."""
 
 
-def fits(take: Take, state: State, now_us: int) -> bool:
+def fits(take: Take, value: int, now_us: int) -> bool:
     """Whether the least that `take` needs fits into what the store saw."""
     if isinstance(take, RateTake):
-        return max(state.value, now_us) + take.floor_us <= now_us + take.limit.burst_us
+        return max(value, now_us) + take.floor_us <= now_us + take.limit.burst_us
     if isinstance(take, BudgetTake):
-        return state.value + take.floor <= take.limit.amount
-    return state.value < take.limit.amount
+        return value + take.floor <= take.limit.amount
+    return value < take.limit.amount
 
 
-def grant(take: Take, state: State, now_us: int) -> int:
+def grant(take: Take, value: int, now_us: int) -> int:
     """How much of a fitting take is granted: the whole cost, or what is left of it, at least the floor."""
     if isinstance(take, RateTake):
-        return max(take.floor_us, min(take.inc_us, now_us + take.limit.burst_us - max(state.value, now_us)))
+        return max(take.floor_us, min(take.inc_us, now_us + take.limit.burst_us - max(value, now_us)))
     if isinstance(take, BudgetTake):
-        return max(take.floor, min(take.cost, take.limit.amount - state.value))
+        return max(take.floor, min(take.cost, take.limit.amount - value))
     return 1
 
 
@@ -324,17 +317,17 @@ def moved(tat: int, delta_us: int, now_us: int) -> int:
     return (max(tat, now_us) if delta_us > 0 else tat) + delta_us
 
 
-def remaining(take: Take, state: State, now_us: int) -> int:
+def remaining(take: Take, value: int, now_us: int) -> int:
     """What is left of the limit, in its own unit, never negative."""
     if isinstance(take, RateTake):
-        return take.limit.units(now_us + take.limit.burst_us - max(state.value, now_us))
-    return max(0, take.limit.amount - state.value)
+        return take.limit.units(now_us + take.limit.burst_us - max(value, now_us))
+    return max(0, take.limit.amount - value)
 
 
-def reset_us(take: Take, state: State, now_us: int) -> int:
+def reset_us(take: Take, value: int, now_us: int) -> int:
     """Time until the limit is whole again: until the bucket is full, or the window ends; 0 for slots."""
     if isinstance(take, RateTake):
-        return max(0, state.value - now_us)
+        return max(0, value - now_us)
     if isinstance(take, BudgetTake):
         return max(0, take.end_us - now_us)
     return 0
@@ -347,13 +340,13 @@ def refusal(admission: Admission, decision: Decision) -> Refusal:
     """
     now = decision.now_us
     found: list[Refusal] = []
-    for take, state in zip(admission.takes, decision.states, strict=True):
-        if fits(take, state, now):
+    for take, value in zip(admission.takes, decision.values, strict=True):
+        if fits(take, value, now):
             continue
-        left = remaining(take, state, now)
+        left = remaining(take, value, now)
         if isinstance(take, RateTake):
             burst_us = take.limit.burst_us
-            wait = max(state.value, now) + take.floor_us - now - burst_us
+            wait = max(value, now) + take.floor_us - now - burst_us
             found.append(Refusal(take, wait, left, never=take.floor_us > burst_us))
         elif isinstance(take, BudgetTake):
             for_life = take.limit.window is Window.LIFE  # and may be topped up

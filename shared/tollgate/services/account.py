@@ -20,7 +20,6 @@ from tollgate.domain.limits import (
     RateTake,
     Scope,
     SlotTake,
-    State,
     Status,
     Unit,
     Window,
@@ -113,22 +112,22 @@ class Account:
 
     async def _limits(self, who: Identity, takes: Sequence[RateTake | SlotTake]) -> list[dict[str, Any]]:
         """Rates and slots, with what is left of each now; None where the store cannot tell."""
-        states: Sequence[State | None] = [None] * len(takes)
+        values: Sequence[int | None] = [None] * len(takes)
         now = 0
         if takes:
             with contextlib.suppress(StoreUnavailable):
                 decision = await look(takes, who.tenant, self._store, self._spending)
                 if decision.status in (Status.ADMITTED, Status.REFUSED):
-                    states, now = decision.states, decision.now_us
-        return [_limit(take, state, now) for take, state in zip(takes, states, strict=True)]
+                    values, now = decision.values, decision.now_us
+        return [_limit(take, value, now) for take, value in zip(takes, values, strict=True)]
 
 
-def _limit(take: RateTake | SlotTake, state: State | None, now_us: int) -> dict[str, Any]:
+def _limit(take: RateTake | SlotTake, value: int | None, now_us: int) -> dict[str, Any]:
     limit = take.limit
     shown: dict[str, Any] = {"scope": limit.scope, "unit": "requests in flight", "limit": limit.amount}
     if isinstance(limit, Rate):
         shown |= {"unit": limit.unit, "per_seconds": limit.period_us // SECOND_US, "burst": limit.burst}
-    return shown | {"remaining": remaining(take, state, now_us) if state is not None else None}
+    return shown | {"remaining": remaining(take, value, now_us) if value is not None else None}
 
 
 def _own(who: Identity, models: Iterable[str], now_us: int) -> list[BudgetTake]:

@@ -24,7 +24,6 @@ from tollgate.domain.limits import (
     RateTake,
     Settlement,
     SlotTake,
-    State,
     Status,
     Take,
     Unit,
@@ -44,8 +43,6 @@ from tollgate.wire.routes import Call, Shape
 
 MAX_ROUNDS = 6
 """Admission, and at most a reload of the policy, of a budget and of the day, and a lesser model; then once more."""
-UNTOUCHED = State(0)
-"""A bucket that nothing was taken from."""
 HOLD_MARGIN_US = 30_000_000
 """A hold outlives its call by this, so that a slow settlement still finds it."""
 
@@ -148,7 +145,7 @@ class Admitter:
             status = decision.status
             lower = None
             if rule is not None and status in (Status.ADMITTED, Status.REFUSED):
-                self._levels.learn(taken, decision.states, decision.now_us)
+                self._levels.learn(taken, decision)
                 lower = await self._lower(who, ip, request, entitlement, rule, taken, decision.now_us)
             if status is Status.ADMITTED:
                 grant = Grant(request, entitlement, entitlement.claim, admission, decision, cost)
@@ -339,7 +336,7 @@ def impossible(admission: Admission, now_us: int) -> tuple[Admission, Decision] 
     if not takes:
         return None
     known = Admission(admission.id, takes, admission.expires_us, admission.tenant)
-    return known, Decision(Status.REFUSED, now_us, [UNTOUCHED for _ in takes])
+    return known, Decision(Status.REFUSED, now_us, [0] * len(takes))
 
 
 def objection(

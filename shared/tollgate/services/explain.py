@@ -21,7 +21,6 @@ from tollgate.domain.limits import (
     Rate,
     RateTake,
     Scope,
-    State,
     Status,
     Take,
     fits,
@@ -97,8 +96,8 @@ async def explain(
     takes, decision = await _look(claim, cost, now, question.tenant, store, ledger)
     origins = _origins(policy, record, who, now) if record is not None else {}
     found["limits"] = [
-        _limit(take, state, decision.now_us, origins, question, policy)
-        for take, state in zip(takes, decision.states, strict=True)
+        _limit(take, value, decision.now_us, origins, question, policy)
+        for take, value in zip(takes, decision.values, strict=True)
     ]
     found["versions"] = _versions(policy, record, decision)
     found["store"] = decision.store
@@ -188,10 +187,10 @@ def _origin(take: Take, origins: dict[str, str], question: Question, policy: Pol
 
 
 def _limit(
-    take: Take, state: State, now_us: int, origins: dict[str, str], question: Question, policy: Policy
+    take: Take, value: int, now_us: int, origins: dict[str, str], question: Question, policy: Policy
 ) -> dict[str, Any]:
     limit = take.limit
-    refuses = not fits(take, state, now_us)
+    refuses = not fits(take, value, now_us)
     before = limit.before if isinstance(limit, Budget) else 0
     found: dict[str, Any] = {
         "limit": limit.id,
@@ -199,21 +198,21 @@ def _limit(
         "unit": str(limit.unit),
         "amount": limit.amount - before,
         "source": _origin(take, origins, question, policy),
-        "remaining": remaining(take, state, now_us),
-        "reset_s": -(-reset_us(take, state, now_us) // SECOND_US),
+        "remaining": remaining(take, value, now_us),
+        "reset_s": -(-reset_us(take, value, now_us) // SECOND_US),
         "refuses": refuses,
     }
     if isinstance(limit, Rate):
         found |= {"per_s": limit.period_us / SECOND_US, "burst": limit.burst}
         # beyond the burst is debt: what earlier calls used above what they had reserved
-        debt = max(0, state.value - now_us - limit.burst_us)
+        debt = max(0, value - now_us - limit.burst_us)
         found |= {"debt": limit.units(debt)}
     if isinstance(limit, Budget) and isinstance(take, BudgetTake):
-        found |= {"window": take.label, "used_and_held": max(0, state.value - before)}
+        found |= {"window": take.label, "used_and_held": max(0, value - before)}
         found |= {"models": sorted(limit.models) if limit.models is not None else None}
     if refuses and isinstance(take, RateTake):
         never = take.floor_us > take.limit.burst_us
-        wait_us = max(state.value, now_us) + take.floor_us - now_us - take.limit.burst_us
+        wait_us = max(value, now_us) + take.floor_us - now_us - take.limit.burst_us
         found["wait_s"] = None if never else -(-wait_us // SECOND_US)
     elif refuses:
         found["wait_s"] = found["reset_s"] or None

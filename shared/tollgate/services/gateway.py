@@ -329,7 +329,7 @@ class Gateway:
 
     def _own_headers(self, job: Job) -> list[Header]:
         grant = job.grant
-        own = grant.entitlement.told.of(grant.decision.states, grant.decision.now_us)
+        own = grant.entitlement.told.of(grant.decision.values, grant.decision.now_us)
         own.append((b"x-request-id", grant.request.id.encode()))
         if grant.request.degraded is not None:
             own.append((b"x-tollgate-degraded", grant.request.degraded.header))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from tollgate.domain.limits import Admission, BudgetTake, Decision, RateTake, State, Status, Take, fits
+from tollgate.domain.limits import Admission, BudgetTake, Decision, RateTake, Status, Take, fits
 from tollgate.ports import LimitStore, Spending
 
 
@@ -23,9 +23,10 @@ async def look(takes: Sequence[Take], tenant: str, store: LimitStore, ledger: Sp
     values |= {take.key: tat or 0 for take, tat in zip(rates, tats, strict=True)}
     warm = [take for i, take in enumerate(takes) if i not in cold]
     decision = await store.look(_admission(warm, tenant))
-    seen = iter(decision.states)
-    decision.states = [State(values[take.key]) if i in cold else next(seen) for i, take in enumerate(takes)]
-    if not all(fits(t, s, decision.now_us) for t, s in zip(takes, decision.states, strict=True)):
+    seen = iter(decision.values)
+    decision.values = [values[take.key] if i in cold else next(seen) for i, take in enumerate(takes)]
+    decision.granted = [0] * len(takes)
+    if not all(fits(t, v, decision.now_us) for t, v in zip(takes, decision.values, strict=True)):
         decision.status = Status.REFUSED
     return decision
 

@@ -16,7 +16,6 @@ from tollgate.domain.limits import (
     Rate,
     RateTake,
     Scope,
-    State,
     Unit,
 )
 from tollgate.wire.errors import Api, invalid_request, shown
@@ -145,9 +144,9 @@ class RateHeaders:
             self._rates.append((position, name, rate, tokens, limit))
         self._policies = (b"ratelimit-policy", ", ".join(policies).encode())
 
-    def of(self, states: Sequence[State], now_us: int) -> Headers:
+    def of(self, values: Sequence[int], now_us: int) -> Headers:
         """The headers for what a store saw of these rates, at its moment `now_us`."""
-        if not self._rates or len(states) <= self._rates[-1][0]:
+        if not self._rates or len(values) <= self._rates[-1][0]:
             return []
         found: Headers = []
         told: list[str] = []
@@ -155,7 +154,7 @@ class RateHeaders:
         requests: tuple[int, tuple[bytes, bytes]] | None = None
         tokens: tuple[int, tuple[bytes, bytes]] | None = None
         for position, name, rate, of_tokens, limit in self._rates:
-            reset = states[position].value - now_us
+            reset = values[position] - now_us
             if reset < 0:
                 reset = 0
             left = rate.units(rate.burst_us - reset)
@@ -184,7 +183,7 @@ class RateHeaders:
 def rate_limit_headers(admission: Admission, decision: Decision) -> Headers:
     """What is left of the rates that these takes are of."""
     rates = [take.limit for take in admission.takes if isinstance(take, RateTake)]
-    return RateHeaders(rates).of(decision.states, decision.now_us)
+    return RateHeaders(rates).of(decision.values, decision.now_us)
 
 
 def duration(us: int) -> str:

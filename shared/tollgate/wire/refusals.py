@@ -83,11 +83,11 @@ def _fitting(admission: Admission, decision: Decision, largest: Largest) -> int:
     if decision.local:  # alone, a container has not looked at the other limits
         return 0
     found: list[int] = []
-    for take, state in zip(admission.takes, decision.states, strict=True):
-        fit = largest(take.limit, remaining(take, state, decision.now_us))
+    for take, value in zip(admission.takes, decision.values, strict=True):
+        fit = largest(take.limit, remaining(take, value, decision.now_us))
         if fit is not None:
             found.append(fit)
-        elif not fits(take, state, decision.now_us):  # a limit of requests, say: the answer's length is not the matter
+        elif not fits(take, value, decision.now_us):  # a limit of requests, say: the answer's length is not the matter
             return 0
     return min(found, default=0)
 

@@ -39,7 +39,7 @@ class TestConcurrency:
     def test_a_budget_and_its_slots_are_never_exceeded(self, world: World, containers: int) -> None:
         world.admit(budget(0, amount=95), id="first")
         decisions = self.at_once(world, [budget(10, amount=95, floor=5), slot(7)], 24, containers)
-        granted = [d.states[0].granted for d in decisions if d.admitted]
+        granted = [d.granted[0] for d in decisions if d.admitted]
         # those refused for want of a slot held a part of the budget for a moment: fewer than 7 may get in, never more
         assert 1 <= len(granted) <= 7
         assert world.number(slot()) == len(granted)
@@ -48,7 +48,7 @@ class TestConcurrency:
     def test_the_last_of_a_budget_goes_to_somebody(self, world: World) -> None:
         world.admit(budget(0), id="first")
         decisions = self.at_once(world, [budget(40, floor=1)], 12, 6)
-        granted = [d.states[0].granted for d in decisions if d.admitted]
+        granted = [d.granted[0] for d in decisions if d.admitted]
         assert sum(granted) == 100 or (sum(granted) < 100 and len(granted) == 12)
 
     def test_all_or_nothing_once_everything_is_given_back(self, world: World) -> None:
@@ -85,7 +85,7 @@ class TestConcurrency:
             world.admit(take, id="a", store=world.container())
         world.calls.fault = None
         decision = world.admit(take, id="a")
-        assert (decision.admitted, decision.states[0].granted) == (True, 50)
+        assert (decision.admitted, decision.granted[0]) == (True, 50)
         assert world.settle("a", (take, 20))
         assert world.number(take) == 20
 

@@ -27,7 +27,6 @@ from tollgate.domain.limits import (
     RateTake,
     Scope,
     Settlement,
-    State,
     Take,
     Unit,
     fits,
@@ -159,14 +158,13 @@ class TestPlans:
             asked = [self.one(chance, i) for i in range(chance.randrange(1, 12))]
             values, expected = dict(numbers), list[tuple[str, list[int]]]()
             for one in asked:
-                states = [State(values[counter(take)]) for take in one.part.takes]
-                pairs = list(zip(one.part.takes, states, strict=True))
-                if not all(fits(take, state, now) for take, state in pairs):
+                pairs = [(take, values[counter(take)]) for take in one.part.takes]
+                if not all(fits(take, value, now) for take, value in pairs):
                     continue
-                granted = [grant(take, state, now) for take, state in pairs]
+                granted = [grant(take, value, now) for take, value in pairs]
                 expected.append((one.admission.id, granted))
-                for (take, state), amount in zip(pairs, granted, strict=True):
-                    values[counter(take)] = max(state.value, now if take.kind == "r" else 0) + amount
+                for (take, value), amount in zip(pairs, granted, strict=True):
+                    values[counter(take)] = max(value, now if take.kind == "r" else 0) + amount
             plan = next_plan(asked, Guess.right(Item(numbers), now), Unknown(), now, 1)
             pairs_of = zip(plan.members, plan.granted, strict=True)
             assert [(one.admission.id, granted) for one, granted in pairs_of] == expected
@@ -234,7 +232,7 @@ class TestInTheTable:
             90,
             30,
         ]
-        assert {state.value for one in told for state in one.states[3:]} == {30}
+        assert {value for one in told for value in one.values[3:]} == {30}
         settlements = [Settlement(f"{i}", takes, [None, 1, 2, 0], "acme") for i in range(50)]
         assert self.settled_at_once(world, settlements) == [True] * 30 + [False] * 20
         assert [world.number(take) for take in takes[1:]] == [NOON + 30 * takes[1].inc_us // 2, 60, 0]
@@ -252,7 +250,7 @@ class TestInTheTable:
             told = self.at_once(world, asked)
             expected = [world.run(other.admit(one)) for one in asked]
             assert [one.status for one in told] == [one.status for one in expected]
-            granted = [[[state.granted for state in one.states] for one in each] for each in (told, expected)]
+            granted = [[one.granted for one in each] for each in (told, expected)]
             assert granted[0] == granted[1]
             settlements = [
                 Settlement(one.id, one.takes, [used(chance, take) for take in one.takes], "acme")
@@ -263,7 +261,7 @@ class TestInTheTable:
             assert all(world.run(other.settle(one)) for one in settlements)
         everything: list[Take] = [rate(Scope.TENANT), rate(Scope.TENANT, unit=Unit.TOKENS), loaded(budget()), slot()]
         looks = [world.run(store.look(Admission("look", everything, 0, "acme"))) for store in (world.store, other)]
-        left = [[remaining(t, s, world.now) for t, s in zip(everything, look.states, strict=True)] for look in looks]
+        left = [[remaining(t, v, world.now) for t, v in zip(everything, look.values, strict=True)] for look in looks]
         assert left[0] == left[1]
 
     def test_what_others_took_meanwhile_is_not_taken_again(self, world: World) -> None:

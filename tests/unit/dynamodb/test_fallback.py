@@ -88,7 +88,7 @@ class TestRecall:
         take = RateTake(keys.global_subject(), f"{keys.global_subject()}:requests.second", limit, 1, 1)
         for i in range(40):
             decision = world.admit(take, id=f"{i}")
-            assert (decision.status, decision.states[0].granted) == (Status.ADMITTED, take.inc_us)
+            assert (decision.status, decision.granted[0]) == (Status.ADMITTED, take.inc_us)
         assert sorted(pk for pk in world.items() if pk.startswith("s#")) == [f"s#{{g}}#{i}/5" for i in range(5)]
         assert world.run(world.store.recall([take])) == [NOON + 40 * take.inc_us]
 
@@ -97,4 +97,4 @@ class TestRecall:
         for seed, left in ((NOON + 4 * take.inc_us, 5), (NOON + 1, 4), (NOON + 9 * take.inc_us, 0), (0, -1)):
             decision = world.admit(replace(take, seed_us=seed))
             assert decision.admitted is (left >= 0)
-            assert decision.states[0].value == NOON + (10 - max(left, 0)) * take.inc_us
+            assert decision.values[0] == NOON + (10 - max(left, 0)) * take.inc_us

@@ -56,11 +56,11 @@ class TestItems:
         names = ["status", "ttl", "pk", "a.b", "#x", ":v", "SET", 'q"', "SELECT * FROM"]
         takes: list[Take] = [RateTake(subject, f"{subject}:{name}", limit, 1, 1) for name in names]
         assert world.admit(*takes).admitted
-        assert world.admit(*takes).states[0].value == NOON + 2 * limit.inc_us(1)
+        assert world.admit(*takes).values[0] == NOON + 2 * limit.inc_us(1)
 
     def test_hundreds_of_expired_holds_are_released(self, world: World) -> None:
         for i in range(60):
             assert world.admit(budget(1, amount=60), id=f"{i}", life=SECOND).admitted
         world.now += 2 * SECOND  # those that share an expiry: in whole seconds
         decision = world.admit(budget(60, amount=60))
-        assert (decision.status, decision.states[0].value) == (Status.ADMITTED, 60)
+        assert (decision.status, decision.values[0]) == (Status.ADMITTED, 60)

@@ -16,7 +16,6 @@ from tollgate.domain.limits import (
     RateTake,
     Scope,
     SlotTake,
-    State,
     Status,
     Take,
     Unit,
@@ -92,8 +91,8 @@ def test_a_shards_refusal_is_told_as_the_wholes() -> None:
     take, count = rate(1000), 4
     part = share(take, 0, count)
     assert isinstance(part, RateTake)
-    full = State(NOW + part.limit.burst_us)
-    shown = whole(take, part, full, count, NOW)
+    full = NOW + part.limit.burst_us
+    shown, _ = whole(take, part, full, 0, count, NOW)
     assert not fits(take, shown, NOW)
     told = refusal(Admission("a", [take], 0), Decision(Status.REFUSED, NOW, [shown]))
     assert told.wait_us == part.inc_us
@@ -113,12 +112,12 @@ def test_false_refusals(load: float, most: float, burst: int) -> None:
     while now < NOW + 20 * SECOND:
         now += chance.expovariate(2000 * load) * SECOND
         at = int(now)
-        if fits(take, State(ideal_tat), at):
+        if fits(take, ideal_tat, at):
             ideal_tat, ideal = max(ideal_tat, at) + take.inc_us, ideal + 1
         for shard in pick(f"{now}", count):
             part = parts[shard]
             assert isinstance(part, RateTake)
-            if fits(part, State(tats[shard]), at):
+            if fits(part, tats[shard], at):
                 tats[shard], sharded = max(tats[shard], at) + part.inc_us, sharded + 1
                 break
     refused = 1 - sharded / ideal

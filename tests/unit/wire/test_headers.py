@@ -18,7 +18,6 @@ from tollgate.domain.limits import (
     RateTake,
     Scope,
     SlotTake,
-    State,
     Status,
     Take,
     Unit,
@@ -119,8 +118,8 @@ def decided(
     *pairs: tuple[Take, int], local: bool = False, status: Status = Status.REFUSED
 ) -> tuple[Admission, Decision]:
     """Each take with what the store saw: µs of TAT from now, committed units, or slots."""
-    states = [State(NOW + value if isinstance(taken, RateTake) else value) for taken, value in pairs]
-    return Admission("i", [taken for taken, _ in pairs], 60), Decision(status, NOW, states, local=local)
+    values = [NOW + value if isinstance(taken, RateTake) else value for taken, value in pairs]
+    return Admission("i", [taken for taken, _ in pairs], 60), Decision(status, NOW, values, local=local)
 
 
 def test_rate_limit_headers() -> None:
