@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from tollgate.adapters.telemetry import log
 from tollgate.domain.identity import names_of_pool_user
@@ -23,15 +23,8 @@ CLIENT_PREFIX = "client#"
 """Of the keys in the tenants table that name app clients; ``#`` cannot occur in a tenant's name."""
 
 Lookup = Callable[[str], Mapping[str, Any] | None]
-"""The text attributes of an item of the tenants table by its key, and its `disabled_users`, read consistently; None if
-there is none."""
-
-
-class Disabled(NamedTuple):
-    """A user who gets no token until a moment; None: for good."""
-
-    user: str
-    until: datetime | None = None
+"""The text attributes of an item of the tenants table by its key, and its `disabled_users` with their ends, read
+consistently; None if there is none."""
 
 
 class NoToken(Exception):
@@ -101,12 +94,12 @@ def _lookup(key: str) -> Mapping[str, Any] | None:
     return {name: value["S"] for name, value in item.items() if "S" in value} | {"disabled_users": disabled}
 
 
-def _disabled(entry: Mapping[str, Any]) -> Disabled:
+def _disabled(entry: Mapping[str, Any]) -> tuple[str, datetime | None]:
     try:
         until = read_moment(entry["until"]["S"])
     except (KeyError, ValueError):  # none, or none that can be read: then it has not come yet
         until = None
-    return Disabled(entry["user"]["S"], until)
+    return entry["user"]["S"], until
 
 
 @cache

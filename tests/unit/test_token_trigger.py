@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from functions.token_trigger import handler as trigger
-from functions.token_trigger.handler import Disabled, NoToken
+from functions.token_trigger.handler import NoToken
 from tollgate.domain.policy import TenantRecord
 from tollgate.domain.policy_check import check_record
 from tollgate.domain.policy_document import Document
@@ -23,8 +23,8 @@ TABLE: dict[str, dict[str, Any]] = {
     "globex": {"tenant": "globex", "plan": "free"},
     "initech": {"tenant": "initech", "plan": "enterprise", "state": "suspended"},
     "odd": {"tenant": "odd", "plan": "pro", "state": "archived"},
-    "strict": {"tenant": "strict", "plan": "pro", "disabled_users": [Disabled("ann"), Disabled("machine-2")]},
-    "lenient": {"tenant": "lenient", "plan": "pro", "disabled_users": [Disabled("ann", UNTIL), Disabled("bob")]},
+    "strict": {"tenant": "strict", "plan": "pro", "disabled_users": [("ann", None), ("machine-2", None)]},
+    "lenient": {"tenant": "lenient", "plan": "pro", "disabled_users": [("ann", UNTIL), ("bob", None)]},
     "client#machine-2": {"tenant": "client#machine-2", "tenant_id": "strict"},
     "client#machine-1": {"tenant": "client#machine-1", "tenant_id": "acme", "team": "batch"},
     "client#orphan": {"tenant": "client#orphan"},
@@ -151,7 +151,7 @@ def test_an_entry_in_the_table_says_the_same_to_the_trigger_as_to_the_gateway(un
 @pytest.mark.parametrize("until", [{"NULL": True}, {"S": "next week"}, {"S": ""}, {"N": "1795266000"}])
 def test_an_end_that_cannot_be_read_has_not_come(until: dict[str, Any]) -> None:
     """Only who is named suffers from it, and not the others of the tenant."""
-    assert trigger._disabled({"user": {"S": "ann"}, "until": until}) == Disabled("ann")
+    assert trigger._disabled({"user": {"S": "ann"}, "until": until}) == ("ann", None)
 
 
 @pytest.mark.parametrize("request_", [{"scopes": ["tollgate/invoke"]}, {}, {"userAttributes": None, "scopes": None}])

@@ -392,7 +392,7 @@ class TenantRecord(TenantSpec):
 
     def disables(self, user: str, now_us: int) -> bool:
         """Whether this user's calls are refused now."""
-        return disables(self.disabled_users, (user,), now_us)
+        return disables([(one.user, one.until) for one in self.disabled_users], (user,), now_us)
 
 
 class Policy(Spec):

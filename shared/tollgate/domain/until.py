@@ -6,24 +6,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
-from typing import Protocol
 
-_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?![0-9-])")
-
-
-class Disabled(Protocol):
-    """An entry of a tenant's `disabled_users`."""
-
-    @property
-    def user(self) -> str: ...
-
-    @property
-    def until(self) -> datetime | None: ...
+_DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?![0-9-])"
 
 
 def read_moment(text: str) -> datetime:
     """A moment as documents write it: one without a zone is UTC, a date alone is its midnight. Raises `ValueError`."""
-    if not _DATE.match(text):  # Python would take weeks, too
+    if not re.match(_DATE, text):  # Python would take weeks, too
         raise ValueError("expected a date")
     found = datetime.fromisoformat(text.upper())
     return found if found.tzinfo else found.replace(tzinfo=UTC)
@@ -39,6 +28,6 @@ def lasts(until: datetime | None, now_us: int) -> bool:
     return until is None or now_us < moment_us(until)
 
 
-def disables(entries: Iterable[Disabled], names: Collection[str], now_us: int) -> bool:
-    """Whether calls of the user with these names are refused now."""
-    return any(one.user in names and lasts(one.until, now_us) for one in entries)
+def disables(entries: Iterable[tuple[str, datetime | None]], names: Collection[str], now_us: int) -> bool:
+    """Whether calls of the user with these names are refused now. `entries`: who is disabled, and until when."""
+    return any(user in names and lasts(until, now_us) for user, until in entries)
