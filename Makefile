@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
+# Tests start hundreds of processes, which would compile all of Tollgate each time where bytecode is not to be kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup dev test faults long dynamodb-local dynamodb-check dynamodb-long oidc-check lint types check clean
 .DEFAULT_GOAL := help
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-import boto3
-from samtranslator.parser.parser import Parser
-from samtranslator.translator.translator import Translator
-from samtranslator.yaml_helper import yaml_parse
 
 TEMPLATE = Path(__file__).parents[2] / "template.yaml"
 
@@ -25,6 +21,8 @@ ABSENT = object()
 @cache
 def source() -> dict[str, Tree]:
     """The template as it is written."""
+    from samtranslator.yaml_helper import yaml_parse  # its translator takes a second, for these tests alone
+
     template: dict[str, Tree] = yaml_parse(TEMPLATE.read_text())
     return template
 
@@ -32,7 +30,11 @@ def source() -> dict[str, Tree]:
 @cache
 def translated() -> dict[str, Tree]:
     """The template without SAM: what CloudFormation deploys."""
-    template = yaml_parse(TEMPLATE.read_text())
+    import boto3
+    from samtranslator.parser.parser import Parser
+    from samtranslator.translator.translator import Translator
+
+    template = deepcopy(source())
     del template["Globals"]["Function"]["CodeUri"]
     for resource in template["Resources"].values():
         if resource["Type"] == "AWS::Serverless::Function":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import count
 
+import botocore.loaders
 import pytest
 
 from tests.functional.callers import Callers
@@ -14,6 +16,15 @@ from tests.functional.stack import DevStack, lab_policy
 
 __all__ = ["applied", "endpoint", "environ", "shell"]
 """Fixtures of the `tollgate` command's tests."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def services_read_once() -> Iterator[None]:
+    """botocore reads its descriptions of services, which are megabytes of JSON, for each of its sessions, and commands
+    that tests run in this process make hundreds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("botocore.session.create_loader", cache(botocore.loaders.create_loader))
+        yield
 
 
 @pytest.fixture(scope="session")

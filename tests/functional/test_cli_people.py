@@ -10,9 +10,20 @@ from typing import Any
 
 import boto3
 import pytest
+from joserfc.jwk import RSAKey
+from moto.utilities.utils import load_resource
 
 from functions.token_trigger import handler as trigger
 from tests.functional.shell import Shell
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_signing_key() -> Iterator[None]:
+    """All of moto's user pools have the same; only, each works out its primes, which takes longer than most tests."""
+    key = RSAKey.import_key(load_resource("cognitoidp/resources/jwks-private.json"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RSAKey, "import_key", lambda _: key)
+        yield
 
 
 @pytest.fixture

@@ -9,12 +9,10 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
 import openai
 import pytest
-from anthropic import Anthropic
 
 from tests.functional.callers import HELLO, Caller, Callers
 from tests.functional.scripted import ScriptedUpstream
@@ -25,6 +23,9 @@ from tollgate.adapters.http import HttpClient
 from tollgate.adapters.keys_table import KeysTable, Made, Owner
 from tollgate.adapters.peppers import Peppers
 from tollgate.domain import api_keys
+
+if TYPE_CHECKING:
+    from anthropic import Anthropic
 
 CLAUDE: dict[str, Any] = {"model": "claude", "max_tokens": 5, "messages": [{"role": "user", "content": "Hello"}]}
 
@@ -74,6 +75,8 @@ def key(stack: DevStack, tenant: Caller) -> str:
 def sdk(stack: DevStack, version: int, credential: str) -> Anthropic:
     """Anthropic's SDK, to be used in a `with`. Version 2 sends its `api_key` as a bearer token; those before sent it as
     `x-api-key`, for which there are routes of their own."""
+    from anthropic import Anthropic  # takes two seconds, which no other test needs
+
     if version >= 2:
         return Anthropic(base_url=stack.url, api_key=credential, max_retries=0)
     headers = {"x-api-key": credential}
@@ -136,6 +139,8 @@ def test_it_lists_the_models_that_it_can_call(keyed: Anthropic) -> None:
 
 
 def test_its_errors_are_its_own(stack: DevStack, version: int, keyed: Anthropic, key: str, new_key: NewKey) -> None:
+    import anthropic
+
     with pytest.raises(anthropic.NotFoundError) as unknown:
         keyed.messages.create(**{**CLAUDE, "model": "nothing"})
     assert unknown.value.type == "not_found_error"
