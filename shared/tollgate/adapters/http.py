@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from tollgate.adapters.http_connection import Connection, Response
 from tollgate.adapters.http_message import (
@@ -68,7 +68,7 @@ class HttpClient:
         self,
         method: str,
         url: Url | str,
-        headers: Iterable[Header] = (),
+        headers: Sequence[Header] = (),
         body: bytes = b"",
         timeouts: Timeouts | None = None,
     ) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 from urllib.parse import urlsplit
@@ -97,7 +97,7 @@ class Url:
     authority: bytes
     """The Host header: without the port where it is the scheme's own."""
     request_tail: bytes
-    """What follows the method: target, version and Host header, ready to send."""
+    """What follows the method in a request's first line: target and version."""
 
     @staticmethod
     @lru_cache(maxsize=1024)
@@ -123,29 +123,32 @@ class Url:
             target=target,
             origin=(parts.scheme, host, port),
             authority=authority.encode(),
-            request_tail=f" {target} HTTP/1.1\r\nhost: {authority}\r\n".encode(),
+            request_tail=f" {target} HTTP/1.1".encode(),
         )
 
 
-def encode_head(method: str, url: Url, headers: Iterable[Header], body_length: int) -> bytes:
+def encode_head(method: str, url: Url, headers: Sequence[Header], body_length: int) -> bytes:
     """The request's head. Raises ValueError for headers that could change where a message begins or ends."""
-    lines = [method.encode("ascii"), url.request_tail]
-    line_ends = 3  # request line, Host, and the empty line
-    for name, value in headers:
-        if name not in _known_names:
+    names = [name for name, _ in headers]
+    if not _known_names.issuperset(names):
+        for name in names:
             _check_name(name)
-        lines += (name, b": ", value, b"\r\n")
-        line_ends += 1
+    lines = [method.encode("ascii") + url.request_tail, b"host: " + url.authority, *map(header_line, headers)]
     if body_length or method not in _BODILESS_METHODS:
-        lines.append(b"content-length: %d\r\n" % body_length)
-        line_ends += 1
-    lines.append(b"\r\n")
-    head = b"".join(lines)
-    # One scan of the whole head is cheaper than one for each value, and nothing slips past it: every CR and LF must
-    # be one of those that were put there above.
-    if head.count(b"\r") != line_ends or head.count(b"\n") != line_ends or b"\0" in head:
-        raise ValueError("CR, LF or NUL in the method or in a header's value")
-    return head
+        lines.append(b"content-length: %d" % body_length)
+    return end_lines(lines)
+
+
+header_line = b": ".join
+"""A header as its line says it."""
+
+
+def end_lines(lines: list[bytes]) -> bytes:
+    """A head made of its lines. Raises ValueError where one of them would end before its end."""
+    text = b"".join(lines)  # one scan of them all is cheaper than one for each value, and nothing slips past it
+    if text.find(b"\r") >= 0 or text.find(b"\n") >= 0 or text.find(b"\0") >= 0:  # three times as fast as `in`
+        raise ValueError("CR, LF or NUL in a line of the head")
+    return b"\r\n".join([*lines, b"\r\n"])
 
 
 def _check_name(name: bytes) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from httptools import HttpParserInvalidURLError, parse_url
 
-from tollgate.adapters.http_message import TOKEN, Header
+from tollgate.adapters.http_message import TOKEN, Header, end_lines, header_line
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK: Final = b"0\r\n\r\n"
@@ -32,7 +32,6 @@ _known_names = {b"content-length"}
 """Names of headers that may be written as they are: found to be valid, in lower case, and silent about framing (but for
 this one, whose value is looked at). An application repeats a few dozen."""
 _KNOWN_NAMES_MAX = 1024
-_LINE = b": ".join
 _HOP_BY_HOP = frozenset({b"transfer-encoding", b"connection", b"keep-alive", b"upgrade"})
 _SHORT = 200
 """Bytes of a target up to which it is remembered: callers repeat a few."""
@@ -82,7 +81,7 @@ def encode_head(
     lines = [_STATUS_LINES.get(status) or _status_line(status)]
     length = UNDECLARED
     if b"content-length" in names:
-        length = _length([value for name, value in headers if name == b"content-length"])
+        length = _length(headers, names)
         if status == 204:  # which never has one
             headers = [header for header in headers if header[0] != b"content-length"]
     elif not bodiless:
@@ -92,14 +91,8 @@ def encode_head(
             close = True
     if close:
         lines.append(b"connection: close")
-    lines += map(_LINE, headers)
-    line_ends = len(lines) + 1
-    lines.append(b"\r\n")
-    head = b"\r\n".join(lines)
-    # one scan of the whole head, as for the client's requests: every CR and LF must be one that was put there above
-    if head.count(b"\r") != line_ends or head.count(b"\n") != line_ends or b"\0" in head:
-        raise ValueError("CR, LF or NUL in a header's value")
-    return head, length, close
+    lines += map(header_line, headers)
+    return end_lines(lines), length, close
 
 
 def _status_line(status: int) -> bytes:
@@ -128,10 +121,10 @@ def _ordinary(headers: Sequence[Header]) -> list[Header]:
     return kept
 
 
-def _length(values: list[bytes]) -> int:
-    value = values[0]
-    if len(values) > 1 or not value.isdigit() or len(value) > 18:
-        raise ValueError(f"not one content-length: {values!r}")
+def _length(headers: Sequence[Header], names: list[bytes]) -> int:
+    value = headers[names.index(b"content-length")][1]
+    if names.count(b"content-length") > 1 or not value.isdigit() or len(value) > 18:
+        raise ValueError(f"not one content-length: {value!r}")
     return int(value)
 
 

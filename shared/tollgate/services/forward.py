@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -27,7 +27,7 @@ class Http(Protocol):
     """What forwarding needs of an HTTP client."""
 
     async def request(
-        self, method: str, url: str, headers: Iterable[Header], body: bytes, timeouts: Timeouts
+        self, method: str, url: str, headers: Sequence[Header], body: bytes, timeouts: Timeouts
     ) -> Response: ...
 
 
