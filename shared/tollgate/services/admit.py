@@ -39,7 +39,7 @@ from tollgate.wire import errors
 from tollgate.wire.capabilities import can_serve
 from tollgate.wire.errors import Api
 from tollgate.wire.refusals import refusal_error
-from tollgate.wire.routes import Call, Shape
+from tollgate.wire.routes import Call
 
 MAX_ROUNDS = 6
 """Admission, and at most a reload of the policy, of a budget and of the day, and a lesser model; then once more."""
@@ -203,7 +203,7 @@ class Admitter:
         if request.degraded is not None or (budget := self._levels.passed(rule.at, takes, now_us)) is None:
             return None
         call, fields = request.call, request.fields
-        if call is None or fields is None or call.route.shape is Shape.EMBEDDINGS:
+        if call is None or fields is None or call.route.shape == "embeddings":
             return None
         most = rule.max_output_tokens
         output = request.output_tokens

@@ -67,16 +67,18 @@ class Exchange:
                 return b"".join(chunks)
             message = await self._receive()
 
-    async def start(self, status: int, headers: Sequence[Header], *, streams: bool = False) -> None:
+    # What follows is no coroutine of its own, which would only await the server's.
+
+    def start(self, status: int, headers: Sequence[Header], *, streams: bool = False) -> Awaitable[None]:
         """Begin the answer. `streams`: it is made of events, to which one about an error may be added."""
         self.started = True
         self.streams = streams
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        return self._send({"type": "http.response.start", "status": status, "headers": headers})
 
-    async def send(self, chunk: bytes) -> None:
+    def send(self, chunk: bytes) -> Awaitable[None]:
         """Part of the answer's body; it leaves at once."""
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        return self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
-    async def finish(self) -> None:
+    def finish(self) -> Awaitable[None]:
         """The answer is complete. On Lambda the process may be frozen from here on."""
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        return self._send({"type": "http.response.body", "body": b"", "more_body": False})

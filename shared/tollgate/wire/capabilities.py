@@ -13,7 +13,7 @@ from typing import Any
 
 from tollgate.domain.policy import ModelSpec
 from tollgate.wire.fields import written
-from tollgate.wire.routes import Call, Shape
+from tollgate.wire.routes import Call
 
 OTHER = "other"
 """Needed by fields that are not known here; no model serves it."""
@@ -59,13 +59,13 @@ _TOOL_ROLES = ("tool", "function")
 
 def needs(call: Call, fields: Mapping[str, Any]) -> set[str]:
     """The capabilities that a model must have to serve this request."""
-    if call.route.shape is Shape.EMBEDDINGS:
+    if call.route.shape == "embeddings":
         return {OTHER}  # another model's vectors are of another space
     found = {_NEEDS.get(name, OTHER) for name, value in fields.items() if value is not None and name not in _PLAIN}
     if call.media:
         found.add("media")
     for message in _messages(fields):
-        found.update(_of_message(message, by_member=call.route.shape is Shape.CONVERSE))
+        found.update(_of_message(message, by_member=call.route.shape == "converse"))
     return found - {""}
 
 
@@ -78,7 +78,7 @@ def can_serve(model: ModelSpec, call: Call, fields: Mapping[str, Any], prompt_to
 
 def cut_short(call: Call, fields: Mapping[str, Any], most: int) -> dict[str, str]:
     """What to change in the body so that no answer has more than `most` tokens. Smaller maxima stay."""
-    if call.route.shape is Shape.CONVERSE:
+    if call.route.shape == "converse":
         config = fields.get("inferenceConfig") or {}
         given = config.get("maxTokens")
         fits = given is not None and given <= most

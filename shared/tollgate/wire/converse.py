@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
 
 from tollgate.wire.fields import wrong_type
 from tollgate.wire.guards import Feature, Guard, always
-from tollgate.wire.routes import Route, Shape
+from tollgate.wire.routes import Route
 
 _PATH = re.compile(r"/model/(.{1,200})/(converse|converse-stream)")
 
@@ -28,7 +30,12 @@ def route_of(path: str) -> Route | None:
     found = _PATH.fullmatch(path)
     if found is None:
         return None
-    return _CONVERSE._replace(path=f"/model/*/{found[2]}", model=unquote(found[1]), operation=found[2])
+    return _route(unquote(found[1]), found[2])
+
+
+@lru_cache(maxsize=512)
+def _route(model: str, operation: str) -> Route:
+    return replace(_CONVERSE, path=f"/model/*/{operation}", model=model, operation=operation)
 
 
 def _ordinary(name: str, member: str, value: str) -> Guard:
@@ -63,7 +70,7 @@ _CONVERSE = Route(
     path="",
     api="converse",
     upstream_path="",
-    shape=Shape.CONVERSE,
+    shape="converse",
     prompt="messages",
     content=("system",),
     schema=("toolConfig", "outputConfig"),

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field
-from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal
 from urllib.parse import quote
 
 from tollgate.domain.dataclass import dataclass
@@ -30,15 +29,8 @@ MAX_CHOICES = 128
 cost far more than was held."""
 
 
-class Shape(StrEnum):
-    """How requests and answers of a route look."""
-
-    CHAT = "chat"
-    COMPLETIONS = "completions"
-    EMBEDDINGS = "embeddings"
-    RESPONSES = "responses"
-    MESSAGES = "messages"
-    CONVERSE = "converse"
+Shape = Literal["chat", "completions", "embeddings", "responses", "messages", "converse"]
+"""How requests and answers of a route look."""
 
 
 @dataclass(slots=True)
@@ -77,7 +69,8 @@ class Call:
         return max(0, tokens - self.prompt_estimate(bytes_per_token)) // self.answers
 
 
-class Route(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Route:
     """One endpoint: where it is, whose shapes it speaks, and which fields mean what."""
 
     path: str
@@ -120,7 +113,7 @@ class Route(NamedTuple):
         if self.multiples:
             answers *= max(largest_of(fields, self.multiples, MAX_CHOICES)[0], 1)
         limits: Mapping[str, Any] = fields
-        if self.shape is Shape.CONVERSE:
+        if self.shape == "converse":
             stream, limits = self.operation == "converse-stream", _inference(fields)
         largest, limit_field = largest_of(limits, self.maxima)
         max_output: int | None = largest * answers or None
@@ -132,15 +125,15 @@ class Route(NamedTuple):
             )
         changes: dict[str, str] = {}
         withhold = False
-        if self.shape is Shape.EMBEDDINGS:
+        if self.shape == "embeddings":
             stream, max_output = False, 0
-        elif self.shape is Shape.MESSAGES:
+        elif self.shape == "messages":
             if max_output is None:
                 raise invalid_request("max_tokens: Field required", "max_tokens", "missing_required_parameter")
-        elif self.shape is Shape.RESPONSES:
+        elif self.shape == "responses":
             if fields.get("store") is None:
                 changes["store"] = "false"  # absent means true there
-        elif stream and self.shape is not Shape.CONVERSE:
+        elif stream and self.shape != "converse":
             withhold = _ask_for_usage(fields, changes)
         return Call(
             route=self,
@@ -158,14 +151,14 @@ class Route(NamedTuple):
         )
 
     def _measure(self, fields: Mapping[str, Any], image_tokens: int) -> Prompt:
-        prompt = ConversePrompt() if self.shape is Shape.CONVERSE else Prompt()
+        prompt = ConversePrompt() if self.shape == "converse" else Prompt()
         value = fields.get(self.prompt)
-        if value is None and not (self.shape is Shape.RESPONSES and fields.get("prompt") is not None):
+        if value is None and not (self.shape == "responses" and fields.get("prompt") is not None):
             raise invalid_request(f"you must provide '{self.prompt}'", self.prompt, "missing_required_parameter")
-        if self.shape in (Shape.CHAT, Shape.MESSAGES, Shape.CONVERSE):
+        if self.shape in ("chat", "messages", "converse"):
             _check_messages(value)
             prompt.add(value, image_tokens)
-        elif self.shape is Shape.RESPONSES:
+        elif self.shape == "responses":
             if type(value) not in (str, list, type(None)):
                 raise wrong_type("input", "a string or an array", value)
             prompt.add(value, image_tokens)
@@ -258,7 +251,7 @@ _ALL = (
         path="/v1/chat/completions",
         api="openai",
         upstream_path="/chat/completions",
-        shape=Shape.CHAT,
+        shape="chat",
         prompt="messages",
         content=("prediction",),  # what is predicted wrongly is billed as output
         schema=("tools", "functions", "response_format"),
@@ -270,7 +263,7 @@ _ALL = (
         path="/v1/completions",
         api="openai",
         upstream_path="/completions",
-        shape=Shape.COMPLETIONS,
+        shape="completions",
         prompt="prompt",
         content=(),
         schema=("suffix",),
@@ -282,7 +275,7 @@ _ALL = (
         path="/v1/embeddings",
         api="openai",
         upstream_path="/embeddings",
-        shape=Shape.EMBEDDINGS,
+        shape="embeddings",
         prompt="input",
         content=(),
         schema=(),
@@ -294,7 +287,7 @@ _ALL = (
         path="/v1/responses",
         api="openai",
         upstream_path="/responses",
-        shape=Shape.RESPONSES,
+        shape="responses",
         prompt="input",
         content=(),
         schema=("instructions", "tools", "text"),
@@ -306,7 +299,7 @@ _ALL = (
         path="/v1/messages",
         api="anthropic",
         upstream_path="/messages",
-        shape=Shape.MESSAGES,
+        shape="messages",
         prompt="messages",
         content=("system",),
         schema=("tools", "output_config", "output_format"),

@@ -28,24 +28,24 @@ _NULL = re.compile(rb"\s*:\s*null")
 _DONE = b"[DONE]"
 
 _MARKS: dict[Shape, tuple[bytes, ...]] = {
-    Shape.CHAT: (b'"error"', _DONE),
-    Shape.COMPLETIONS: (b'"error"', _DONE),
-    Shape.EMBEDDINGS: (b'"error"', _DONE),
-    Shape.RESPONSES: (
+    "chat": (b'"error"', _DONE),
+    "completions": (b'"error"', _DONE),
+    "embeddings": (b'"error"', _DONE),
+    "responses": (
         b'"error"', b'"response.completed"', b'"response.incomplete"', b'"response.failed"', b'"response.cancelled"',
     ),
-    Shape.MESSAGES: (b'"error"', b'"message_stop"'),
+    "messages": (b'"error"', b'"message_stop"'),
 }  # fmt: skip
 """What else, besides usage, makes an event worth parsing."""
 
 _FINAL_RESPONSE = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
 
 _TEXT_KEYS = {
-    Shape.CHAT: b"content|reasoning_content|reasoning|refusal|arguments",
-    Shape.COMPLETIONS: b"text",
-    Shape.RESPONSES: b"delta",
-    Shape.MESSAGES: b"text|thinking|partial_json",
-    Shape.CONVERSE: b"text|input",
+    "chat": b"content|reasoning_content|reasoning|refusal|arguments",
+    "completions": b"text",
+    "responses": b"delta",
+    "messages": b"text|thinking|partial_json",
+    "converse": b"text|input",
 }
 _TALLY_BYTES = 64 * 1024
 
@@ -91,7 +91,7 @@ class UsageReader(ABC):
         return False
 
     def _believe(self, value: Any) -> None:
-        usage = converse(value) if self._shape is Shape.CONVERSE else openai(value)
+        usage = converse(value) if self._shape == "converse" else openai(value)
         if usage is None:
             self.malformed = True
         else:
@@ -130,7 +130,7 @@ class JsonReader(UsageReader):
         value = answer.get("usage")
         if value is None:
             self._tally.add(raw + b"\n")
-        elif self._shape is Shape.MESSAGES:
+        elif self._shape == "messages":
             counts = AnthropicCounts()
             self.malformed = not counts.add(value)
             self._usage = counts.usage(complete=True)
@@ -153,7 +153,7 @@ class StreamReader(UsageReader):
         self._splitter = Splitter()
         self._partial = False
         self._done = False
-        self._counts = AnthropicCounts() if shape is Shape.MESSAGES else None
+        self._counts = AnthropicCounts() if shape == "messages" else None
 
     def feed(self, chunk: bytes) -> bytes:
         self._tally.add(chunk)
@@ -216,10 +216,10 @@ class StreamReader(UsageReader):
         kind = message.get("type")
         if message.get("error") is not None or kind == "error":
             self.error = True
-        if self._shape is Shape.MESSAGES:
+        if self._shape == "messages":
             self._read_anthropic(kind, message)
             return False
-        if self._shape is Shape.RESPONSES:
+        if self._shape == "responses":
             self._read_response(kind, message)
             return False
         value = message.get("usage")
@@ -302,7 +302,7 @@ def reader_for(call: Call, *, event_stream: bool, loads: Loads = json.loads) -> 
     `loads` may be a faster parser than the standard library's.
     """
     if event_stream:
-        if call.route.shape is Shape.CONVERSE:
+        if call.route.shape == "converse":
             return ConverseReader(call.route.shape, loads)
         return StreamReader(call.route.shape, withhold=call.withhold_usage, loads=loads)
     return JsonReader(call.route.shape, loads=loads)

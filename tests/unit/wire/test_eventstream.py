@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from tollgate.wire import eventstream
 from tollgate.wire.errors import ApiError, upstream_timeout
 from tollgate.wire.eventstream import Splitter
-from tollgate.wire.routes import Shape
 from tollgate.wire.usage import ConverseReader
 
 STREAM = (Path(__file__).parents[2] / "vectors" / "bedrock-converse.eventstream").read_bytes()
@@ -57,7 +56,7 @@ def test_what_is_damaged_passes_unbelieved(at: int, flip: int, size: int) -> Non
     """Whatever byte is wrong, all bytes are forwarded, and no usage is read from that message on."""
     damaged = bytearray(STREAM)
     damaged[at] ^= flip
-    reader = ConverseReader(Shape.CONVERSE)
+    reader = ConverseReader("converse")
     out = b"".join([reader.feed(bytes(damaged[i : i + size])) for i in range(0, len(damaged), size)]) + reader.rest()
     assert out == damaged
     assert reader.finish() is None
@@ -68,7 +67,7 @@ def test_what_is_damaged_passes_unbelieved(at: int, flip: int, size: int) -> Non
     [(upstream_timeout(), "modelStreamErrorException"), (ApiError(500, "no"), "internalServerException")],
 )
 def test_an_error_can_follow_half_a_message(error: ApiError, kind: str) -> None:
-    reader = ConverseReader(Shape.CONVERSE)
+    reader = ConverseReader("converse")
     out = reader.feed(STREAM[: len(STREAM) // 2]) + error.event("converse", "req_1")
     headers, payload = parsed(out)[-1]
     assert (headers[":message-type"], headers[":exception-type"]) == ("exception", kind)
