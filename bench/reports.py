@@ -25,7 +25,7 @@ from tollgate.adapters.dynamodb_counters import place_item
 from tollgate.adapters.dynamodb_ledger import DynamoLedger
 from tollgate.domain.bookkeeping import Row, add
 from tollgate.domain.keys import digest
-from tollgate.domain.reports import ALL_KEYS, KEYS, grouped
+from tollgate.domain.reports import ALL_KEYS, KEYS, OVERVIEW, TENANT_OVERVIEW, grouped
 
 TENANTS, USERS, USE_CASES = 60, 2_000, 4
 MODELS = (("small", 70), ("large", 25), ("embed", 5))
@@ -117,9 +117,11 @@ def main() -> None:
         ("everything, by tenant, model and day", {}, ("tenant", "model", "day")),
         ("everything, by tenant and user", {}, ("tenant", "user")),
         ("everything, by all but the day", {}, tuple(key for key in ALL_KEYS if key != "day")),
+        ("everything, by what `tollgate usage` shows first", {}, OVERVIEW),
+        ("the largest tenant, by what it shows first", {"tenant": "tenant-00"}, TENANT_OVERVIEW),
         ("the largest tenant, by all", {"tenant": "tenant-00"}, ALL_KEYS),
         ("a small tenant, by user and day", {"tenant": "tenant-40"}, ("user", "day")),
-        ("everything, by the default keys", {}, KEYS),
+        ("everything, by what `--json` has", {}, KEYS),
     ]
     with dynamodb_local() as url, asyncio.Runner() as runner, dynamodb(url, runner) as client:
         table = runner.run(fill(client, rows))

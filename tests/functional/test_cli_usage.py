@@ -130,10 +130,30 @@ def test_usage_for_people_and_for_spreadsheets(used: Shell) -> None:
         ["globex", "1", "7", "3", "10", "$0.000021"],
         ["total", "4", "1,000,037", "500,018", "1,500,055", "$3.000111"],
     ]
+    heads = {words: used.ok("usage", *words).out.splitlines()[0].split()[:-5] for words in [(), ("--tenant", "acme")]}
+    assert list(heads.values()) == [["tenant", "model", "provider"], ["tenant", "model", "provider", "day"]]
+    assert [line.split()[:4] for line in used.ok("usage", "--month", "2026-11").out.splitlines()[1:]] == [
+        ["acme", "large", "openai", "1"], ["acme", "small", "openai", "2"], ["globex", "small", "openai", "1"],
+        ["total", "4", "1,000,037", "500,018"],
+    ]  # fmt: skip
     rows = list(csv.DictReader(io.StringIO(used.ok("usage", "--csv").out)))
     assert rows[0]["cost_microusd"] == "90"
     assert rows[2]["user"] == "'=cmd"  # a spreadsheet would run it
     assert used.ok("usage", "--since", "2026-12-01").out == "nothing was used\n"
+
+
+def test_a_report_that_takes_long_says_how_far_it_is(used: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("usage", "--by", "user,day", "--json")
+    quiet = used.ok(*words).json
+    monkeypatch.setattr("tollgate.cli.output.QUIET_S", 0)
+    assert used.ok(*words).json == quiet, "nobody watches"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    shown = used(*words)
+    assert (shown.code, shown.json) == (0, quiet)
+    assert "rows read  3" in shown.err
+    assert shown.err.endswith("\r\x1b[K"), "and takes it back"
+    monkeypatch.setattr("tollgate.cli.output.QUIET_S", 60)
+    assert "rows read" not in used(*words).err
 
 
 def test_groups_partition_what_they_count() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tollgate.domain.bookkeeping import DAYS, MONTHS, Row
-from tollgate.domain.reports import ALL_KEYS, Span, spans
+from tollgate.domain.reports import ALL_KEYS, OVERVIEW, TENANT_OVERVIEW, Span, spans
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,16 @@ def test_a_month_is_read_from_its_smallest_rollup(by: str, rollup: str) -> None:
 )
 def test_days_are_read_where_somebody_asks_for_them(by: str, rollup: str) -> None:
     assert spans(by.split(","), "2026-11-01", "2026-11-30") == [Span(rollup, "2026-11-01", "2026-11-30")]
+
+
+@pytest.mark.parametrize("narrowed", [(), ("model",), ("provider", "model")])
+def test_what_people_are_shown_first_is_read_from_few_rows(narrowed: tuple[str, ...]) -> None:
+    """A tenant and a day (or month) have a row for each model at most, and one for each use case, however many call."""
+    for since in ("2026-11-01", "2026-11-14", None):
+        of_all = {span.rollup for span in spans({*OVERVIEW, *narrowed}, since, "2026-11-30")}
+        of_one = {span.rollup for span in spans({*TENANT_OVERVIEW, *narrowed}, since, "2026-11-30")}
+        assert of_all <= {"uses", "day"}
+        assert of_one == {"day"}
 
 
 def test_the_ends_of_a_range_are_days() -> None:

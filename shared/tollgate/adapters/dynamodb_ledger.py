@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from tollgate.adapters.dynamodb import Client, Expression, Key, Plain, Table
@@ -98,9 +98,11 @@ class DynamoLedger:
         until: str | None = None,
         where: Mapping[str, str] = MappingProxyType({}),
         by: Sequence[str] = ALL_KEYS,
+        passed: Callable[[int], object] = lambda rows: None,
     ) -> list[UsageRow]:
+        """`passed` is told how many more rows have been read, page by page."""
         tenants = [tenant] if tenant is not None else await self.tenants()
-        rows = await read_rows(self._table, tenants, {*by, *where}, since, until)
+        rows = await read_rows(self._table, tenants, {*by, *where}, since, until, passed)
         wanted = list(where.items())
         return used(one for one in rows if all(getattr(one.row, name) == value for name, value in wanted))
 

@@ -3,7 +3,7 @@ by page, so that a report holds no more than it tells."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 
@@ -21,9 +21,15 @@ _Sums = dict[tuple[str, ...], dict[str, int]]
 
 
 async def read_rows(
-    table: Table, tenants: Iterable[str], asked: Collection[str], since: str | None, until: str | None
+    table: Table,
+    tenants: Iterable[str],
+    asked: Collection[str],
+    since: str | None,
+    until: str | None,
+    passed: Callable[[int], object],
 ) -> list[UsageRow]:
-    """What these tenants used, by the columns `asked`, in no order. Raises `StoreUnavailable`."""
+    """What these tenants used, by the columns `asked`, in no order; `passed` is told of each page how many rows it has.
+    Raises `StoreUnavailable`."""
     with_day = "day" in asked
     columns = [name if name in asked else "" for name in COLUMNS]
     sums: _Sums = {}
@@ -35,6 +41,7 @@ async def read_rows(
         told = [ex.name(name) for name in (*(["sk"] if with_day else []), *filter(None, columns), *FIGURES)]
         async for page in table.pages(ex, condition, ProjectionExpression=", ".join(told)):
             _add_up(sums, tenant, columns, page, with_day=with_day)
+            passed(len(page))
 
     ranges = [(span.rollup, *days) for span in spans(asked, since, until) for days in _ranges(span)]
     await few_at_once(QUERIES_AT_ONCE, (read(tenant, *each) for tenant in tenants for each in ranges))

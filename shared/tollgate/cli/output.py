@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 MIN_COLUMN = 6
 """Characters that a cut text keeps, the ellipsis included."""
 MICRO = 1_000_000
+QUIET_S = 1
+"""Nobody wonders that soon whether a command still works."""
 
 _NUMBER = re.compile(r"-?\$?[0-9][0-9,]*(\.[0-9]+)?%?")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9:.]+Z)?")
@@ -126,7 +129,7 @@ def confirm(question: str, yes: bool, *, unattended: bool = False) -> None:
 def progress(label: str, length: int | None = None) -> Iterator[Callable[[int], None]]:
     """Show how far long work is, on a terminal only: call what this gives with how many more are done.
 
-    Without a `length`, it counts.
+    Without a `length`, it counts, from when the work has taken `QUIET_S`.
     """
     if not sys.stderr.isatty():
         yield lambda _: None
@@ -135,11 +138,13 @@ def progress(label: str, length: int | None = None) -> Iterator[Callable[[int], 
         with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
             yield bar.update
         return
-    done = 0
+    done, began = 0, time.monotonic()
 
     def count(more: int) -> None:
         nonlocal done
         done += more
+        if time.monotonic() - began < QUIET_S:
+            return
         click.echo(f"\r{label}  {done:,}", nl=False, err=True)
 
     try:

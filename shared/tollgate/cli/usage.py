@@ -16,7 +16,7 @@ from tollgate.cli.connect import Stack, with_stack
 from tollgate.cli.failures import FAILED, NOT_FOUND, Fail
 from tollgate.cli.output import echo_json, json_option, money, progress, table
 from tollgate.domain.bills import written
-from tollgate.domain.reports import ALL_KEYS, COUNTS, KEYS, PARTS, Line, grouped
+from tollgate.domain.reports import ALL_KEYS, COUNTS, KEYS, OVERVIEW, PARTS, TENANT_OVERVIEW, Line, grouped
 
 if TYPE_CHECKING:
     from tollgate.domain.reports import UsageRow
@@ -25,10 +25,10 @@ ENTRIES_KEPT_DAYS = 100
 """As long as the ledger's table keeps them (`dynamodb_entering`)."""
 
 
-def _keys(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    names = tuple(
-        dict.fromkeys(part.strip() for part in (value or ",".join(KEYS)).replace("-", "_").split(",") if part.strip())
-    )
+def _keys(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    names = tuple(dict.fromkeys(part.strip() for part in value.replace("-", "_").split(",") if part.strip()))
     if not names or any(name not in ALL_KEYS for name in names):
         raise click.BadParameter(f"expected some of {', '.join(ALL_KEYS)}, found {value!r}", ctx, param)
     return names
@@ -73,7 +73,8 @@ def _month(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     "--by",
     callback=_keys,
     metavar="KEYS",
-    help=f"Add up by some of {','.join(ALL_KEYS)} (default: {','.join(KEYS)}).",
+    help=f"Add up by some of {','.join(ALL_KEYS)} (default: {','.join(OVERVIEW)}, and day of one --tenant; with --json "
+    f"or --csv always {','.join(KEYS)}).",
 )
 @click.option("--since", callback=_day, metavar="DAY", help="From this UTC day on: 2026-11-21, today, 7d.")
 @click.option("--until", callback=_day, metavar="DAY", help="To the end of this UTC day.")
@@ -86,7 +87,7 @@ def usage(
     ctx: click.Context,
     /,
     tenant: str | None,
-    by: tuple[str, ...],
+    by: tuple[str, ...] | None,
     since: str | None,
     until: str | None,
     month: tuple[str, str] | None,
@@ -101,8 +102,15 @@ def usage(
     cost is in whole micro-dollars, and rows are never totals. Of the use cases that a tenant's callers name in a day,
     the first 100 have rows of their own; the others are added up as "other".
 
+    Sums that are kept answer at once, however many calls there were: for whole months, --by some of tenant, model,
+    provider and use_case, or of tenant, user, team and key; for any days, --by some of tenant, model, provider and day.
+    What crosses the first two (user,model) takes seconds for a month of all tenants; people or use cases by day take
+    longest: name a --tenant, or fewer days. What a report is narrowed by (--user, --model) counts as in --by.
+
     \b
+      tollgate usage --month 2026-11
       tollgate usage --tenant acme --since 7d
+      tollgate usage --by user --month 2026-11
       tollgate usage --by model,day --json
       tollgate usage --by team,use_case --tenant acme --month 2026-11 --kinds
       tollgate usage --by tenant --month 2026-11 --csv > november.csv
@@ -117,9 +125,14 @@ def usage(
     if since is not None and until is not None and until < since:
         raise click.UsageError(f"--until {until} is before --since {since}")
     where = {name: value for name, value in only.items() if value is not None}
+    if by is None:
+        by = KEYS if as_json or as_csv else OVERVIEW if tenant is None else TENANT_OVERVIEW
 
     async def run(stack: Stack) -> list[UsageRow]:
-        return await stack.ledger().report(tenant=tenant, since=since, until=until, where=where, by=by)
+        with progress("rows read") as passed:
+            return await stack.ledger().report(
+                tenant=tenant, since=since, until=until, where=where, by=by, passed=passed
+            )
 
     rows = grouped(with_stack(run, ("TOLLGATE_LEDGER_TABLE",)), by, kinds=kinds)
     counts = (*COUNTS, *(PARTS if kinds else ()))

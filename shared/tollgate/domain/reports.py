@@ -9,7 +9,12 @@ from typing import Any, NamedTuple
 from tollgate.domain.bookkeeping import DAYS, FIGURES, KINDS, MONTHS, Row
 
 KEYS = ("tenant", "user", "model", "provider", "day")
-"""What a report's rows are told apart by unless somebody asks otherwise."""
+"""What a report's rows are told apart by for programs, unless somebody asks otherwise: each of them is often a row that
+nobody rolled up."""
+OVERVIEW = ("tenant", "model", "provider")
+"""The same for people, of all tenants: few lines, from a rollup."""
+TENANT_OVERVIEW = (*OVERVIEW, "day")
+"""The same of one tenant."""
 ALL_KEYS = ("tenant", "team", "user", "key", "use_case", "model", "provider", "day")
 COUNTS = ("requests", "input_tokens", "output_tokens", "total_tokens", "cost_microusd")
 PARTS = (*KINDS, "estimated", "ceiling")
