@@ -66,7 +66,7 @@ class Crowd:
         async for _ in response:
             if dice.random() < 0.05:
                 self.seen["left"] += 1
-                await response.aclose()
+                response.close()
                 break
 
     def _token(self) -> str:

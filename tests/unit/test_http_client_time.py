@@ -155,8 +155,8 @@ async def test_a_reader_that_leaves_takes_the_connection_along() -> None:
 
     async with serve(endless) as (server, url), client() as http:
         response = await http.request("GET", url)
-        await response.aclose()
-        await response.aclose()
+        response.close()
+        response.close()
         await closed(server.peers[0])
         with pytest.raises(ClosedEarly):
             await anext(response)
@@ -218,7 +218,7 @@ async def test_closing_after_the_end_keeps_the_connection() -> None:
     async with serve(answering(OK, OK)) as (server, url), client() as http:
         response = await http.request("GET", url)
         await until(lambda: response._done)
-        await response.aclose()
+        response.close()
         assert await fetch(http, url) == (200, b"ok")
         assert len(server.peers) == 1
 

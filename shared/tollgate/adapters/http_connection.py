@@ -37,7 +37,7 @@ _JOIN_BELOW = 64 * 1024
 class Response(AsyncIterator[bytes]):
     """A response whose head is here; iterating gives the body's bytes as they arrive, nothing held back.
 
-    A body that is not read to its end needs `aclose`, or the connection stays busy until a timeout.
+    A body that is not read to its end needs `close`, or the connection stays busy until a timeout.
     """
 
     __slots__ = ("_chunks", "_connection", "_done", "_error", "_received", "_taken", "_waiter", "headers", "status")
@@ -65,27 +65,24 @@ class Response(AsyncIterator[bytes]):
         return self
 
     async def __anext__(self) -> bytes:
-        while not self._chunks:
-            if self._error is not None:
-                raise self._error
-            if self._done:
-                raise StopAsyncIteration
-            await self._changed()
-        return self._take()
+        if self._chunks or await self._more():
+            return self._take()
+        raise StopAsyncIteration
 
     async def read(self, limit: int) -> bytes:
         """The whole rest of the body; BodyTooLarge beyond `limit` bytes."""
         parts: list[bytes] = []
         size = 0
-        async for chunk in self:
+        while self._chunks or (not self._done and await self._more()):
+            chunk = self._take()
             size += len(chunk)
             if size > limit:
-                await self.aclose()
+                self.close()
                 raise BodyTooLarge(f"the body is longer than {limit} bytes")
             parts.append(chunk)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Ends the exchange. Before the end of the body this drops the connection; afterwards it does nothing."""
         self._chunks.clear()
         if self._connection is not None:
@@ -97,6 +94,16 @@ class Response(AsyncIterator[bytes]):
             if self._error is not None:
                 raise self._error
             await self._changed()
+
+    async def _more(self) -> bool:
+        """Waits for the next piece of the body; False at its end."""
+        while not self._chunks:
+            if self._error is not None:
+                raise self._error
+            if self._done:
+                return False
+            await self._changed()
+        return True
 
     def _take(self) -> bytes:
         chunks = self._chunks

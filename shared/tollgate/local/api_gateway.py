@@ -325,7 +325,7 @@ async def _pass_on(response: Response, send: Send, request_id: str) -> None:
     except UpstreamError as error:
         raise Broken(error) from error
     finally:
-        await response.aclose()
+        response.close()
     await send({"type": "http.response.body", "body": b""})
 
 

@@ -85,7 +85,7 @@ class Directory:
 
     async def policy(self) -> Policy:
         """The policy in force. Raises `PolicyUnavailable` only where none was ever read."""
-        if self._policy is None or (not self._versioned() and self._aged(self._policy_read_us)):
+        if self._policy is None or (not self._versioned() and _aged(self._policy_read_us, self._clock())):
             await self._once("", self._read_policy)
         assert self._policy is not None
         return self._policy
@@ -106,7 +106,7 @@ class Directory:
         Raises `PolicyUnavailable` where it cannot be read and was never read before.
         """
         known = self._records.get(who.tenant)
-        if known is None or ((known.own is None or not self._versioned()) and self._aged(known.read_us)):
+        if known is None or ((known.own is None or not self._versioned()) and _aged(known.read_us, self._clock())):
             await self._once(who.tenant, lambda: self._read_record(who.tenant))
             known = self._records[who.tenant]
         if known.own is not None:
@@ -118,16 +118,16 @@ class Directory:
 
     def known(self, who: Identity, model: str, api: Api, ip: str) -> Entitlement | None:
         """The caller's entitlement, if it was made before and nothing it was made from has changed or is too old."""
-        found = self._entitlements.get(_name(who, model, api, ip))
-        if found is None or found.policy is not self._policy or self._clock() >= found.until_us:
+        found, now = self._entitlements.get(_name(who, model, api, ip)), self._clock()
+        if found is None or found.policy is not self._policy or now >= found.until_us:
             return None
         known = self._records.get(who.tenant)
         if known is None or (known.own is not found.record and (known.own is not None or found.record.version)):
             return None
         versioned = self._versioned()
-        if (known.own is None or not versioned) and self._aged(known.read_us):
+        if (known.own is None or not versioned) and _aged(known.read_us, now):
             return None
-        return None if not versioned and self._aged(self._policy_read_us) else found
+        return None if not versioned and _aged(self._policy_read_us, now) else found
 
     def entitlement(
         self, policy: Policy, record: TenantRecord, who: Identity, model: str, api: Api, ip: str
@@ -164,8 +164,8 @@ class Directory:
         For answers that are given without an admission, which would have compared the versions: refusals (suspended,
         a model that the plan has not) would otherwise stand for ever, because they stop every later admission.
         """
-        known = self._records.get(tenant)
-        if known is None or not (self._aged(known.read_us) or self._aged(self._policy_read_us)):
+        known, now = self._records.get(tenant), self._clock()
+        if known is None or not (_aged(known.read_us, now) or _aged(self._policy_read_us, now)):
             return False
         await self._once("", self._read_policy)
         await self._once(tenant, lambda: self._read_record(tenant))
@@ -188,9 +188,6 @@ class Directory:
             if len(self._addresses) > MAX_ADDRESSES:
                 self._addresses.popitem(last=False)
         return found
-
-    def _aged(self, read_us: int) -> bool:
-        return not 0 <= self._clock() - read_us < RECHECK_US
 
     async def _once(self, what: str, read: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """One read at a time for each thing; whoever comes meanwhile waits for it."""
@@ -226,6 +223,10 @@ class Directory:
         self._records[tenant] = _Known(record, self._clock())
         if len(self._records) > MAX_RECORDS:
             self._records.popitem(last=False)
+
+
+def _aged(read_us: int, now_us: int) -> bool:
+    return not 0 <= now_us - read_us < RECHECK_US
 
 
 def speaking(policy: Policy, model: str, api: Api) -> list[RouteSpec]:

@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import Protocol
 
 from tollgate.adapters.http_message import TimedOut, Timeouts, UpstreamError
-from tollgate.domain.dataclass import dataclass
 from tollgate.domain.policy import UpstreamSpec
 from tollgate.ports import Response, Secrets, SecretUnavailable
 from tollgate.wire import errors
@@ -26,22 +25,13 @@ ERROR_BODY_LIMIT = 64 * 1024
 class Http(Protocol):
     """What forwarding needs of an HTTP client."""
 
-    async def request(
+    def request(
         self, method: str, url: str, headers: Sequence[Header], body: bytes, timeouts: Timeouts
-    ) -> Response: ...
+    ) -> Awaitable[Response]: ...
 
 
 Sign = Callable[[UpstreamSpec, str, Sequence[Header], bytes], Awaitable[list[Header]]]
 """Adds the signature of the function's own role (Bedrock)."""
-
-
-@dataclass(slots=True)
-class UpstreamCall:
-    """What is sent: the path below the upstream's base URL, headers that passed the allow-list, and the body."""
-
-    path: str
-    headers: list[Header]
-    body: bytes
 
 
 class Forwarder:
@@ -52,16 +42,20 @@ class Forwarder:
         self._secrets = secrets
         self._sign = sign
 
-    async def send(self, upstream: UpstreamSpec, call: UpstreamCall, seconds: float) -> Response:
+    async def send(
+        self, upstream: UpstreamSpec, path: str, headers: Sequence[Header], body: bytes, seconds: float
+    ) -> Response:
         """The upstream's answer as soon as its head is there; asked twice where it refused the provider key and there
-        is another. `seconds` bounds the whole call, below the policy's own total. Raises `UpstreamError`,
-        `SecretUnavailable`."""
-        name = upstream.secret
+        is another. `path` is below the upstream's base URL, `headers` have passed the allow-list, `seconds` bounds the
+        whole call, below the policy's own total. Raises `UpstreamError`, `SecretUnavailable`."""
+        url, name = upstream.url + path, upstream.secret
+        if upstream.is_bedrock:
+            headers = await self._sign(upstream, url, headers, body)
         if name is None:
-            return await self._request(upstream, call, "", seconds)
+            return await self._post(upstream, url, headers, body, seconds)
         began = time.monotonic()
         key = await self._secrets.get(name)
-        response = await self._request(upstream, call, key, seconds)
+        response = await self._post(upstream, url, [*headers, _credential(upstream.api, key)], body, seconds)
         if response.status not in KEY_REFUSED:
             return response
         try:
@@ -71,19 +65,16 @@ class Forwarder:
         left = seconds - (time.monotonic() - began)
         if other is None or left <= 0:
             return response
-        await response.aclose()
-        return await self._request(upstream, call, other, left)  # the model never saw the first: it costs nothing twice
+        response.close()
+        headers = [*headers, _credential(upstream.api, other)]
+        return await self._post(upstream, url, headers, body, left)  # no model saw the first: it costs nothing twice
 
-    async def _request(self, upstream: UpstreamSpec, call: UpstreamCall, key: str, seconds: float) -> Response:
-        headers = list(call.headers)
-        url = upstream.url + call.path
-        if upstream.is_bedrock:
-            headers = await self._sign(upstream, url, headers, call.body)
-        elif key:
-            headers.append(_credential(upstream.api, key))
+    def _post(
+        self, upstream: UpstreamSpec, url: str, headers: Sequence[Header], body: bytes, seconds: float
+    ) -> Awaitable[Response]:
         limits = upstream.timeouts
         timeouts = _timeouts(limits.connect, limits.first_byte, limits.idle, min(limits.total, seconds))
-        return await self._http.request("POST", url, headers, call.body, timeouts)
+        return self._http.request("POST", url, headers, body, timeouts)
 
 
 def _credential(api: str, key: str) -> Header:
@@ -115,7 +106,7 @@ async def refused(response: Response) -> tuple[errors.ApiError | None, bytes]:
     status = response.status
     if status in (400, 409, 413, 415, 422):
         return None, await response.read(ERROR_BODY_LIMIT)
-    await response.aclose()
+    response.close()
     if status in (429, 529):
         wait = response.header(b"retry-after") or b""
         seconds = int(wait) if wait.isdigit() and len(wait) < 6 else 1

@@ -37,7 +37,7 @@ from tollgate.services.answers import answer_error, api_of, respond
 from tollgate.services.bills import Bills, Job
 from tollgate.services.estimates import Estimates
 from tollgate.services.exchange import Disconnected, Exchange, Header
-from tollgate.services.forward import NEXT_ROUTE, Forwarder, UpstreamCall, failure, refused
+from tollgate.services.forward import NEXT_ROUTE, Forwarder, failure, refused
 from tollgate.services.refusals import RefusalCounts
 from tollgate.wire import errors, eventstream
 from tollgate.wire.body import Body
@@ -142,7 +142,7 @@ class Gateway:
 
     async def _model_call(self, exchange: Exchange, route: Route, request_id: str) -> None:
         started = self._clock()
-        who, ip = await self._known(exchange, INVOKE)
+        who, ip = await self._known(exchange, INVOKE, started)
         label = use_case(exchange.headers.get(USE_CASE_HEADER))
         body = Body(await exchange.body(self._max_body))
         call = route.read(body)
@@ -181,7 +181,7 @@ class Gateway:
                     usage = estimate(job.reader.finish(), wanted.input_tokens, job.reader.produced_bytes)
                 await self._bills.close(job, "upstream_closed", 0, usage)
 
-    async def _known(self, exchange: Exchange, scope: str) -> tuple[Identity, str]:
+    async def _known(self, exchange: Exchange, scope: str, now_us: int) -> tuple[Identity, str]:
         """Who calls; 401 for everyone else, 429 for a flood of forgeries, 403 for who lacks the scope.
 
         Both `exp` and the scope are checked at every use: the authorizer's answer may be a minute old, and was given
@@ -199,7 +199,7 @@ class Gateway:
             raise errors.invalid_api_key() from error
         except KeysUnavailable as error:
             raise errors.unavailable("The gateway cannot verify tokens at the moment.") from error
-        if who.expired(self._clock() / 1_000_000):
+        if who.expired(now_us / 1_000_000):
             raise errors.invalid_api_key("The token has expired.")
         exchange.who = who
         if scope not in who.scopes:
@@ -223,10 +223,11 @@ class Gateway:
                 if job.also is None:
                     continue
             job.upstream, job.upstream_model = candidate.upstream, candidate.model
-            call = UpstreamCall(job.route.sent_to(candidate.model), headers, _body(job, candidate.model))
+            upstream, path = policy.upstreams[candidate.upstream], job.route.sent_to(candidate.model)
+            body = _body(job, candidate.model)
             seconds = LONGEST_US / 1e6 if deadline_us is None else (deadline_us - LEAVE_US - self._clock()) / 1e6
             try:
-                response = await self._forwarder.send(policy.upstreams[candidate.upstream], call, max(seconds, 0.1))
+                response = await self._forwarder.send(upstream, path, headers, body, max(seconds, 0.1))
             except (UpstreamError, SecretUnavailable) as error:
                 problem = failure(error)
                 if isinstance(error, UpstreamError) and error.sent:
@@ -238,28 +239,27 @@ class Gateway:
                 try:
                     await self._relay(job, response)
                 finally:
-                    await response.aclose()  # cancelled: the connection must not wait for its timeout
+                    response.close()  # cancelled: the connection must not wait for its timeout
                 return
             if response.status not in NEXT_ROUTE or attempt + 1 == len(routes):
                 await self._relay_refusal(job, response)
                 return
-            await response.aclose()
+            response.close()
             await self._bills.give_back(job)
         if problem is None:  # no route had room
             problem = errors.upstream_error()
         await self._bills.close(job, outcome, problem.status, None)
         raise problem
 
-    async def _relay(self, job: Job, response: Response) -> None:
+    def _relay(self, job: Job, response: Response) -> Awaitable[None]:
         """Pass the model's answer on, and read its usage on the way."""
         job.first_byte_us = self._clock() - job.started_us
         streams = (response.header(b"content-type") or b"").startswith(_STREAMS)
         reader = job.reader = reader_for(job.call, event_stream=streams, loads=orjson.loads)
         headers = [*from_upstream(response.headers), *self._own_headers(job)]
         if streams:
-            await self._relay_stream(job, response, reader, headers)
-        else:
-            await self._relay_whole(job, response, reader, headers)
+            return self._relay_stream(job, response, reader, headers)
+        return self._relay_whole(job, response, reader, headers)
 
     async def _relay_stream(self, job: Job, response: Response, reader: UsageReader, headers: list[Header]) -> None:
         exchange = job.exchange
@@ -341,7 +341,7 @@ class Gateway:
         """GET /healthz, /v1/models, /v1/models/{model}, /v1/usage, /admin/v1/...; 404 or 405 for all else."""
         path, method = exchange.path, exchange.method
         if path.startswith(ADMIN_PREFIX):
-            who, _ = await self._known(exchange, ADMIN)
+            who, _ = await self._known(exchange, ADMIN, self._clock())
             await respond(exchange, 200, await self._administration.read(who, method, path), request_id)
             return
         known = path in ("/healthz", "/v1/models", "/v1/usage") or path.startswith("/v1/models/")
@@ -352,7 +352,8 @@ class Gateway:
         if path == "/healthz":
             await respond(exchange, 200, self._status(), request_id)
             return
-        who, _ = await self._known(exchange, USAGE_READ if path == "/v1/usage" else MODELS_READ)
+        scope = USAGE_READ if path == "/v1/usage" else MODELS_READ
+        who, _ = await self._known(exchange, scope, self._clock())
         if path == "/v1/usage":
             await respond(exchange, 200, await self._account.usage(who), request_id)
             return
