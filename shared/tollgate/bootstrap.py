@@ -114,11 +114,11 @@ class StdoutUsageLog:
     def __init__(self) -> None:
         import orjson
 
-        self._dumps = orjson.dumps
+        self._dumps, self._line = orjson.dumps, orjson.OPT_APPEND_NEWLINE
         self._fd = sys.stdout.fileno()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        line = self._dumps(record) + b"\n"
+        line = self._dumps(record, option=self._line)
         while line:  # a full pipe may take part of it
             line = line[os.write(self._fd, line) :]
 

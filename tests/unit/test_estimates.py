@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import struct
 from statistics import median
@@ -10,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tollgate.domain.estimates import FIRST_ANSWER, Learned, Sample
-from tollgate.domain.usage import BYTES_PER_TOKEN
+from tollgate.domain.usage import BYTES_PER_TOKEN, Usage
+from tollgate.services.bills import sample_of
 from tollgate.services.estimates import ASK_EVERY_US, CAPACITY, TELL_EVERY_US, Estimates
+from tollgate.wire.body import Body
+from tollgate.wire.routes import ROUTES
 
 samples = st.builds(Sample, st.integers(0, 10**7), st.integers(0, 10**6), st.integers(0, 10**6))
 
@@ -76,7 +80,6 @@ def test_the_store_is_asked_and_told_now_and_then() -> None:
     assert one.learn(Sample(4, 1, 0), 0)
     assert not one.learn(Sample(4, 1, 0), TELL_EVERY_US - 1)
     assert one.learn(Sample(4, 1, 0), TELL_EVERY_US)
-    assert not one.learn(Sample(9, 0, 0), 10 * TELL_EVERY_US), "nothing to tell"
 
 
 def test_another_tenant_starts_with_what_is_known_of_the_model_and_soon_has_its_own() -> None:
@@ -98,3 +101,13 @@ def test_what_callers_make_up_is_not_kept() -> None:
     for i in range(CAPACITY + 5):
         estimates.hear(estimates.of(f"tenant-{i}", "small"), None, 0)
     assert len(estimates._estimates) == CAPACITY
+
+
+def test_a_short_prompt_teaches_nothing_and_neither_does_an_answer_of_limited_length() -> None:
+    asked = {"model": "small", "messages": [{"role": "user", "content": "Hello"}]}
+    free, limited = (
+        ROUTES["/v1/chat/completions"].read(Body(json.dumps(body).encode()))
+        for body in (asked, {**asked, "max_tokens": 9})
+    )
+    assert sample_of(free, Usage(12, output_tokens=7)) == Sample(free.prompt_bytes, 0, 7)
+    assert sample_of(limited, Usage(12, output_tokens=7)) is None

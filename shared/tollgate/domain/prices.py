@@ -88,6 +88,9 @@ class Price:
         """Micro-dollars that `usage` costs. Cached, cache-write and audio tokens are parts of the input, reasoning and
         audio tokens of the output; a part larger than what is left of its whole (a corrupt answer, or sound that was
         cached as well) is cut to it."""
+        parts = usage.cached_input_tokens or usage.cache_write_tokens or usage.audio_input_tokens
+        if not (parts or usage.reasoning_tokens or usage.audio_output_tokens):  # as of most calls
+            return -(-(usage.input_tokens * self.input + usage.output_tokens * self.output) // PICO)
         plain = usage.input_tokens
         plain -= (cached := min(usage.cached_input_tokens, plain))
         plain -= (written := min(usage.cache_write_tokens, plain))

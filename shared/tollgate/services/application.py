@@ -16,12 +16,17 @@ class Application:
         self._make = make
         self._gateway: Gateway | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        gateway = self._gateway
+        if gateway is not None and scope["type"] == "http":
+            return gateway.serve(Exchange(scope, receive, send))
+        return self._begin(scope, receive, send)
+
+    async def _begin(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            gateway = self._gateway
-            if gateway is None:
-                gateway = self._gateway = await self._make()
-            await gateway.serve(Exchange(scope, receive, send))
+            if self._gateway is None:
+                self._gateway = await self._make()
+            await self._gateway.serve(Exchange(scope, receive, send))
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         else:

@@ -13,6 +13,8 @@ from tollgate.domain.dataclass import dataclass
 from tollgate.domain.estimates import LEAST_PROMPT, Sample
 from tollgate.domain.identity import Identity
 from tollgate.domain.limits import BudgetTake, hold_expiry_us
+from tollgate.domain.policy import RouteSpec
+from tollgate.domain.prices import Tariff
 from tollgate.domain.records import Outcome, UsageClose, UsageOpen, counts_as_request
 from tollgate.domain.usage import Usage
 from tollgate.ports import UsageLog
@@ -38,14 +40,16 @@ class Job:
     likely: Estimate
     label: str
     started_us: int
-    upstream: str = ""
-    upstream_model: str = ""
+    served: RouteSpec = field(init=False)
+    """Where it was sent last; from its opening on, where it is sent first."""
+    tariff: Tariff = field(init=False)
+    """What it costs there."""
     first_byte_us: int = 0
     also: Grant | None = None
     """What was taken from a further upstream's limits, after the first could not serve."""
     reader: UsageReader | None = None
     common: dict[str, Any] = field(default_factory=dict)
-    """What its records have in common, once it is open."""
+    """What its records have in common, once it is open; they begin with it."""
     closed: bool = False
     """Whether it is settled and recorded; exactly once, on every way out."""
 
@@ -59,14 +63,21 @@ class Bills:
         self._clock = clock
         self._unpriced = Unpriced()
 
+    def send(self, job: Job, route: RouteSpec) -> None:
+        """The call goes there now."""
+        job.served = route
+        tariffs = job.grant.entitlement.terms.tariffs
+        job.tariff = tariffs.of(route.upstream, route.model, job.grant.decision.now_us)
+
     def open(self, job: Job) -> None:
         """Record that a call is about to be made."""
         grant, request, who = job.grant, job.grant.request, job.who
         first = grant.entitlement.routes[0]
         admitted_us = grant.decision.now_us
-        tariff = grant.entitlement.terms.tariffs.of(first.upstream, first.model, admitted_us)
+        self.send(job, first)
         degraded = request.degraded
         job.common = {
+            **UsageOpen.HEAD,
             "id": request.id,
             "ts_us": admitted_us,
             "tenant": who.tenant,
@@ -81,15 +92,14 @@ class Bills:
         }
         self._log.write(
             {
-                **UsageOpen.HEAD,
                 **job.common,
                 "upstream": first.upstream,
                 "upstream_model": first.model,
                 "input_tokens": request.input_tokens,
                 "output_tokens": grant.cost.tokens - request.input_tokens,
                 "cost_microusd": grant.cost.microusd,
-                "price": tariff.id,
-                "priced": tariff.priced,
+                "price": job.tariff.id,
+                "priced": job.tariff.priced,
                 "expires_us": hold_expiry_us(admitted_us, grant.admission.expires_us),
             }
         )
@@ -98,29 +108,27 @@ class Bills:
         """Settle what was held and record what was used. `usage` None: nothing of an answer was seen, nothing is
         charged."""
         job.closed = True
-        grant, now = job.grant, self._clock()
-        known = usage or Usage(estimated=usage is None)
-        tariff = grant.entitlement.terms.tariffs.of(job.upstream, job.upstream_model, grant.decision.now_us)
-        cost = tariff.price.cost(known)
+        grant, served, tariff, now = job.grant, job.served, job.tariff, self._clock()
+        known = usage if usage is not None else Usage(estimated=True)
+        cost, tokens = tariff.price.cost(known), known.total_tokens
         if tariff.priced == "ceiling" and cost:
-            self._unpriced.tell(grant.request.model, job.upstream, job.upstream_model, now)
-        counts = counts_as_request(outcome, status, known.total_tokens)
-        settlement = grant.settlement(known.total_tokens, cost, counts=counts)
-        if (
-            outcome == "ok" and not known.estimated and grant.request.degraded is None
-        ):  # else it says nothing of the model
-            sample = _sample(job.call, known)
-            if job.likely.learn(sample, now):
+            self._unpriced.tell(grant.request.model, served.upstream, served.model, now)
+        counts = counts_as_request(outcome, status, tokens)
+        settlement = grant.settlement(tokens, cost, counts=counts)
+        # else it says nothing of the model
+        if outcome == "ok" and not known.estimated and grant.request.degraded is None:
+            sample = sample_of(job.call, known)
+            if sample is not None and job.likely.learn(sample, now):
                 settlement.sample, settlement.learn = sample, job.likely.key
         await self._admitter.settle(settlement)
         if job.also is not None:
-            await self._admitter.settle(job.also.settlement(known.total_tokens, cost, counts=counts))
+            await self._admitter.settle(job.also.settlement(tokens, cost, counts=counts))
         self._log.write(
             {
-                **UsageClose.HEAD,
                 **job.common,
-                "upstream": job.upstream,
-                "upstream_model": job.upstream_model,
+                **UsageClose.HEAD,
+                "upstream": served.upstream,
+                "upstream_model": served.model,
                 "input_tokens": known.input_tokens,
                 "output_tokens": known.output_tokens,
                 "cost_microusd": cost,
@@ -135,8 +143,8 @@ class Bills:
                 "reasoning_tokens": known.reasoning_tokens,
                 "audio_output_tokens": known.audio_output_tokens,
                 "estimated": known.estimated,
-                "latency_ms": max(0, now - job.started_us) // 1000,
-                "first_byte_ms": max(0, job.first_byte_us) // 1000,
+                "latency_ms": (now - job.started_us) // 1000 if now > job.started_us else 0,
+                "first_byte_ms": job.first_byte_us // 1000 if job.first_byte_us > 0 else 0,
                 "store": grant.decision.store,
                 "settle": [
                     (take.kind, take.key, used) for take, used in zip(settlement.takes, settlement.used, strict=True)
@@ -157,8 +165,8 @@ class Bills:
             job.also = None
 
 
-def _sample(call: Call, usage: Usage) -> Sample:
+def sample_of(call: Call, usage: Usage) -> Sample | None:
     """What this call teaches: of its prompt, if that is a long text alone; of its answers, if nobody limited them."""
     text = usage.input_tokens if not call.prompt_tokens and call.prompt_bytes >= LEAST_PROMPT else 0
     answer = -(-usage.output_tokens // call.answers) if call.max_output is None else 0
-    return Sample(call.prompt_bytes, text, answer)
+    return Sample(call.prompt_bytes, text, answer) if text or answer else None

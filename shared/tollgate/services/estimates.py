@@ -40,8 +40,6 @@ class Estimate:
 
     def learn(self, sample: Sample, now_us: int) -> bool:
         """Learn from a call; whether the store should hear of it, too."""
-        if not sample.prompt_tokens and not sample.answer_tokens:
-            return False
         self.learned.add(sample)
         if 0 <= now_us - self.told_us < TELL_EVERY_US:
             return False

@@ -222,7 +222,7 @@ class Gateway:
                 job.also = await self._admitter.admit_upstream(job.grant, candidate.upstream, attempt)
                 if job.also is None:
                     continue
-            job.upstream, job.upstream_model = candidate.upstream, candidate.model
+                self._bills.send(job, candidate)
             upstream, path = policy.upstreams[candidate.upstream], job.route.sent_to(candidate.model)
             body = _body(job, candidate.model)
             seconds = LONGEST_US / 1e6 if deadline_us is None else (deadline_us - LEAVE_US - self._clock()) / 1e6

@@ -52,5 +52,6 @@ def largest_of(fields: Mapping[str, Any], names: tuple[str, ...], at_most: int =
     for name in names:
         if name in fields and (value := count(fields, name, at_most)) is not None:
             first = first or name
-            largest = max(largest, value)
+            if value > largest:
+                largest = value
     return largest, first

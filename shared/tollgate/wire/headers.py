@@ -189,7 +189,7 @@ def rate_limit_headers(admission: Admission, decision: Decision) -> Headers:
 def duration(us: int) -> str:
     """A time as OpenAI's headers write it, in Go's notation: ``20ms``, ``1.5s``, ``6m0s``, ``24h0m0s``; rounded up to
     milliseconds."""
-    ms = -(-max(0, us) // 1000)
+    ms = -(-us // 1000) if us > 0 else 0
     if ms < 1000:
         return f"{ms}ms" if ms else "0s"
     whole, part = divmod(ms, 1000)

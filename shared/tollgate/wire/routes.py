@@ -111,7 +111,7 @@ class Route:
             raise not_available(self.prompt, f"Referring to stored content ({prompt.reference})")
         answers = prompt.count
         if self.multiples:
-            answers *= max(largest_of(fields, self.multiples, MAX_CHOICES)[0], 1)
+            answers *= largest_of(fields, self.multiples, MAX_CHOICES)[0] or 1
         limits: Mapping[str, Any] = fields
         if self.shape == "converse":
             stream, limits = self.operation == "converse-stream", _inference(fields)

@@ -61,7 +61,6 @@ class UsageReader(ABC):
         self._shape = shape
         self._loads = loads
         self._usage: Usage | None = None
-        self._tally = _Tally(shape)
 
     @abstractmethod
     def feed(self, chunk: bytes) -> bytes:
@@ -76,9 +75,9 @@ class UsageReader(ABC):
         """The provider's usage; None if none was (credibly) given; `estimated` if only its beginning was."""
 
     @property
+    @abstractmethod
     def produced_bytes(self) -> int:
         """About how many bytes of text the model has produced so far: the JSON-escaped contents of the deltas."""
-        return self._tally.count()
 
     @property
     @abstractmethod
@@ -105,11 +104,16 @@ class JsonReader(UsageReader):
     def __init__(self, shape: Shape, loads: Loads = json.loads) -> None:
         super().__init__(shape, loads)
         self._parts: list[bytes] = []
+        self._produced = 0
         self._complete = False
 
     def feed(self, chunk: bytes) -> bytes:
         self._parts.append(chunk)
         return chunk
+
+    @property
+    def produced_bytes(self) -> int:
+        return self._produced
 
     @property
     def saw_done(self) -> bool:
@@ -121,7 +125,7 @@ class JsonReader(UsageReader):
         try:
             answer = self._loads(raw)
         except (ValueError, RecursionError):
-            self._tally.add(raw + b"\n")
+            self._produced = _text_bytes(self._shape, raw)
             return None
         if type(answer) is not dict:
             return None
@@ -129,7 +133,7 @@ class JsonReader(UsageReader):
         self.error = answer.get("error") is not None or answer.get("type") == "error"
         value = answer.get("usage")
         if value is None:
-            self._tally.add(raw + b"\n")
+            self._produced = _text_bytes(self._shape, raw)
         elif self._shape == "messages":
             counts = AnthropicCounts()
             self.malformed = not counts.add(value)
@@ -148,6 +152,7 @@ class StreamReader(UsageReader):
 
     def __init__(self, shape: Shape, *, withhold: bool = False, loads: Loads = json.loads) -> None:
         super().__init__(shape, loads)
+        self._tally = _Tally(shape)
         self._withhold = withhold
         self._marks = _MARKS[shape]
         self._splitter = Splitter()
@@ -175,6 +180,10 @@ class StreamReader(UsageReader):
         if self._matters(last) and self._read(last) and self._withhold:
             return b""
         return last if self._withhold else b""
+
+    @property
+    def produced_bytes(self) -> int:
+        return self._tally.count()
 
     @property
     def saw_done(self) -> bool:
@@ -259,6 +268,7 @@ class ConverseReader(UsageReader):
 
     def __init__(self, shape: Shape, loads: Loads = json.loads) -> None:
         super().__init__(shape, loads)
+        self._tally = _Tally(shape)
         self._splitter = eventstream.Splitter()
         self._stopped = False
 
@@ -272,6 +282,10 @@ class ConverseReader(UsageReader):
 
     def rest(self) -> bytes:
         return self._splitter.rest()
+
+    @property
+    def produced_bytes(self) -> int:
+        return self._tally.count()
 
     @property
     def saw_done(self) -> bool:
@@ -311,6 +325,12 @@ def reader_for(call: Call, *, event_stream: bool, loads: Loads = json.loads) -> 
 # -- how much text was produced ----------------------------------------------------------------------------------
 
 
+def _text_bytes(shape: Shape, data: bytes) -> int:
+    """Bytes of text in an answer, or in whole lines of a stream."""
+    pattern = _TALLIES.get(shape)
+    return sum(map(len, pattern.findall(data))) if pattern is not None else 0
+
+
 class _Tally:
     """Counts the text in deltas, for streams that break before their usage.
 
@@ -318,15 +338,12 @@ class _Tally:
     """
 
     def __init__(self, shape: Shape) -> None:
-        keys = _TEXT_KEYS.get(shape)
-        self._pattern = _TALLIES[shape] if keys else None
+        self._shape = shape
         self._chunks: list[bytes] = []
         self._size = 0
         self._counted = 0
 
     def add(self, chunk: bytes) -> None:
-        if self._pattern is None:
-            return
         self._chunks.append(chunk)
         self._size += len(chunk)
         if self._size > _TALLY_BYTES:
@@ -339,13 +356,13 @@ class _Tally:
 
     def _look(self) -> None:
         """Count what is whole; keep the line that is not complete (unless it is very long)."""
-        if self._pattern is None or not self._chunks:
+        if not self._chunks:
             return
         data = b"".join(self._chunks)
         cut = data.rfind(b"\n") + 1
         if len(data) - cut > _TALLY_BYTES:
             cut = len(data)
-        self._counted += sum(map(len, self._pattern.findall(data, 0, cut)))
+        self._counted += _text_bytes(self._shape, data[:cut])
         tail = data[cut:]
         self._chunks = [tail] if tail else []
         self._size = len(tail)
