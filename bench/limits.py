@@ -19,11 +19,13 @@ import redis.asyncio
 from rig import CannotRun, Rig
 
 from tollgate.adapters.redis_connection import RedisAddress, RedisConnection
-from tollgate.adapters.redis_limits import EPOCH, POLICY_VERSION, RedisLimitStore, Script, admit_call, read_decision
+from tollgate.adapters.redis_limits import EPOCH, POLICY_VERSION, RedisLimitStore, admit_call, read_decision
+from tollgate.adapters.redis_scripts import Script
 from tollgate.domain import keys
 from tollgate.domain.bucket_cache import BucketCache
-from tollgate.domain.limits import Admission, Budget, Concurrency, Rate, Scope, Settlement, Take, Unit, Window
-from tollgate.domain.terms import Bound, Claim, Cost
+from tollgate.domain.limits import Admission, Budget, BudgetTake, Concurrency, Rate, Scope, Settlement, Unit, Window
+from tollgate.domain.takes import Cost, Takes
+from tollgate.domain.terms import Bound, Claim
 from tollgate.services.admit import impossible
 
 CALLS, BATCH = 400, 40
@@ -74,12 +76,13 @@ class Bench:
         self.usual = redis.asyncio.Redis.from_url(self.url)
         self.script = Script("admit")
         self.claim = eight_limits()
-        for take in (takes := self.takes()):
-            if hasattr(take, "seed"):
+        first = list(self.takes())
+        for take in first:
+            if isinstance(take, BudgetTake):
                 take.seed = 0
-        assert (await self.store.admit(Admission("first", takes, MINUTE_US, "acme"))).admitted
+        assert (await self.store.admit(Admission("first", first, MINUTE_US, "acme"))).admitted
 
-    def takes(self) -> list[Take]:
+    def takes(self) -> Takes:
         return self.claim.takes(Cost(500, 500, 90, 90), time.time_ns() // 1000)
 
     async def one_bare(self) -> None:
@@ -92,9 +95,13 @@ class Bench:
 
     async def usual_admission(self) -> None:
         id, takes = f"r{next(self.ids)}", self.takes()
-        head = (f"{keys.tenant_subject('acme')}m:{id}", POLICY_VERSION, f"{keys.tenant_subject('acme')}version", EPOCH)
-        names, args = admit_call(Admission(id, takes, MINUTE_US, "acme"), head, 0)
-        reply = await self.usual.execute_command("EVALSHA", self.script.sha, len(names), *names, *args)
+        tenant = keys.tenant_subject("acme")
+        admission, head = Admission(id, takes, MINUTE_US, "acme"), (POLICY_VERSION, f"{tenant}version", EPOCH)
+        prepared, numbers = admit_call(self.script, admission, head, 0)
+        names = [f"{tenant}m:{id}", *prepared.names]
+        reply = await self.usual.execute_command(
+            "EVALSHA", self.script.sha, len(names), *names, numbers, *prepared.args
+        )
         assert read_decision(reply, len(takes), "redis").admitted
 
     async def one_admission(self) -> None:

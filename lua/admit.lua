@@ -21,13 +21,12 @@
 --       2 policy version   3 tenant version   4 epoch (us)
 --       then one per rate, one per budget, one per concurrency limit and, where the estimates are asked for, their key
 -- ARGV  numbers, packed; "each" means one per take, in the order of their keys
---       1 now (us; 0: the server's clock), hold life and grid (us; life 0: only look, take nothing), policy version,
---         tenant version (0: unversioned), epoch of rates (us; 0: as in KEYS[4]), rates, budgets, concurrency limits
---       2 each limit (burst in us; units; slots), then per rate: 1 if it can be settled, else 0; then per budget: start
---         and end of its window (us)
---       3 each cost (inc in us; units; 1)   4 each floor ('': the cost)
---       5 each seed: the TAT that another store knows (0: it knows none), or what the ledger knows; -1: nobody was asked
---         ('': nobody was, for any)
+--       1 of this call: now (us; 0: the server's clock), hold life and grid (us; life 0: only look, take nothing), policy
+--         version, tenant version (0: unversioned), epoch of rates (us; 0: as in KEYS[4]); each cost (inc in us; units; 1);
+--         then, where they differ or seeds follow, each floor; then, where somebody was asked, each seed: the TAT that
+--         another store knows (0: it knows none), or what the ledger knows; -1: nobody was asked
+--       2 of the plan: rates, budgets, concurrency limits; each limit (burst in us; units; slots); then per rate: 1 if it
+--         can be settled, else 0; then per budget: start and end of its window (us)
 -- Result one string, packed: status, now, policy version, tenant version, ...
 --       1 admitted (or would be) / 0 refused: then each value (TAT (us), committed, slots in use), what each was granted,
 --         and the estimates as settle.lua keeps them (nothing if there are none), where they were asked for
@@ -48,12 +47,16 @@ local call, tonumber, format, rep, sub = redis.call, tonumber, string.format, st
 local codec, unpack = struct or string, unpack or table.unpack
 local pack, read = codec.pack, codec.unpack
 
-local now, life, grid, policy, tenant, rates_since, rates, budgets, slots = read('<ddddddddd', ARGV[1])
-local takes = rates + budgets + slots
+local of_call, of_plan = #ARGV[1] / 8, #ARGV[2] / 8
+local asked, terms = {read('<' .. rep('d', of_call), ARGV[1])}, {read('<' .. rep('d', of_plan), ARGV[2])}
+local now, life, grid, policy, tenant, rates_since = unpack(asked, 1, 6)
+local rates, budgets = terms[1], terms[2]
+local takes = rates + budgets + terms[3]
 local each = '<' .. rep('d', takes)
-local terms, wanted = {read('<' .. rep('d', #ARGV[2] / 8), ARGV[2])}, {read(each, ARGV[3])}
-local least = ARGV[4] == '' and wanted or {read(each, ARGV[4])}
-local seeds = ARGV[5] ~= '' and {read(each, ARGV[5])}
+-- Where the columns begin: in what was asked (costs, floors, seeds), and in the terms (limits, what follows them).
+local COST, LIMIT, MORE = 6, 3, 3 + takes
+local FLOOR = of_call > COST + takes and COST + takes or COST
+local SEED = of_call > COST + 2 * takes and COST + 2 * takes
 if now == 0 then
   local time = call('TIME')
   now = time[1] * 1000000 + time[2]
@@ -83,7 +86,7 @@ local again = mark and #mark >= 16 and read('<d', mark, 9) > now
 local fits, shrunk, cold, steady, seeded, taken = true, false, '', expiry - now <= DEBTS, false, now
 local values = {0, 0, 0, 0, 0, 0, 0, 0} -- as long as usual, because growing costs
 for i = 1, rates do
-  local raw, burst = found[4 + i] or 0, terms[i]
+  local raw, burst = found[4 + i] or 0, terms[LIMIT + i]
   local tat, since = tonumber(raw), nil
   if not tat then
     tat, since = string.match(raw, '^(%d+) (%d+)$')
@@ -93,7 +96,7 @@ for i = 1, rates do
   if now < rates_since + burst then
     steady = false
     if since ~= rates_since and not again then
-      local seed = seeds and seeds[i] or -1
+      local seed = SEED and asked[SEED + i] or -1
       if seed < 0 then cold = cold .. pack('<d', i - 1) end
       if seed > tat then tat = seed end
       seeded = true
@@ -101,16 +104,16 @@ for i = 1, rates do
   end
   values[i] = tat
   local room = tat > now and now + burst - tat or burst
-  if wanted[i] > room then
-    if least[i] > room then fits = false end
-    wanted[i], shrunk = room, true
+  if asked[COST + i] > room then
+    if asked[FLOOR + i] > room then fits = false end
+    asked[COST + i], shrunk = room, true
   end
 end
 local places, sums = {0, 0, 0, 0}, {0, 0, 0, 0} -- of budgets and slots: where this request's hold is added, and to what
 for i = rates + 1, takes do
   local raw, gone = found[4 + i] or '', nil
   if i <= rates + budgets then
-    local window = takes + 2 * i - rates - 1
+    local window = MORE + 2 * i - rates - 1
     gone = terms[window + 1]
     if now < terms[window] or now >= gone then return pack('<d', 4) .. head end
   end
@@ -131,7 +134,7 @@ for i = rates + 1, takes do
   end
   local store = not mine and life > 0 -- whatever is decided: it costs nobody anything
   if gone and loaded < epoch then
-    local seed = seeds and seeds[i] or -1
+    local seed = SEED and asked[SEED + i] or -1
     if seed < 0 and not again then cold = cold .. pack('<d', i - 1) end
     if seed > spent then spent = seed end
     loaded, store = now, seed >= 0
@@ -148,10 +151,10 @@ for i = rates + 1, takes do
   places[i - rates], sums[i - rates] = mine, sum
   values[i] = spent + held
   if made > taken then taken = made end -- a settlement leaves alone what was made after this (clocks may go back)
-  local room = terms[i] - spent - held
-  if wanted[i] > room then
-    if least[i] > room then fits = false end
-    wanted[i], shrunk = room, true
+  local room = terms[LIMIT + i] - spent - held
+  if asked[COST + i] > room then
+    if asked[FLOOR + i] > room then fits = false end
+    asked[COST + i], shrunk = room, true
   end
 end
 if cold ~= '' then return pack('<d', 3) .. head .. cold end
@@ -159,9 +162,9 @@ if cold ~= '' then return pack('<d', 3) .. head .. cold end
 -- Then take all, or nothing.
 local take, granted = fits and life > 0 and not again, nil
 if take then
-  granted = shrunk and pack(each, unpack(wanted, 1, takes)) or ARGV[3]
+  granted = shrunk and pack(each, unpack(asked, COST + 1, COST + takes)) or sub(ARGV[1], 8 * COST + 1, 8 * (COST + takes))
   for i = rates + 1, takes do
-    local cost = wanted[i]
+    local cost = asked[COST + i]
     call('SETRANGE', KEYS[4 + i], places[i - rates] + 7, pack('<d', sums[i - rates] + cost))
     values[i] = values[i] + cost
   end
@@ -175,11 +178,11 @@ end
 local try = redis.pcall
 for i = 1, (take or seeded) and rates or 0 do
   local key, old, tat = KEYS[4 + i], values[i], values[i]
-  if take then tat = (old > now and old or now) + wanted[i] end
+  if take then tat = (old > now and old or now) + asked[COST + i] end
   local minute = tat - tat % MINUTE
   if not (steady and old >= minute and try('INCRBY', key, format('%d', tat - old)) == tat) then
-    local burst, last, cell = terms[i], minute + MINUTE, format('%d', tat)
-    if terms[takes + i] > 0 then last = last + math.max(expiry - now, DEBTS) end
+    local burst, last, cell = terms[LIMIT + i], minute + MINUTE, format('%d', tat)
+    if terms[MORE + i] > 0 then last = last + math.max(expiry - now, DEBTS) end
     if now < rates_since + burst then
       last, cell = math.max(last, rates_since + burst), format('%d %d', tat, rates_since)
     end

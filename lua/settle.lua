@@ -11,8 +11,8 @@
 -- KEYS  1 marker, then those to be moved: rates, budgets, concurrency limits; then the estimates, if there is a sample
 -- ARGV  1 numbers, packed as little-endian doubles:
 --       now (us; 0: the server's clock), rates, samples (0 or 1), then
---       per rate: position among the takes (from 1), used (us)
---       per budget and concurrency limit: position, used (the budget's unit; 0 of a slot, which is just freed)
+--       each position among the takes (from 1), in the order of the keys
+--       each amount used: of rates in us, of budgets in their unit, 0 of a slot (which is just freed)
 --       per sample: prompt bytes, prompt tokens, answer tokens (0: nothing to learn)
 -- Result 1 settled, 0 nothing to do
 
@@ -35,9 +35,10 @@ if now == 0 then
 end
 if expiry <= now then return 0 end -- the hold has expired, and is released
 
-local arg = 4
+local last = #KEYS - samples
+local PLACE, USED = 2, 1 + last -- where the columns begin, for the keys from the second on
 for k = 2, 1 + rates do
-  local key, raw, move = KEYS[k], found[k], n[arg + 1] - granted[2 + n[arg]]
+  local key, raw, move = KEYS[k], found[k], n[USED + k] - granted[2 + n[PLACE + k]]
   if raw and move ~= 0 then
     local old, epoch = tonumber(raw), ''
     if not old then
@@ -55,10 +56,9 @@ for k = 2, 1 + rates do
       end
     end
   end
-  arg = arg + 2
 end
-for k = 2 + rates, #KEYS - samples do
-  local key, raw, used, amount = KEYS[k], found[k], n[arg + 1], granted[2 + n[arg]]
+for k = 2 + rates, last do
+  local key, raw, used, amount = KEYS[k], found[k], n[USED + k], granted[2 + n[PLACE + k]]
   if raw and #raw >= 24 and #raw % 16 == 8 then
     local spent, _, made = read('<ddd', raw)
     for at = 25, made <= taken and #raw or 0, 16 do
@@ -69,14 +69,13 @@ for k = 2 + rates, #KEYS - samples do
       end
     end
   end
-  arg = arg + 2
 end
 
 if samples == 1 then
   local raw = found[#KEYS]
   local e = {0, 0, 0, 0}
   if raw and #raw == 32 then e = {read('<dddd', raw)} end
-  local bytes, tokens, answer = n[arg], n[arg + 1], n[arg + 2]
+  local bytes, tokens, answer = unpack(n, USED + last + 1, USED + last + 3)
   if tokens > 0 then
     e[1], e[2] = e[1] + bytes, e[2] + tokens
     if e[2] > 100000 then e[1], e[2] = e[1] / 2, e[2] / 2 end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import permutations
 
 from tests.contract.conftest import Driver
 from tests.contract.test_limit_store import MINUTE, NOON, TENANT, USER, budget, requests, slot, tokens
@@ -11,6 +12,7 @@ from tollgate.domain import keys
 from tollgate.domain.limits import Rate, RateTake, Scope, Settlement, Take, Unit, hold_expiry_us
 from tollgate.domain.records import UsageClose
 from tollgate.domain.replay import settlement_of
+from tollgate.domain.takes import Takes
 
 USED: list[int | None] = [None, 300, 300, 300, 40, 0]
 
@@ -34,7 +36,9 @@ def record(id: str, taken: list[Take], used: list[int | None], store: str = "") 
     """As the proxy writes it, and metering reads it."""
     settlement = Settlement(id, taken, used, "acme")
     told = tuple((take.kind, take.key, amount) for take, amount in zip(taken, used, strict=True))
-    close = a_close(id, settle=told, rates_us=settlement.rates_us(), store=store)
+    close = a_close(
+        id, settle=told, rates_us=tuple(Takes.of(settlement.takes).settled_us(settlement.used)), store=store
+    )
     return UsageClose.parse(json.loads(json.dumps(close.as_dict())))
 
 
@@ -103,6 +107,16 @@ class TestReading:
         assert settlement_of(old) is None
         assert settlement_of(a_close("a")) is None
         assert settlement_of(a_close("a", settle=(("b", "no braces", 7),))) is None
+
+    def test_a_record_in_no_stores_order_is_not_replayed(self) -> None:
+        told = (
+            ("r", f"{USER}:requests", None),
+            ("b", f"{TENANT}:b:tokens.day:2026-11-21", 7),
+            ("c", f"{TENANT}:slots", 0),
+        )
+        assert settlement_of(a_close("a", settle=told)) is not None
+        for wrong in permutations(told):
+            assert wrong == told or settlement_of(a_close("a", settle=wrong)) is None
 
     def test_whose_a_take_is_stands_in_its_key(self) -> None:
         subjects = {

@@ -30,7 +30,8 @@ from tests.redis_cluster import redis_cluster
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.redis_cluster_limits import RedisClusterLimitStore
 from tollgate.adapters.redis_connection import RedisAddress, RedisConnection
-from tollgate.adapters.redis_limits import EPOCH, POLICY_VERSION, SERVERS, Scripts, admit_call, read_decision
+from tollgate.adapters.redis_limits import EPOCH, POLICY_VERSION, SERVERS, admit_call, read_decision
+from tollgate.adapters.redis_scripts import Scripts
 from tollgate.domain import keys
 from tollgate.domain.bucket_cache import CAPACITY, BucketCache
 from tollgate.domain.limits import (
@@ -76,7 +77,8 @@ def test_a_million_addresses(redis: Redis) -> None:
     script, block = Scripts().admit, 5_000
     cache = BucketCache()
     one = Admission("x", [RateTake("", "", limit, 1, 1)], 1_000, "acme")  # only the keys' names differ
-    _, args = admit_call(one, ("", "", "", ""), 0)
+    prepared, numbers = admit_call(script, one, ("", "", ""), 0)
+    args = numbers, *prepared.args
 
     async def ask_for_all() -> None:
         connection = await RedisConnection.open(RedisAddress.parse(redis.url), 10)

@@ -18,7 +18,7 @@ from tests.redis_cluster import Cluster, redis_cluster
 from tollgate.adapters.failover import FailoverLimitStore
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.redis_cluster import hash_tag, slot_of
-from tollgate.adapters.redis_cluster_limits import SUSPECT, RedisClusterLimitStore, _grouped
+from tollgate.adapters.redis_cluster_limits import SUSPECT, RedisClusterLimitStore, _groups
 from tollgate.adapters.redis_limits import EPOCH
 from tollgate.domain import keys
 from tollgate.domain.limits import (
@@ -34,6 +34,7 @@ from tollgate.domain.limits import (
     refusal,
     remaining,
 )
+from tollgate.domain.takes import Takes
 from tollgate.ports import StoreUnavailable
 
 TENANT_SLOT = slot_of(hash_tag(keys.tenant_subject("acme")))
@@ -96,9 +97,9 @@ async def levels(store: RedisClusterLimitStore, *takes: Take) -> list[int]:
     """What each limit has left, asked with a request that cannot be admitted."""
     blocker = by_address(1, "198.51.100.99", cost=2)
     blocker.seed_us = 0
-    decision = await store.admit(admission(*takes, blocker))
+    decision = await store.admit(admission(blocker, *takes))
     assert decision.status is Status.REFUSED
-    return [remaining(take, value, decision.now_us) for take, value in zip(takes, decision.values, strict=False)]
+    return [remaining(take, value, decision.now_us) for take, value in zip(takes, decision.values[1:], strict=True)]
 
 
 class TestAllOrNothing:
@@ -108,7 +109,7 @@ class TestAllOrNothing:
                 takes = [everywhere(50), requests(10), now_budget(300), slot(1)]
                 assert (await store.admit(admission(by_address(1)))).admitted
                 for _ in range(20):  # the first is given back, the others are only looked at
-                    refused = await store.admit(admission(*takes, by_address(1)))
+                    refused = await store.admit(admission(by_address(1), *takes))
                     assert refused.status is Status.REFUSED
                     assert not any(refused.granted)
                 assert await levels(store, *takes) == [50, 10, 1000, 1]
@@ -119,16 +120,16 @@ class TestAllOrNothing:
     def test_a_request_that_was_given_back_may_come_again(self, cluster: Cluster) -> None:
         async def scenario() -> None:
             async with opened(cluster) as (store,):
-                call = admission(requests(1), now_budget(100, seed=None), by_address(5))
+                call = admission(requests(1), by_address(5), now_budget(100, seed=None))
                 assert (await store.admit(call)).status is Status.COLD
-                call.takes[1].seed = 950  # type: ignore[union-attr]  # a budget
+                call.takes[2].seed = 950  # type: ignore[union-attr]  # a budget
                 assert (await store.admit(call)).status is Status.REFUSED
-                call.takes[1] = now_budget(50)
+                call.takes[2] = now_budget(50)
                 assert (await store.admit(call)).admitted
-                used: list[int | None] = [None, 20, None]
+                used: list[int | None] = [None, None, 20]
                 assert await store.settle(Settlement(call.id, call.takes, used, "acme"))
                 assert not await store.settle(Settlement(call.id, call.takes, used, "acme"))
-                assert await levels(store, call.takes[1]) == [30]
+                assert await levels(store, call.takes[2]) == [30]
 
         run(scenario)
 
@@ -188,13 +189,13 @@ class TestAllOrNothing:
 
         async def scenario() -> None:
             call = admission(requests(1), by_address(10))
-            groups = list(_grouped(call.takes).values())
+            footprint = Takes.of(call.takes).footprint
             behind, ahead = 1_000 * DAY, 1_000 * DAY + 70_000_000
             answers = [
                 Decision(Status.REFUSED, behind, [behind + DAY], [0]),
                 Decision(Status.ADMITTED, ahead, [ahead + 6_000_000], [6_000_000]),
             ]
-            decision = store._merged(groups, answers, "", 2)
+            decision = store._merged(_groups(footprint), answers, "", footprint)
             assert (decision.status, decision.now_us) == (Status.REFUSED, ahead)
             found = refusal(call, decision)
             assert (found.take, found.wait_us) == (call.takes[0], DAY)
@@ -207,14 +208,14 @@ class TestMovingSlots:
     def test_a_slot_that_moved_is_followed_and_its_buckets_with_it(self, cluster: Cluster) -> None:
         async def scenario() -> None:
             async with opened(cluster) as (store,):
-                call = admission(requests(3), now_budget(100), by_address(10))
+                call = admission(requests(3), by_address(10), now_budget(100))
                 assert (await store.admit(call)).admitted
                 source = cluster.owner(TENANT_SLOT)
                 target = (source + 1) % 3
                 try:
                     cluster.move_slot(TENANT_SLOT, source, target)
                     assert cluster.owner(TENANT_SLOT) == target
-                    assert await store.settle(Settlement(call.id, call.takes, [None, 40, None], "acme"))
+                    assert await store.settle(Settlement(call.id, call.takes, [None, None, 40], "acme"))
                     assert [(await store.admit(admission(requests(3)))).admitted for _ in range(3)] == [
                         True,
                         True,
@@ -339,7 +340,7 @@ class TestFailures:
             store = FailoverLimitStore(primary, second, MemoryLimitStore(), lambda: "fallback")
             dead = cluster.owner(TENANT_SLOT)
             try:
-                takes = [now_budget(1), by_address(100)]
+                takes = [by_address(100), now_budget(1)]
                 assert (await store.admit(admission(*takes))).store == "redis"
                 cluster.kill(dead)
                 while store.deciding == "redis":
@@ -348,7 +349,7 @@ class TestFailures:
                 cluster.start(dead)
                 cluster.wait()
                 await until(lambda: store.deciding == "redis")
-                cold = await store.admit(admission(now_budget(1, seed=None), by_address(100)))
+                cold = await store.admit(admission(by_address(100), now_budget(1, seed=None)))
                 assert (cold.status, cold.store) == (Status.COLD, "redis")
             finally:
                 if dead not in cluster.processes:
@@ -364,10 +365,10 @@ class TestFailures:
         async def scenario() -> None:
             async with opened(cluster, 2) as (first, second):
                 for store in (first, second):
-                    assert (await store.admit(admission(now_budget(1), by_address(100)))).admitted
+                    assert (await store.admit(admission(by_address(100), now_budget(1)))).admitted
                 await first.reopen(MINUTE)
                 for store in (first, second):
-                    cold = await store.admit(admission(now_budget(1, seed=None), by_address(100)))
+                    cold = await store.admit(admission(by_address(100), now_budget(1, seed=None)))
                     assert (cold.status, cold.cold) == (Status.COLD, (0, 1))
                 loaded = by_address(100)
                 loaded.seed_us = 0

@@ -15,9 +15,9 @@ from tollgate.domain.policy import CEILING, Policy, TenantRecord
 from tollgate.domain.policy_check import check_record
 from tollgate.domain.policy_document import Document
 from tollgate.domain.prices import Price
+from tollgate.domain.takes import Cost
 from tollgate.domain.terms import (
     Claim,
-    Cost,
     Terms,
     compile_terms,
     ip_bounds,

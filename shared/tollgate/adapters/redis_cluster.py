@@ -24,6 +24,7 @@ from tollgate.adapters.redis_connection import (
     RedisReplyError,
     refused,
 )
+from tollgate.adapters.redis_scripts import ScriptCall
 from tollgate.domain.dataclass import dataclass
 from tollgate.ports import StoreUnavailable
 
@@ -50,18 +51,10 @@ def slot_of(tag: str) -> int:
 
 @dataclass(slots=True)
 class Call:
-    """One idempotent script call, all of whose keys are in `slot`."""
+    """One script call, all of whose keys are in `slot`."""
 
     slot: int
-    sha: str
-    source: bytes
-    names: Sequence[str]
-    args: Sequence[bytes | str | int]
-
-    def command(self, *, whole: bool = False) -> tuple[str | bytes | int, ...]:
-        """By the script's digest, or (`whole`) with its text, for a node that does not know it."""
-        head = ("EVAL", self.source) if whole else ("EVALSHA", self.sha)
-        return (*head, len(self.names), *self.names, *self.args)
+    script: ScriptCall
 
 
 class RedisCluster:
@@ -96,7 +89,7 @@ class RedisCluster:
             targets.append(connection)
         # All are sent in this tick, before the first reply is waited for.
         sent = [
-            target.call(*call.command()) if isinstance(target, RedisConnection) else target
+            target.send(call.script.by_digest) if isinstance(target, RedisConnection) else target
             for target, call in zip(targets, calls, strict=True)
         ]
         replies: list[Any] = []
@@ -186,7 +179,7 @@ class RedisCluster:
             else:  # CLUSTERDOWN, LOADING, READONLY ...
                 raise refused(error)
             allowed = connection.call("ASKING") if asking else None  # in one write with the call that it is for
-            reply = connection.call(*call.command(whole=whole))
+            reply = connection.send(call.script.whole() if whole else call.script.by_digest)
             try:
                 if allowed is not None:
                     await asyncio.wait((allowed, reply))

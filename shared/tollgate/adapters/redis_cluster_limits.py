@@ -9,7 +9,7 @@ rare, a group that refused lately is first only looked at, together with all the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from tollgate.adapters.lru import Lru
@@ -22,7 +22,6 @@ from tollgate.adapters.redis_limits import (
     NOTHING_GRANTED,
     POLICY_VERSION,
     SERVERS,
-    Script,
     ScriptedStore,
     admit_call,
     in_portions,
@@ -33,9 +32,11 @@ from tollgate.adapters.redis_limits import (
     spent_of,
     version_keys,
 )
+from tollgate.adapters.redis_scripts import Script, ScriptCall
 from tollgate.domain import keys
 from tollgate.domain.dataclass import dataclass
-from tollgate.domain.limits import Admission, Decision, RateTake, Settlement, Status, Take
+from tollgate.domain.limits import Admission, Decision, Settlement, Status
+from tollgate.domain.takes import Footprint, Takes
 from tollgate.ports import StoreUnavailable
 
 GLOBAL = hash_tag(POLICY_VERSION)
@@ -48,14 +49,14 @@ PRECEDENCE = (Status.STALE, Status.WINDOW, Status.COLD, Status.REFUSED, Status.A
 """Which group's answer is the admission's: what `lua/admit.lua` checks first."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Group:
-    """The part of an admission that one slot decides."""
+    """The part of a footprint that one slot decides."""
 
     tag: str
-    positions: list[int]
-    """Of its takes, among all."""
-    takes: list[Take]
+    places: Sequence[int]
+    """Of its limits, among all."""
+    footprint: Footprint
 
 
 class RedisClusterLimitStore(ScriptedStore):
@@ -84,18 +85,16 @@ class RedisClusterLimitStore(ScriptedStore):
         self._suspects: Lru[float] = Lru(MAX_SUSPECTS)
 
     async def admit(self, admission: Admission) -> Decision:
-        groups = _grouped(admission.takes)
-        groups.setdefault(GLOBAL, _Group(GLOBAL, [], []))
-        tenant = hash_tag(keys.tenant_subject(admission.tenant))
-        if admission.tenant_version or admission.ask:
-            groups.setdefault(tenant, _Group(tenant, [], []))
+        takes, tenant = Takes.of(admission.takes), hash_tag(keys.tenant_subject(admission.tenant))
+        versioned = admission.tenant_version or admission.ask
+        groups = _groups(takes.footprint, (GLOBAL, tenant) if versioned else (GLOBAL,))
         now = asyncio.get_running_loop().time()
         for _ in range(MAX_EPOCHS):
             epoch = self._epoch
-            look = any(self._suspects.get(tag, 0.0) > now for tag in groups)
-            decision = await self._decide(admission, list(groups.values()), tenant, look=look)
+            look = any(self._suspects.get(group.tag, 0.0) > now for group in groups)
+            decision = await self._decide(admission, takes, groups, tenant, look=look)
             if look and decision.admitted:
-                decision = await self._decide(admission, list(groups.values()), tenant, look=False)
+                decision = await self._decide(admission, takes, groups, tenant, look=False)
             if self._empty:
                 self._empty = False
                 await self.reopen(0)
@@ -106,27 +105,27 @@ class RedisClusterLimitStore(ScriptedStore):
         raise StoreUnavailable("the Redis Cluster changes its epoch too often")
 
     async def look(self, admission: Admission) -> Decision:
-        groups, tenant = _grouped(admission.takes), hash_tag(keys.tenant_subject(admission.tenant))
-        for tag in (GLOBAL, tenant):  # where the versions are
-            groups.setdefault(tag, _Group(tag, [], []))
+        takes, tenant = Takes.of(admission.takes), hash_tag(keys.tenant_subject(admission.tenant))
+        groups = _groups(takes.footprint, (GLOBAL, tenant))  # where the versions are
         for _ in range(MAX_EPOCHS):
-            decision = await self._decide(admission, list(groups.values()), tenant, look=True)
+            decision = await self._decide(admission, takes, groups, tenant, look=True)
             if decision.status is not Status.STALE:  # else a new epoch has begun
                 return decision
         raise StoreUnavailable("the Redis Cluster changes its epoch too often")
 
     async def settle(self, settlement: Settlement) -> bool:
-        return await self._settle(settlement, _grouped(settlement.takes).values())
+        takes = Takes.of(settlement.takes)
+        return await self._settle(settlement, takes, _groups(takes.footprint))
 
     async def replay(self, settlements: Sequence[Settlement]) -> int:
         settled = 0
         for some in in_portions(settlements):
             owners: dict[str, list[int]] = {}
             for position, each in enumerate(some):
-                for tag in _grouped(each.takes):
+                for tag in {hash_tag(take.key) for take in each.takes}:
                     owners.setdefault(tag, []).append(position)
             looks = [
-                self._call(tag, self._scripts.unsettled, [_marker(tag, some[i].id) for i in positions], ())
+                _to(tag, self._scripts.unsettled.call([_marker(tag, some[i].id) for i in positions], ()))
                 for tag, positions in owners.items()
             ]
             found = await self._run(looks)
@@ -153,18 +152,18 @@ class RedisClusterLimitStore(ScriptedStore):
 
     async def reopen(self, outage_us: int) -> None:
         """After an outage that began `outage_us` ago: have every budget loaded again before it is trusted."""
-        names, args = [EPOCH, SERVERS], [outage_us, self._now()]
-        (epoch,) = await self._run([self._call(GLOBAL, self._scripts.reopen, names, args)])
+        call = self._scripts.reopen.call([EPOCH, SERVERS], [outage_us, self._now()])
+        (epoch,) = await self._run([_to(GLOBAL, call)])
         self._epoch = max(self._epoch, epoch)
 
     async def cancel(self, admission: Admission) -> None:
         """Undo an admission whose answer was lost, as on a single node."""
-        for group in _grouped(admission.takes).values():
-            forget = self._call(
-                group.tag, self._scripts.forget, [_marker(group.tag, admission.id)], [NOTHING_GRANTED, FORGET_MS]
-            )
+        takes = Takes.of(admission.takes)
+        for group in _groups(takes.footprint):
+            marker = _marker(group.tag, admission.id)
+            forget = _to(group.tag, self._scripts.forget.call([marker], [NOTHING_GRANTED, FORGET_MS]))
             while not (await self._run([forget]))[0]:
-                await self._give_back(admission, [group])
+                await self._give_back(admission, takes, [group])
 
     async def ping(self) -> None:
         await self._cluster.ping()
@@ -174,13 +173,15 @@ class RedisClusterLimitStore(ScriptedStore):
 
     # -- one round
 
-    async def _decide(self, admission: Admission, groups: Sequence[_Group], tenant: str, *, look: bool) -> Decision:
+    async def _decide(
+        self, admission: Admission, takes: Takes, groups: Sequence[_Group], tenant: str, *, look: bool
+    ) -> Decision:
         """Ask all groups together; unless all admit, give back what any took."""
         calls: list[Call] = []
         for group in groups:
-            part, head = self._part(admission, group, tenant, look=look)
-            names, args = admit_call(part, head, self._now(), self._epoch)
-            calls.append(self._call(group.tag, self._scripts.admit, names, args))
+            part, head = self._part(admission, takes, group, tenant, look=look)
+            prepared, numbers = admit_call(self._scripts.admit, part, head, self._now(), self._epoch)
+            calls.append(_to(group.tag, prepared.call(_marker(group.tag, admission.id), numbers)))
         replies = await self._cluster.run(calls, all_or_none=True)
         answers: list[Decision] = []
         failure: StoreUnavailable | None = None
@@ -189,34 +190,36 @@ class RedisClusterLimitStore(ScriptedStore):
             if isinstance(reply, StoreUnavailable):
                 failure = reply
                 continue
-            answer = read_decision(reply, len(group.takes), self.name)
+            answer = read_decision(reply, len(group.places), self.name)
             answers.append(answer)
-            if answer.admitted and group.takes and (not look or any(answer.granted)):
+            if answer.admitted and group.places and (not look or any(answer.granted)):
                 taken.append(group)
         if failure is not None:
-            await self._give_back(admission, taken)
+            await self._give_back(admission, takes, taken)
             raise failure
-        decision = self._merged(groups, answers, tenant, len(admission.takes))
+        decision = self._merged(groups, answers, tenant, takes.footprint)
         if not decision.admitted:
-            await self._give_back(admission, taken)
+            await self._give_back(admission, takes, taken)
         return decision
 
     def _part(
-        self, admission: Admission, group: _Group, tenant: str, *, look: bool
-    ) -> tuple[Admission, tuple[str, str, str, str]]:
-        """A group's own admission, and its keys. The global group compares the policy's version, and the epoch in the
-        place of a tenant's; the tenant's group compares the tenant's; others nothing."""
+        self, admission: Admission, takes: Takes, group: _Group, tenant: str, *, look: bool
+    ) -> tuple[Admission, tuple[str, str, str]]:
+        """A group's own admission, and the head of its keys. The global group compares the policy's version, and the
+        epoch in the place of a tenant's; the tenant's group compares the tenant's; others nothing."""
         tag = group.tag
         life = 0 if look else admission.expires_us
-        part = Admission(admission.id, group.takes, life, admission.tenant)
+        part = Admission(admission.id, takes.at(group.footprint, group.places), life, admission.tenant)
         version = f"{{{tag}}}version"
         if tag == GLOBAL:
             part.policy_version, part.tenant_version, version = admission.policy_version, self._epoch, EPOCH
         elif tag == tenant:
             part.tenant_version, part.ask = admission.tenant_version, admission.ask
-        return part, (_marker(tag, admission.id), f"{{{tag}}}policy", version, f"{{{tag}}}epoch.{self._epoch}")
+        return part, (f"{{{tag}}}policy", version, f"{{{tag}}}epoch.{self._epoch}")
 
-    def _merged(self, groups: Sequence[_Group], answers: Sequence[Decision], tenant: str, takes: int) -> Decision:
+    def _merged(
+        self, groups: Sequence[_Group], answers: Sequence[Decision], tenant: str, footprint: Footprint
+    ) -> Decision:
         """One decision of all answers. Nodes' clocks differ a little, and a TAT is a moment of its own node's: it is
         told on the clock that is ahead."""
         found = {answer.status for answer in answers}
@@ -224,7 +227,7 @@ class RedisClusterLimitStore(ScriptedStore):
         now = max(answer.now_us for answer in answers)
         decision = Decision(status, now, store=self.name)
         until = asyncio.get_running_loop().time() + SUSPECT
-        values, granted = [0] * takes, [0] * takes
+        values, granted = [0] * len(footprint.keys), [0] * len(footprint.keys)
         for group, answer in zip(groups, answers, strict=True):
             if group.tag == GLOBAL:
                 decision.policy_version = answer.policy_version
@@ -234,42 +237,41 @@ class RedisClusterLimitStore(ScriptedStore):
                 decision.tenant_version, decision.told = answer.tenant_version, answer.told
             if answer.status is Status.REFUSED:
                 self._suspects.put(group.tag, until)
-            seen = zip(group.positions, group.takes, answer.values, answer.granted, strict=False)
-            for position, take, value, amount in seen:
+            for place, value, amount in zip(group.places, answer.values, answer.granted, strict=False):
                 if status is Status.ADMITTED:
-                    values[position], granted[position] = value, amount
+                    values[place], granted[place] = value, amount
                 else:  # given back
-                    values[position] = value - amount
-                if isinstance(take, RateTake):
-                    values[position] += now - answer.now_us
+                    values[place] = value - amount
+                if place < footprint.rates:
+                    values[place] += now - answer.now_us
         if status in (Status.ADMITTED, Status.REFUSED):
             decision.values, decision.granted = values, granted
         elif status is Status.COLD:
-            cold = (group.positions[i] for group, answer in zip(groups, answers, strict=True) for i in answer.cold)
+            cold = (group.places[i] for group, answer in zip(groups, answers, strict=True) for i in answer.cold)
             decision.cold = tuple(sorted(cold))
         return decision
 
-    async def _give_back(self, admission: Admission, taken: Sequence[_Group]) -> None:
+    async def _give_back(self, admission: Admission, takes: Takes, taken: Sequence[_Group]) -> None:
         """Settle these groups as if nothing had been used. Idempotent, as settling is."""
         if taken:
-            await self._settle(nothing_used(admission), taken)
+            await self._settle(nothing_used(admission), takes, taken)
 
-    async def _settle(self, settlement: Settlement, groups: Iterable[_Group]) -> bool:
+    async def _settle(self, settlement: Settlement, takes: Takes, groups: Sequence[_Group]) -> bool:
         calls: list[Call] = []
         for group in groups:
-            used = [settlement.used[i] for i in group.positions]
-            part = Settlement(settlement.id, group.takes, used, settlement.tenant)
+            used = [settlement.used[i] for i in group.places]
+            part = Settlement(settlement.id, takes.at(group.footprint, group.places), used, settlement.tenant)
             if settlement.sample is not None and group.tag == hash_tag(settlement.learn):
                 part.sample, part.learn = settlement.sample, settlement.learn
-            names, args = settle_call(part, _marker(group.tag, settlement.id), self._now())
-            calls.append(self._call(group.tag, self._scripts.settle, names, args))
+            prepared, numbers = settle_call(self._scripts.settle, part, self._now())
+            calls.append(_to(group.tag, prepared.call(_marker(group.tag, settlement.id), numbers)))
         return any(await self._run(calls))
 
     async def _for_each_tag(self, script: Script, values: Mapping[str, int]) -> None:
         parts: dict[str, list[str]] = {}
         for name in values:
             parts.setdefault(hash_tag(name), []).append(name)
-        await self._run([self._call(tag, script, part, [values[name] for name in part]) for tag, part in parts.items()])
+        await self._run([_to(tag, script.call(part, [values[name] for name in part])) for tag, part in parts.items()])
 
     async def _run(self, calls: Sequence[Call]) -> list[Any]:
         """All replies; the first failure is raised after all calls were made."""
@@ -279,20 +281,23 @@ class RedisClusterLimitStore(ScriptedStore):
                 raise reply
         return replies
 
-    def _call(self, tag: str, script: Script, names: Sequence[str], args: Sequence[bytes | str | int]) -> Call:
-        return Call(slot_of(tag), script.sha, script.source, names, args)
 
-
-def _grouped(takes: Sequence[Take]) -> dict[str, _Group]:
-    groups: dict[str, _Group] = {}
-    for position, take in enumerate(takes):
-        tag = hash_tag(take.key)
-        group = groups.get(tag)
-        if group is None:
-            group = groups[tag] = _Group(tag, [], [])
-        group.positions.append(position)
-        group.takes.append(take)
+def _groups(footprint: Footprint, also: Sequence[str] = ()) -> Sequence[_Group]:
+    """What each slot decides; of the tags in `also`, be it nothing."""
+    memo = footprint.memo
+    if ("groups", also) not in memo:
+        places: dict[str, list[int]] = {}
+        for place, key in enumerate(footprint.keys):
+            places.setdefault(hash_tag(key), []).append(place)
+        for tag in also:
+            places.setdefault(tag, [])
+        memo["groups", also] = [_Group(tag, some, footprint.part(some)) for tag, some in places.items()]
+    groups: Sequence[_Group] = memo["groups", also]
     return groups
+
+
+def _to(tag: str, call: ScriptCall) -> Call:
+    return Call(slot_of(tag), call)
 
 
 def _marker(tag: str, id: str) -> str:

@@ -171,13 +171,16 @@ class RedisConnection(asyncio.Protocol):
 
     def call(self, *command: str | bytes | int) -> asyncio.Future[Any]:
         """Issue one command. The future gives its reply, or raises `RedisReplyError` or `StoreUnavailable`."""
+        return self.send(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub says one-element tuple
+
+    def send(self, packed: bytes) -> asyncio.Future[Any]:
+        """As `call`, for a command that is in Redis's protocol already."""
         future: asyncio.Future[Any] = self._loop.create_future()
         if self._broken is not None or len(self._pending) + len(self._out) >= MAX_PENDING:
             future.set_exception(_again(self._broken or Overloaded("too many Redis commands in flight")))
             return future
         if not self._out:
             self._loop.call_soon(self._flush)
-        packed = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub says one-element tuple
         self._out.append((packed, future))
         return future
 

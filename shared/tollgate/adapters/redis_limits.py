@@ -4,11 +4,9 @@ settlement."""
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from tollgate.adapters.redis_connection import (
@@ -21,19 +19,19 @@ from tollgate.adapters.redis_connection import (
     RedisReplyError,
     refused,
 )
+from tollgate.adapters.redis_scripts import Prepared, Script, ScriptCall, Scripts
 from tollgate.domain import keys
 from tollgate.domain.estimates import Learned
 from tollgate.domain.limits import (
     FOREVER_US,
     Admission,
-    BudgetTake,
     Decision,
     RateTake,
     Settlement,
-    SlotTake,
     Status,
     hold_grid_us,
 )
+from tollgate.domain.takes import Footprint, Takes
 from tollgate.ports import StoreUnavailable
 
 EPOCH = keys.global_subject() + "epoch"
@@ -46,36 +44,6 @@ BUDGET_KEYS = "{*}*:b:*"
 """Matches every budget (`terms.py`), and perhaps something else."""
 FORGET_MS = 60_000
 """How long an admission is awaited that was cancelled: no network holds a command back for longer."""
-
-
-class Script:
-    """One file of `lua/`, called by its digest and sent whole where Redis does not know it (after SCRIPT FLUSH)."""
-
-    def __init__(self, name: str) -> None:
-        self.source = (_lua_folder() / f"{name}.lua").read_bytes()
-        self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
-
-
-class Scripts:
-    """All of them."""
-
-    def __init__(self) -> None:
-        self.admit = Script("admit")
-        self.settle = Script("settle")
-        self.unsettled = Script("unsettled")
-        self.raise_floor = Script("raise_floor")
-        self.publish = Script("publish")
-        self.reopen = Script("reopen")
-        self.forget = Script("forget")
-
-
-def _lua_folder() -> Path:
-    """`lua/` beside the package (a deployed bundle) or beside its source root (a checkout)."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package.parent / "lua", package.parent.parent / "lua"):
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(f"no lua/ folder beside {package}: the installation is incomplete")
 
 
 class ScriptedStore:
@@ -113,30 +81,29 @@ class RedisLimitStore(ScriptedStore):
         self._node = RedisNode(RedisAddress.parse(url), reply_timeout, login, self._greet)
 
     async def admit(self, admission: Admission) -> Decision:
-        subject = keys.tenant_subject(admission.tenant)
-        head = (f"{subject}m:{admission.id}", POLICY_VERSION, f"{subject}version", EPOCH)
-        names, args = admit_call(admission, head, self._now())
-        return read_decision(await self._run(self._scripts.admit, names, args), len(admission.takes), self.name)
+        markers, head = _names(admission.tenant)
+        prepared, numbers = admit_call(self._scripts.admit, admission, head, self._now())
+        reply = await self._run(prepared.call(markers + admission.id, numbers))
+        return read_decision(reply, len(admission.takes), self.name)
 
     async def look(self, admission: Admission) -> Decision:
         return await self.admit(admission)
 
     async def settle(self, settlement: Settlement) -> bool:
-        marker = f"{keys.tenant_subject(settlement.tenant)}m:{settlement.id}"
-        names, args = settle_call(settlement, marker, self._now())
-        return bool(await self._run(self._scripts.settle, names, args))
+        prepared, numbers = settle_call(self._scripts.settle, settlement, self._now())
+        return bool(await self._run(prepared.call(_names(settlement.tenant)[0] + settlement.id, numbers)))
 
     async def replay(self, settlements: Sequence[Settlement]) -> int:
         settled = 0
         for some in in_portions(settlements):
-            markers = [f"{keys.tenant_subject(each.tenant)}m:{each.id}" for each in some]
-            held = [some[i] for i in await self._run(self._scripts.unsettled, markers, ())]
+            markers = [_names(each.tenant)[0] + each.id for each in some]
+            held = [some[i] for i in await self._run(self._scripts.unsettled.call(markers, ()))]
             settled += sum(await asyncio.gather(*(self.settle(each) for each in held)))
         return settled
 
     async def raise_floor(self, spent: Mapping[str, int]) -> None:
         if spent:
-            await self._run(self._scripts.raise_floor, list(spent), list(spent.values()))
+            await self._run(self._scripts.raise_floor.call(list(spent), list(spent.values())))
 
     async def budget_keys(self) -> AsyncIterator[Sequence[str]]:
         async for page in scanned(await self._node.connected(), BUDGET_KEYS):
@@ -147,18 +114,18 @@ class RedisLimitStore(ScriptedStore):
 
     async def publish(self, *, policy: int = 0, tenants: Mapping[str, int] | None = None) -> None:
         if versions := version_keys(policy, tenants):
-            await self._run(self._scripts.publish, list(versions), list(versions.values()))
+            await self._run(self._scripts.publish.call(list(versions), list(versions.values())))
 
     async def reopen(self, outage_us: int) -> None:
         """After an outage that began `outage_us` ago: have every budget loaded again before it is trusted."""
-        await self._run(self._scripts.reopen, [EPOCH, SERVERS], [outage_us, self._now()])
+        await self._run(self._scripts.reopen.call([EPOCH, SERVERS], [outage_us, self._now()]))
 
     async def cancel(self, admission: Admission) -> None:
         """Undo an admission whose answer was lost. It may have been made, or be made later: what a stalled server or
         network holds back is not gone with its connection."""
-        marker = f"{keys.tenant_subject(admission.tenant)}m:{admission.id}"
         nothing = nothing_used(admission)
-        while not await self._run(self._scripts.forget, [marker], [NOTHING_GRANTED, FORGET_MS]):
+        forget = self._scripts.forget.call([_names(admission.tenant)[0] + admission.id], [NOTHING_GRANTED, FORGET_MS])
+        while not await self._run(forget):
             await self.settle(nothing)
 
     async def ping(self) -> None:
@@ -179,26 +146,28 @@ class RedisLimitStore(ScriptedStore):
         except RedisReplyError as error:  # a replica, say, or a server that is loading
             raise StoreUnavailable(f"Redis answered {error}") from error
 
-    async def _run(
-        self, script: Script, names: Sequence[str], args: Sequence[bytes | str | int], *, again: bool = False
-    ) -> Any:
+    async def _run(self, call: ScriptCall) -> Any:
         """One script call; all are idempotent. Where the connection breaks (it does not time out), the call is repeated
         once, on a new one and with the whole script: Redis restarted, or closed an idle connection."""
         connection = self._node.connection or await self._node.connected()
         try:
-            try:
-                if not again:
-                    return await connection.call("EVALSHA", script.sha, len(names), *names, *args)
-            except RedisReplyError as error:
-                if error.code != "NOSCRIPT":
-                    raise
-            return await connection.call("EVAL", script.source, len(names), *names, *args)
+            return await connection.send(call.by_digest)
+        except RedisReplyError as error:
+            if error.code != "NOSCRIPT":
+                raise refused(error) from error
+        except ConnectionLost:
+            connection = await self._node.connected()
+        try:
+            return await connection.send(call.whole())
         except RedisReplyError as error:
             raise refused(error) from error
-        except ConnectionLost:
-            if again:
-                raise
-        return await self._run(script, names, args, again=True)
+
+
+@lru_cache(maxsize=16_384)
+def _names(tenant: str) -> tuple[str, tuple[str, str, str]]:
+    """What the markers of a tenant's requests begin with, and the head of its admissions (`admit_call`)."""
+    subject = keys.tenant_subject(tenant)
+    return f"{subject}m:", (POLICY_VERSION, f"{subject}version", EPOCH)
 
 
 async def scanned(connection: RedisConnection, pattern: str) -> AsyncIterator[Sequence[str]]:
@@ -249,82 +218,63 @@ def nothing_used(admission: Admission) -> Settlement:
 
 # -- the scripts' arguments and results ------------------------------------------------------------------------------
 
-Args = list[bytes | str]
-
 
 def admit_call(
-    admission: Admission, head: tuple[str, str, str, str], now_us: int, epoch_us: int = 0
-) -> tuple[list[str], Args]:
-    """KEYS and ARGV for `lua/admit.lua`. `head`: the keys of the request's marker, the policy's version, the tenant's
-    version, and the epoch; `epoch_us`: the epoch of rates, where that is not the one in the last of these keys."""
-    names = [*head]
+    script: Script, admission: Admission, head: tuple[str, str, str], now_us: int, epoch_us: int = 0
+) -> tuple[Prepared, bytes]:
+    """The call of `lua/admit.lua`, which lacks the key of the request's marker, and the numbers of this one. `head`:
+    the keys of the policy's version, the tenant's version, and the epoch; `epoch_us`: the epoch of rates, where that is
+    not the one in the last of these keys."""
+    takes = Takes.of(admission.takes)
+    memo = takes.footprint.memo
+    prepared: Prepared | None = memo.get((head, admission.ask))
+    if prepared is None:
+        names = [*head, *takes.footprint.keys, *([admission.ask] if admission.ask else [])]
+        prepared = memo[head, admission.ask] = Prepared(script, names, [_terms(takes.footprint)])
     life = admission.expires_us
-    limits: list[int] = []
-    settled: list[int] = []
-    windows: list[int] = []
-    costs: list[int] = []
-    floors: list[int] = []
-    seeds: list[int] = []
-    slots = 0
-    for take in admission.takes:
-        names.append(take.key)
-        if isinstance(take, SlotTake):
-            slots += 1
-            cost = floor = 1
-            limit, seed = take.limit.amount, None
-        elif slots or (windows and isinstance(take, RateTake)):
-            raise ValueError("an admission's takes are rates, then budgets, then slots")
-        elif isinstance(take, RateTake):
-            cost, floor, seed, limit = take.inc_us, take.floor_us, take.seed_us, take.limit.burst_us
-            settled.append(take.limit.refundable)
-        else:
-            cost, floor, seed, limit = take.cost, take.floor, take.seed, take.limit.amount
-            windows += (take.start_us, take.end_us)
-        limits.append(limit)
-        costs.append(cost)
-        floors.append(floor)
-        seeds.append(-1 if seed is None else seed)
-    if admission.ask:
-        names.append(admission.ask)
-    versions = (admission.policy_version, admission.tenant_version)
-    return names, [
-        packed((now_us, life, hold_grid_us(life), *versions, epoch_us, len(settled), len(windows) // 2, slots)),
-        _packed_before((*limits, *settled, *windows)),
-        packed(costs),
-        b"" if floors == costs else packed(floors),
-        b"" if max(seeds, default=-1) < 0 else packed(seeds),
-    ]
+    versions = admission.policy_version, admission.tenant_version
+    numbers = [now_us, life, hold_grid_us(life), *versions, epoch_us, *takes.costs]
+    if takes.seeds is not None:
+        numbers += takes.floors
+        numbers += [-1 if seed is None else seed for seed in takes.seeds]
+    elif takes.floors is not takes.costs:
+        numbers += takes.floors
+    return prepared, packed(numbers)
 
 
-def settle_call(settlement: Settlement, marker: str, now_us: int) -> tuple[list[str], Args]:
-    """KEYS and ARGV for `lua/settle.lua`; what does not move is left out."""
-    names = [marker]
-    sample = settlement.sample
-    numbers = [now_us, 0, int(sample is not None)]
-    position = 0
-    for take, used in zip(settlement.takes, settlement.used, strict=True):
-        position += 1
-        if isinstance(take, RateTake):
-            if used is None:
-                continue
-            numbers[1] += 1
-            numbers += (position, take.limit.inc_us(used))
-        else:
-            numbers += (position, (used or 0) if isinstance(take, BudgetTake) else 0)
-        names.append(take.key)
+def _terms(footprint: Footprint) -> bytes:
+    """What a plan says, which is the same for many calls."""
+    counts = footprint.rates, footprint.budgets, footprint.slots
+    settled = [rate.refundable for rate in footprint.buckets]
+    windows = [moment for _, start, end in footprint.spans for moment in (start, end)]
+    return packed([*counts, *footprint.maxima, *settled, *windows])
+
+
+def settle_call(script: Script, settlement: Settlement, now_us: int) -> tuple[Prepared, bytes]:
+    """The call of `lua/settle.lua`, in the same way; rates that do not move are left out."""
+    takes, used, sample = Takes.of(settlement.takes), settlement.used, settlement.sample
+    footprint = takes.footprint
+    rates, budgets = footprint.rates, footprint.budgets
+    moved = tuple([place for place in range(rates) if used[place] is not None])
+    learn = settlement.learn if sample is not None else ""
+    known: tuple[Prepared, Sequence[int]] | None = footprint.memo.get(("settle", moved, learn))
+    if known is None:
+        places = [*moved, *range(rates, len(takes))]
+        names = [footprint.keys[place] for place in places] + ([learn] if learn else [])
+        known = Prepared(script, names), [place + 1 for place in places]
+        footprint.memo["settle", moved, learn] = known
+    prepared, positions = known
+    numbers = [now_us, len(moved), sample is not None, *positions, *(settlement.rates_us or takes.settled_us(used))]
+    numbers += [amount or 0 for amount in used[rates : rates + budgets]]
+    numbers += [0] * footprint.slots
     if sample is not None:
-        names.append(settlement.learn)
         numbers += (sample.prompt_bytes, sample.prompt_tokens, sample.answer_tokens)
-    return names, [packed(numbers)]
+    return prepared, packed(numbers)
 
 
 def packed(numbers: Sequence[int]) -> bytes:
     """As the scripts read them: little-endian doubles, exact below 2^53."""
     return _doubles(len(numbers)).pack(*numbers)
-
-
-_packed_before = lru_cache(maxsize=4096)(packed)
-"""For what a plan says, which is the same for many calls."""
 
 
 @lru_cache(maxsize=512)
@@ -342,14 +292,13 @@ _SPENT = struct.Struct("<d")
 
 
 def read_decision(reply: bytes, takes: int, store: str) -> Decision:
-    """The answer of `lua/admit.lua` to an admission of so many takes; its states are parallel to them."""
-    status, now, policy, tenant = map(int, _HEAD.unpack_from(reply))
-    decision = Decision(_STATUSES[status], now, [], [], (), policy, tenant, store)
-    if status <= 1:
-        numbers = list(map(int, _doubles(2 * takes).unpack_from(reply, _HEAD.size)))
-        decision.values, decision.granted = numbers[:takes], numbers[takes:]
-        decision.told = Learned.unpacked(reply[_HEAD.size + 16 * takes :])
-    elif status == 3:
+    """The answer of `lua/admit.lua` to an admission of so many takes."""
+    decided = _doubles(4 + 2 * takes)
+    if len(reply) < decided.size:
+        status, now, policy, tenant = map(int, _HEAD.unpack_from(reply))
         cold = reply[_HEAD.size :]
-        decision.cold = tuple(map(int, _doubles(len(cold) // 8).unpack(cold)))
-    return decision
+        places = tuple(map(int, _doubles(len(cold) // 8).unpack(cold)))
+        return Decision(_STATUSES[status], now, (), (), places, policy, tenant, store)
+    status, now, policy, tenant, *numbers = map(int, decided.unpack_from(reply))
+    told = Learned.unpacked(reply[decided.size :]) if len(reply) > decided.size else None
+    return Decision(_STATUSES[status], now, numbers[:takes], numbers[takes:], (), policy, tenant, store, told)

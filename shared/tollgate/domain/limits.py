@@ -218,7 +218,7 @@ class Admission:
     """
 
     id: str
-    takes: list[Take]
+    takes: Sequence[Take]
     expires_us: int
     tenant: str = ""
     tenant_version: int = 0
@@ -371,21 +371,13 @@ class Settlement:
     """
 
     id: str
-    takes: list[Take]
+    takes: Sequence[Take]
     used: list[int | None]
     tenant: str = ""
     store: str = ""
     """Which store admitted it (`Decision.store`)."""
+    rates_us: list[int] | None = None
+    """What each rate that moves is settled with, in µs of TAT, where that was computed already (`Takes.settled_us`)."""
     sample: Sample | None = None
     """What the call used, for the estimates under `learn`; a store that keeps none ignores it."""
     learn: str = ""
-
-    def rates_us(self) -> tuple[int, ...]:
-        """What each rate that moves was settled with, in microseconds of TAT, for the usage record."""
-        return tuple(
-            [
-                min(take.limit.inc_us(used), FOREVER_US)
-                for take, used in zip(self.takes, self.used, strict=True)
-                if used is not None and isinstance(take, RateTake)
-            ]
-        )

@@ -30,7 +30,10 @@ _MEMBERS = {"u": Scope.USER, "k": Scope.KEY, "t": Scope.TEAM}
 
 
 def settlement_of(close: UsageClose) -> Settlement | None:
-    """The settlement that `close` tells of; None where there is none, or an older proxy did not tell all of it."""
+    """The settlement that `close` tells of; None where there is none, where an older proxy did not tell all of it, or
+    where it is not in a store's order."""
+    if "".join([kind for kind, _, _ in close.settle]).lstrip("r").lstrip("b").lstrip("c"):
+        return None
     takes: list[Take] = []
     used: list[int | None] = []
     rates = iter(close.rates_us)

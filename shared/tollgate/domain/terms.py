@@ -13,33 +13,20 @@ from tollgate.domain import keys
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.identity import Identity
 from tollgate.domain.limits import (
+    FOREVER_US,
     PERIOD_US,
     Budget,
-    BudgetTake,
     Concurrency,
     Limit,
     Rate,
-    RateTake,
     Scope,
-    SlotTake,
-    Take,
     Unit,
     Window,
 )
 from tollgate.domain.policy import BudgetSpec, LimitSpec, ModelSpec, PlanSpec, Policy, TenantRecord, in_force
 from tollgate.domain.prices import Price, Tariffs
 from tollgate.domain.restrictions import restrictions
-
-
-@dataclass(slots=True)
-class Cost:
-    """What one request is expected to use, before it is sent. `least_*` is what it needs when its answer's length
-    is only a guess (which may shrink); equal to the whole where the caller gave a maximum."""
-
-    tokens: int
-    least_tokens: int
-    microusd: int
-    least_microusd: int
+from tollgate.domain.takes import Cost, Footprint, Span, Takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,60 +39,83 @@ class Bound:
 
 
 class Claim:
-    """Every limit that calls of one kind meet, in the order in which stores take them. What is the same for each call
-    (one request of a rate, one slot) is made once; the rest is filled in with a call's cost."""
+    """Every limit that calls of one kind meet. They are laid out once, and again when a budget's window ends; then only
+    a call's cost is filled in."""
 
-    __slots__ = ("_budgets", "_requests", "_slots", "_tokens")
+    __slots__ = ("_bounds", "_counted", "_footprint", "_from_us", "_requests", "_slots", "_tokens", "_until_us")
 
     def __init__(self, bounds: Iterable[Bound]) -> None:
-        self._requests: list[RateTake] = []
-        self._tokens: list[tuple[str, str, Rate]] = []
-        self._budgets: list[tuple[str, str, Budget]] = []
-        self._slots: list[SlotTake] = []
+        requests, tokens, budgets, slots = list[Bound](), list[Bound](), list[Bound](), list[Bound]()
         for bound in bounds:
             limit = bound.limit
             if isinstance(limit, Concurrency):
-                self._slots.append(SlotTake(bound.subject, bound.key, limit))
+                slots.append(bound)
             elif isinstance(limit, Budget):
-                self._budgets.append((bound.subject, bound.key, limit))
-            elif limit.unit is Unit.REQUESTS:
-                self._requests.append(RateTake(bound.subject, bound.key, limit, 1, 1))
+                budgets.append(bound)
             else:
-                self._tokens.append((bound.subject, bound.key, limit))
+                (requests if limit.unit is Unit.REQUESTS else tokens).append(bound)
+        self._bounds = [*requests, *tokens, *budgets, *slots]
+        self._requests = [rate.inc_us(1) for rate in _rates(requests)]
+        self._tokens = _rates(tokens)
+        self._counted = [bound.limit.unit for bound in budgets]
+        self._slots = [1] * len(slots)
+        self._footprint: Footprint | None = None
+        self._from_us = self._until_us = 0
 
     @property
     def rates(self) -> list[Rate]:
         """Those of the takes, in their order."""
-        return [take.limit for take in self._requests] + [rate for _, _, rate in self._tokens]
+        return _rates(self._bounds)
 
-    def takes(self, cost: Cost, now_us: int) -> list[Take]:
+    def takes(self, cost: Cost, now_us: int) -> Takes:
         """What one call takes from each limit; from budgets in the windows that contain `now_us`."""
-        found: list[Take] = [*self._requests]
-        tokens, least = cost.tokens, cost.least_tokens
-        for subject, key, rate in self._tokens:
-            found.append(RateTake(subject, key, rate, tokens, least))
-        for subject, key, budget in self._budgets:
-            label, start, end = budget.window.bounds(now_us)
-            if budget.unit is Unit.TOKENS:
-                amount, floor = tokens, least
-            elif budget.unit is Unit.MICROUSD:
-                amount, floor = cost.microusd, cost.least_microusd
-            else:
-                amount = floor = 1
-            found.append(BudgetTake(subject, f"{key}:{label}", budget, amount, floor, label, start, end))
-        found += self._slots
-        return found
+        footprint = self._footprint
+        if footprint is None or not self._from_us <= now_us < self._until_us:
+            footprint = self._laid_out(now_us)
+        costs = self._amounts(cost.tokens, cost.microusd)
+        if cost.tokens == cost.least_tokens and cost.microusd == cost.least_microusd:
+            return Takes(footprint, costs, costs, cost=cost)
+        return Takes(footprint, costs, self._amounts(cost.least_tokens, cost.least_microusd), cost=cost)
 
     def used(self, tokens: int, microusd: int, *, sent: bool) -> list[int | None]:
         """What to settle for each take, in its unit: real usage; nothing moves for request rates; a request that never
         left the gateway (`sent` is False) does not count against a budget of requests."""
         amounts: list[int | None] = [None] * len(self._requests)
         amounts += [tokens] * len(self._tokens)
-        for _, _, budget in self._budgets:
-            unit = budget.unit
-            amounts.append(tokens if unit is Unit.TOKENS else microusd if unit is Unit.MICROUSD else int(sent))
+        amounts += _counts(self._counted, tokens, microusd, int(sent))
         amounts += [0] * len(self._slots)
         return amounts
+
+    def _amounts(self, tokens: int, microusd: int) -> list[int]:
+        """Of a call that uses so much: µs of each rate's TAT, units of each budget, a slot of each other limit."""
+        found = [*self._requests, *[rate.inc_us(tokens) for rate in self._tokens]]
+        found += _counts(self._counted, tokens, microusd, 1)
+        found += self._slots
+        return found
+
+    def _laid_out(self, now_us: int) -> Footprint:
+        keys, spans = list[str](), list[Span]()
+        self._from_us, self._until_us = 0, FOREVER_US
+        for bound in self._bounds:
+            key = bound.key
+            if isinstance(bound.limit, Budget):
+                span = label, start, end = bound.limit.window.bounds(now_us)
+                spans.append(span)
+                key = f"{key}:{label}"
+                self._from_us, self._until_us = max(self._from_us, start), min(self._until_us, end)
+            keys.append(key)
+        made = Footprint([b.subject for b in self._bounds], keys, [b.limit for b in self._bounds], spans)
+        self._footprint = made
+        return made
+
+
+def _rates(bounds: Iterable[Bound]) -> list[Rate]:
+    return [bound.limit for bound in bounds if isinstance(bound.limit, Rate)]
+
+
+def _counts(units: Iterable[Unit], tokens: int, microusd: int, requests: int) -> list[int]:
+    """How much of each of these units."""
+    return [tokens if u is Unit.TOKENS else microusd if u is Unit.MICROUSD else requests for u in units]
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,8 @@ from tollgate.domain.limits import (
     remaining,
 )
 from tollgate.domain.restrictions import restrictions
-from tollgate.domain.terms import Claim, Cost
+from tollgate.domain.takes import Cost
+from tollgate.domain.terms import Claim
 from tollgate.ports import LimitStore, Spending, StoreUnavailable
 from tollgate.services.directory import Directory, speaking
 from tollgate.services.look import look

@@ -27,11 +27,11 @@ from tollgate.domain.limits import (
     Status,
     Take,
     Unit,
-    Window,
 )
 from tollgate.domain.policy import DegradeSpec, Policy, TenantRecord
 from tollgate.domain.restrictions import restrictions
-from tollgate.domain.terms import Claim, Cost, Terms
+from tollgate.domain.takes import Cost, Takes
+from tollgate.domain.terms import Claim, Terms
 from tollgate.ports import LimitStore, Overloaded, PolicyUnavailable, Spending, StoreUnavailable
 from tollgate.services.directory import Directory, Entitlement, speaking
 from tollgate.services.standing import RETRY_AFTER_US, check_standing
@@ -85,10 +85,16 @@ class Grant:
     decision: Decision
     cost: Cost
 
+    @property
+    def takes(self) -> Takes:
+        """What was taken, as columns."""
+        return Takes.of(self.admission.takes)
+
     def settlement(self, tokens: int, microusd: int, *, counts: bool) -> Settlement:
         """What was really used; `counts`: also as a request (see `counts_as_request`)."""
         amounts, taken = self.claim.used(tokens, microusd, sent=counts), self.admission
-        return Settlement(taken.id, taken.takes, amounts, taken.tenant, self.decision.store)
+        rates_us = self.takes.settled_us(amounts)
+        return Settlement(taken.id, taken.takes, amounts, taken.tenant, self.decision.store, rates_us)
 
 
 class Admitter:
@@ -125,7 +131,7 @@ class Admitter:
             clock = self._clock()
             now = self._cache.now_us(clock)
             cost = expected_cost(entitlement.terms, request, guess)
-            taken = entitlement.claim.takes(cost, now)
+            taken: Sequence[Take] = entitlement.claim.takes(cost, now)
             rule = entitlement.terms.plan.degrade
             if rule is not None and (lower := await self._lower(who, ip, request, entitlement, rule, taken, now)):
                 request, guess = lower, _cut(guess, lower)
@@ -326,15 +332,12 @@ def _seeded(take: Take, seeds: Mapping[str, int]) -> Take:
 
 def impossible(admission: Admission, now_us: int) -> tuple[Admission, Decision] | None:
     """A refusal of what is above a whole burst or budget: no store needs to be asked, and no wait can help."""
-    takes: list[Take] = []
-    for take in admission.takes:
-        if isinstance(take, RateTake):
-            if take.floor_us > take.limit.burst_us:
-                takes.append(take)
-        elif isinstance(take, BudgetTake) and take.floor > take.limit.amount and take.limit.window is not Window.LIFE:
-            takes.append(take)
-    if not takes:
+    every = Takes.of(admission.takes)
+    if every.possible:
         return None
+    takes = [
+        take for take, needed, most in zip(every, every.floors, every.footprint.ceilings, strict=True) if needed > most
+    ]
     known = Admission(admission.id, takes, admission.expires_us, admission.tenant)
     return known, Decision(Status.REFUSED, now_us, [0] * len(takes))
 

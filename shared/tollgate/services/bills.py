@@ -12,7 +12,7 @@ from typing import Any
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.estimates import LEAST_PROMPT, Sample
 from tollgate.domain.identity import Identity
-from tollgate.domain.limits import BudgetTake, hold_expiry_us
+from tollgate.domain.limits import hold_expiry_us
 from tollgate.domain.policy import RouteSpec
 from tollgate.domain.prices import Tariff
 from tollgate.domain.records import Outcome, UsageClose, UsageOpen, counts_as_request
@@ -114,7 +114,7 @@ class Bills:
         if tariff.priced == "ceiling" and cost:
             self._unpriced.tell(grant.request.model, served.upstream, served.model, now)
         counts = counts_as_request(outcome, status, tokens)
-        settlement = grant.settlement(tokens, cost, counts=counts)
+        settlement, footprint = grant.settlement(tokens, cost, counts=counts), grant.takes.footprint
         # else it says nothing of the model
         if outcome == "ok" and not known.estimated and grant.request.degraded is None:
             sample = sample_of(job.call, known)
@@ -146,15 +146,9 @@ class Bills:
                 "latency_ms": (now - job.started_us) // 1000 if now > job.started_us else 0,
                 "first_byte_ms": job.first_byte_us // 1000 if job.first_byte_us > 0 else 0,
                 "store": grant.decision.store,
-                "settle": [
-                    (take.kind, take.key, used) for take, used in zip(settlement.takes, settlement.used, strict=True)
-                ],
-                "rates_us": settlement.rates_us(),
-                "budget_models": [
-                    (take.key, sorted(take.limit.models))
-                    for take in settlement.takes
-                    if isinstance(take, BudgetTake) and take.limit.models is not None
-                ],
+                "settle": list(zip(footprint.kinds, footprint.keys, settlement.used, strict=True)),
+                "rates_us": settlement.rates_us,
+                "budget_models": footprint.models,
             }
         )
 

@@ -36,7 +36,8 @@ from tollgate.domain.policy import (
     TenantRecord,
     in_force,
 )
-from tollgate.domain.terms import Bound, Claim, Cost, credit_budget, overridden
+from tollgate.domain.takes import Cost
+from tollgate.domain.terms import Bound, Claim, credit_budget, overridden
 from tollgate.ports import LimitStore, Spending
 from tollgate.services.admit import Request, objection
 from tollgate.services.directory import Directory
@@ -141,7 +142,7 @@ def _request(model: str, api: Api) -> Request:
 
 async def _look(
     claim: Claim, cost: Cost, now_us: int, tenant: str, store: LimitStore, ledger: Spending
-) -> tuple[list[Take], Decision]:
+) -> tuple[Sequence[Take], Decision]:
     """The store's answer; where our clock is on another day, for the day that it is there."""
     takes = claim.takes(cost, now_us)
     decision = await look(takes, tenant, store, ledger)
