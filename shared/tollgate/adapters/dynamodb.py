@@ -70,12 +70,12 @@ class Expression:
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
-        self._values: dict[int | str, str] = {}
+        self._values: dict[int | str | frozenset[str], str] = {}
 
     def name(self, attribute: str) -> str:
         return self._names.setdefault(attribute, f"#{len(self._names)}")
 
-    def value(self, value: int | str) -> str:
+    def value(self, value: int | str | frozenset[str]) -> str:
         return self._values.setdefault(value, f":{len(self._values)}")
 
     @property
@@ -93,17 +93,18 @@ class Expression:
 
 
 class Write(Expression):
-    """One UpdateItem: what it sets and removes, and the conditions that must all hold."""
+    """One UpdateItem: what it sets, adds to sets and removes, and the conditions that must all hold."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sets: list[str] = []
+        self.adds: list[str] = []
         self.removes: list[str] = []
         self.conditions: list[str] = []
 
     @property
     def update(self) -> str:
-        clauses = (("SET ", self.sets), ("REMOVE ", self.removes))
+        clauses = (("SET ", self.sets), ("ADD ", self.adds), ("REMOVE ", self.removes))
         return " ".join(verb + ", ".join(terms) for verb, terms in clauses if terms)
 
     @property
@@ -299,9 +300,11 @@ async def pause(attempt: int) -> None:
     await asyncio.sleep(random.uniform(0, 0.025 * 2 ** min(attempt, 5)))
 
 
-def encode(value: int | str) -> dict[str, Any]:
+def encode(value: int | str | frozenset[str]) -> dict[str, Any]:
     if isinstance(value, bool):
         return {"BOOL": value}
+    if isinstance(value, frozenset):
+        return {"SS": sorted(value)}
     return {"N": str(value)} if isinstance(value, int) else {"S": value}
 
 

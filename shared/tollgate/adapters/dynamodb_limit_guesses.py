@@ -27,17 +27,19 @@ class Guess:
     crowded: bool | None = None
     """Whether holds shared their expiry then; None: it was not seen. (By now the crowd may be gone, or just come. That
     it is there is the guess that no condition contradicts.)"""
+    in_windows: int = 0
+    """Of how many writes it told then by their windows."""
     trends: dict[str, int] = field(default_factory=dict)
     """Rate -> 0 to 3: how often it was busy where that could not be told beforehand."""
 
     @classmethod
     def right(cls, item: Item, now: int) -> Guess:
         """Of an item that is before us."""
-        return cls(item, item.crowded(now))
+        return cls(item, item.crowded(now), item.in_windows)
 
     def after(self, item: Item, now: int) -> Guess:
         """For the next time, now that the item looks like this; without what makes items large."""
-        return Guess(Item(item.numbers), item.crowded(now), self.trends)
+        return Guess(Item(item.numbers), item.crowded(now), item.in_windows, self.trends)
 
     def busy(self, rate: str, now: int) -> bool:
         """Whether the rate's TAT lies in the future."""

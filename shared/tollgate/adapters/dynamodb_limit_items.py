@@ -9,7 +9,7 @@
         ~<counter><s>   what requests hold together of a counter that expires at that epoch second
         k, q            how many `=` there are; until when (µs) there should be no more
         i0 .. if        the last writes of all ids that hash to there: when, and whose
-    i00 .. i7f      the same, of containers that have just lost a reply; gone a minute after the last
+        j<window>       whose writes there were in those seconds, of containers that have just lost a reply
     h#<id>              marker of an admitted request: e: expiry (µs), g: granted, w: where, n: which call, s: settler
     v#policy, v#<tenant>   v: newest version
 
@@ -22,12 +22,14 @@ and an item is about 1 KB however many requests are in flight.
 
 Whose write it was is told by the request's own hold, or by its entry in `i0` to `if`. A lost reply is thereby found to
 have been a charge, or found to have been none: the entry is older than the write. Where somebody else has taken the
-entry meanwhile, nobody can tell, and it is not charged again. Who has lost a reply expects to lose more, and chooses
-among more entries for a while: they cost an item up to 2 KB, so nobody else does.
+entry meanwhile, nobody can tell, and it is not charged again. Who has lost a reply expects to lose more, and for a
+while is told among those of the same seconds, whose place nobody takes. Some seconds later they are removed; but a busy
+item has a few KB of them, so nobody else is told there.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import field
 from hashlib import blake2b
@@ -44,9 +46,15 @@ SINGLE_HOLDS, SINGLE_CROWD = 16, 48
 expiry with others instead, and has others do so for a while; from the second on, no further hold stands alone."""
 CROWDED_US = 60 * SECOND_US
 """That while."""
-IDS, MORE_IDS = 16, 128
-"""Entries for whose writes an item has seen; the second number for who has just lost a reply."""
-MORE_IDS_KEPT_US = 60 * SECOND_US
+IDS = 16
+"""Entries for whose writes an item has seen."""
+WINDOW_US = 2 * SECOND_US
+"""How long the writes go on that are told together."""
+WINDOW_TELLS_US, WINDOW_KEPT_US = 3 * SECOND_US, 10 * SECOND_US
+"""How long after a write another may begin that asks for it there; and for how long they are kept: until that has timed
+out, by whichever clock."""
+MOST_IN_WINDOWS = 512
+"""Of one item, some 4 KB; who sees as many leaves no more."""
 TELLS_US = 30 * SECOND_US
 """For how long after a write its entry, or that there is none, tells whether it was done."""
 IDS_COUNT_US = 10 * SECOND_US
@@ -116,6 +124,7 @@ class Item:
     """TATs, counters, `k`, `q` and `ttl`."""
     holds: dict[str, Hold] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
+    windows: dict[str, frozenset[str]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, plain: Plain) -> Item:
@@ -127,6 +136,8 @@ class Item:
                 item.numbers[name] = value
             elif isinstance(value, str) and name[0] == "i":
                 item.ids[name] = value
+            elif isinstance(value, list) and _WINDOW.fullmatch(name):
+                item.windows[name] = frozenset(map(str, value))
             elif name != "pk":
                 raise _foreign(name)
         return item
@@ -141,23 +152,33 @@ class Item:
 
     def has(self, mark: Mark, now: int) -> bool:
         """Whether whose mark it is has written here."""
+        if mark.text in self.windows.get(mark.entry, ()):
+            return True
         entry = self.ids.get(mark.entry, "")
         return single(mark.id) in self.holds or (entry.endswith(mark.text) and entry >= _moment(now - IDS_COUNT_US))
 
     def has_not(self, mark: Mark, since_us: int, now: int) -> bool:
         """Whether whose mark it is, not found here, has certainly not written since `since_us` (but a hold of its
         own)."""
+        if mark.at_us:  # the write that brought the item here was not made too late
+            return True
         if since_us < now - TELLS_US:
             return False
         return self.ids.get(mark.entry, "") < _moment(since_us - CLOCKS_DIFFER_US)
 
-    def outworn(self, now: int) -> dict[str, str]:
-        """Entries that nobody asks for any more, among those that are not there for good."""
-        old = _moment(now - MORE_IDS_KEPT_US)
-        return {name: entry for name, entry in self.ids.items() if len(name) > 2 and entry < old}
+    @property
+    def in_windows(self) -> int:
+        """How many writes are told by their windows."""
+        return sum(map(len, self.windows.values()))
+
+    def outworn(self, now: int) -> list[str]:
+        """Windows that nobody asks for any more."""
+        last = _window(now - WINDOW_KEPT_US - WINDOW_US)
+        return [name for name in self.windows if name < last]
 
 
 _HOLD = ("=", "~")
+_WINDOW = re.compile(r"j[0-9a-f]{9}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +215,15 @@ class Mark:
     """Who has written."""
 
     id: str
-    more: bool = False
-    """Whether its entry is one of the many."""
+    at_us: int = 0
+    """When it is left in a window; 0: in an entry."""
 
     @property
     def entry(self) -> str:
+        if self.at_us:
+            return _window(self.at_us)
         chance = blake2b(self.id.encode("utf-8", "surrogatepass"), digest_size=1).digest()[0]
-        return f"i{chance % MORE_IDS:02x}" if self.more else f"i{chance % IDS:x}"
+        return f"i{chance % IDS:x}"
 
     @property
     def text(self) -> str:
@@ -208,19 +231,34 @@ class Mark:
 
     def leave(self, write: Write, now: int) -> None:
         """Have the item remember who has written, and refuse the second time."""
-        entry, mine, old = write.name(self.entry), write.value(self.text), write.value(_moment(now - IDS_COUNT_US))
-        write.conditions.append(f"(NOT contains({entry}, {mine}) OR {entry} < {old})")
+        entry, mine = write.name(self.entry), write.value(self.text)
+        if self.at_us:
+            write.conditions.append(f"NOT contains({entry}, {mine})")
+        else:
+            old = write.value(_moment(now - IDS_COUNT_US))
+            write.conditions.append(f"(NOT contains({entry}, {mine}) OR {entry} < {old})")
         self._set(write, now)
 
     def leave_unless(self, lost: Mark, since_us: int, write: Write, now: int) -> None:
         """The same, only if `lost`, whose reply was lost, has certainly not written since `since_us`."""
-        entry, before = write.name(lost.entry), write.value(_moment(since_us - CLOCKS_DIFFER_US))
-        write.conditions.append(f"(attribute_not_exists({entry}) OR {entry} < {before})")
+        entry = write.name(lost.entry)
+        if lost.at_us:
+            write.conditions.append(f"NOT contains({entry}, {write.value(lost.text)})")
+        else:
+            before = write.value(_moment(since_us - CLOCKS_DIFFER_US))
+            write.conditions.append(f"(attribute_not_exists({entry}) OR {entry} < {before})")
         write.conditions.append(f"attribute_not_exists({write.name(single(lost.id))})")
         self._set(write, now)
 
     def _set(self, write: Write, now: int) -> None:
-        write.sets.append(f"{write.name(self.entry)} = {write.value(_moment(now) + self.text)}")
+        if self.at_us:
+            write.adds.append(f"{write.name(self.entry)} {write.value(frozenset({self.text}))}")
+        else:
+            write.sets.append(f"{write.name(self.entry)} = {write.value(_moment(now) + self.text)}")
+
+    def lapsed(self, since_us: int, now: int) -> bool:
+        """Whether a write that begins now would come too late to tell whether another did at `since_us`."""
+        return self.at_us < now - WINDOW_TELLS_US if self.at_us else since_us < now - TELLS_US
 
 
 def nobody_can_tell(what: str) -> StoreUnavailable:
@@ -231,6 +269,11 @@ def nobody_can_tell(what: str) -> StoreUnavailable:
 def _moment(us: int) -> str:
     """Milliseconds, as text in the order of time."""
     return f"{us // 1000:011x}"
+
+
+def _window(us: int) -> str:
+    """In the order of time."""
+    return f"j{us // WINDOW_US:09x}"
 
 
 def forget(write: Write, ids: Iterable[str], now: int, but: Mark | None = None) -> None:

@@ -72,8 +72,8 @@ class Plan:
     now: int
     alone: bool = False
     """Whether its only member's hold stands alone."""
-    wary: bool = False
-    """Whether its reply may well be lost."""
+    window_us: int = 0
+    """When it is made, if its reply may well be lost."""
     members: list[Asked] = field(default_factory=list)
     granted: list[list[int]] = field(default_factory=list)
     """Of each member, of each of its takes."""
@@ -85,10 +85,10 @@ class Plan:
     @property
     def mark(self) -> Mark:
         """What the write leaves: its only member's, or its own."""
-        if len(self.members) == 1 and (self.alone or not self.wary):
+        if len(self.members) == 1 and (self.alone or not self.window_us):
             return Mark(self.members[0].admission.id)
         self.own_id = self.own_id or os.urandom(8).hex()
-        return Mark(self.own_id, self.wary)
+        return Mark(self.own_id, self.window_us)
 
     @property
     def rates(self) -> list[str]:
@@ -144,12 +144,12 @@ class Plan:
 
 
 def next_plan(
-    asked: Sequence[Asked], guess: Guess, unknown: Unknown, now: int, tries: int, *, wary: bool = False
+    asked: Sequence[Asked], guess: Guess, unknown: Unknown, now: int, tries: int, *, window_us: int = 0
 ) -> Plan:
     """Whom to serve next. At first, when the item may have changed: the first of them, and those behind him as long as
     all that can ever fit is left for them; no cost shrinks for what is only guessed. Then all who fit into the item as
     it was a moment ago; and after some tries with no more than each needs, which others disturb less."""
-    plan, values = Plan(now, _alone(asked, guess), wary), dict[str, int]()
+    plan, values = Plan(now, _alone(asked, guess), window_us), dict[str, int]()
     for one in asked:
         part, takes = one.part, one.part.takes
         names = [counter(take) for take in takes]

@@ -20,13 +20,13 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tollgate.adapters import dynamodb_limit_writes as writes
 from tollgate.adapters.dynamodb import AGAIN_WITHIN_S, ConditionFailed, Key, Table, Unsure, Write, again
 from tollgate.adapters.dynamodb_limit_crowds import Crowds, Waiting
 from tollgate.adapters.dynamodb_limit_guesses import Guess
-from tollgate.adapters.dynamodb_limit_items import DAY_S, TELLS_US, Item, Mark, forget, nobody_can_tell
+from tollgate.adapters.dynamodb_limit_items import DAY_S, MOST_IN_WINDOWS, Item, Mark, forget, nobody_can_tell
 from tollgate.adapters.dynamodb_limit_moves import MOST_NAMES, Move, giving_back, write_of
 from tollgate.adapters.dynamodb_limit_parts import Part, Unknown
 from tollgate.adapters.dynamodb_limit_plans import Asked, Attempt, Plan, next_plan
@@ -56,11 +56,12 @@ class Moving:
 
 
 class SubjectItems:
-    """`unknown`: how a rate starts that is not in the table."""
+    """`unknown`: how a rate starts that is not in the table. `clock` (µs): DynamoDB's, as it is known here."""
 
-    def __init__(self, table: Table, unknown: Unknown) -> None:
+    def __init__(self, table: Table, unknown: Unknown, clock: Callable[[], int]) -> None:
         self.unknown = unknown
         self._table = table
+        self._clock = clock
         self._known: Lru[Guess] = Lru(KNOWN)
         self._lost: Lru[Attempt | None] = Lru(KNOWN)
         """Writes that may or may not have been done, by request and item."""
@@ -77,9 +78,10 @@ class SubjectItems:
         keys: list[Key] = [{"pk": pk} for pk in sorted(set(pks))]
         return {plain["pk"]: Item.read(plain) for plain in await self._table.get_many(keys)}
 
-    @property
-    def _wary(self) -> bool:
-        return time.monotonic() < self._wary_until
+    def _window_us(self, guess: Guess) -> int:
+        """When a write is made whose reply may well be lost, and whose mark the item has room for; else 0."""
+        wary = time.monotonic() < self._wary_until and guess.in_windows < MOST_IN_WINDOWS
+        return self._clock() if wary else 0
 
     # -- taking --------------------------------------------------------------------------------------------------
 
@@ -90,7 +92,7 @@ class SubjectItems:
         lost = self._lost.get(asked.name, None)
         if lost is None:
             return await self._taking.join(part.pk, asked)
-        if lost.at_us < now - TELLS_US and not lost.alone:
+        if lost.mark.lapsed(lost.at_us, now) and not lost.alone:
             raise nobody_can_tell("charged")
         alone = Waiting[Asked, bool](asked)
         await self._take(part.pk, [alone], lost)
@@ -110,7 +112,7 @@ class SubjectItems:
                 raise StoreUnavailable(f"DynamoDB: what a subject has left changes faster than {MAX_TRIES} tries")
             if plan is None:
                 asked = [one.asked for one in crowd]
-                plan = next_plan(asked, guess, self.unknown, now, tries, wary=self._wary)
+                plan = next_plan(asked, guess, self.unknown, now, tries, window_us=self._window_us(guess))
             if not plan.members:
                 await self._refuse(asked, guess.item, now)
                 crowd = _told(crowd)
@@ -130,7 +132,7 @@ class SubjectItems:
                 lost = lost or plan.attempts()
                 for one, attempt in zip(plan.members, lost, strict=True):
                     self._lost.put(one.name, attempt)
-                if time.monotonic() - started > AGAIN_WITHIN_S:
+                if time.monotonic() - started > AGAIN_WITHIN_S or self._too_late(lost[0].mark):
                     raise
                 continue
             except Overloaded:
@@ -185,10 +187,10 @@ class SubjectItems:
 
     async def _move(self, pk: str, moving: Sequence[Moving]) -> None:
         now, only = max(one.now for one in moving), moving[0] if len(moving) == 1 else None
-        mark = Mark(only.id if only is not None else os.urandom(8).hex(), self._wary)
         undo, tells = only is not None and only.undo, only is not None and only.move.tells
         moves = [one.move for one in moving]
         known = guess = self._known.get(pk, Guess())
+        mark = Mark(only.id if only is not None else os.urandom(8).hex(), self._window_us(guess))
         lost, started = False, time.monotonic()
         for _ in range(MAX_TRIES):
             write = write_of(moves, guess, now)
@@ -214,7 +216,7 @@ class SubjectItems:
                 continue
             except Unsure:
                 self._wary_until = time.monotonic() + WARY_S
-                if undo or time.monotonic() - started > AGAIN_WITHIN_S:
+                if undo or time.monotonic() - started > AGAIN_WITHIN_S or self._too_late(mark):
                     raise
                 lost = True
                 continue
@@ -226,6 +228,10 @@ class SubjectItems:
                 await self._mend(pk, writes.keep_until(needed))
             return
         raise StoreUnavailable(f"DynamoDB: what a subject has left changes faster than {MAX_TRIES} tries")
+
+    def _too_late(self, mark: Mark) -> bool:
+        """Whether the mark's window may be gone before another write asks for it."""
+        return mark.at_us > 0 and mark.lapsed(0, self._clock())
 
     async def give_back(self, part: Part, id: str, now: int) -> None:
         """Undo what this call took, if it took something."""

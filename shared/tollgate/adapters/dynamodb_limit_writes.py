@@ -107,14 +107,13 @@ def start_half(part: Part, unknown: Unknown, now: int) -> Write | None:
 
 
 def release(item: Item, now: int) -> Write | None:
-    """Free some of the expired holds, each exactly as it was seen; and entries that nobody asks for."""
+    """Free some of the expired holds, each exactly as it was seen; and windows that nobody asks for."""
     write, freed = Write(), dict[str, int]()
     expired = list(item.expired(now).items())[:RELEASED_AT_ONCE]
-    outworn = list(item.outworn(now).items())[: RELEASED_AT_ONCE - len(expired)]
-    for name, entry in outworn:
-        attribute = write.name(name)
-        write.conditions.append(f"{attribute} = {write.value(entry)}")
-        write.removes.append(attribute)
+    outworn = item.outworn(now)[: RELEASED_AT_ONCE - len(expired)]
+    for name in outworn:
+        write.conditions.append(f"attribute_exists({write.name(name)})")
+        write.removes.append(write.name(name))
     for name, hold in expired:
         attribute = write.name(name)
         write.conditions.append(f"{attribute} = {write.value(hold.written)}")

@@ -67,7 +67,7 @@ class DynamoLimitStore:
         self._clock = clock
         self._table = Table(client, table, patient=False)
         self._reads = Reads(self._table, consistent=True)
-        self._subjects = SubjectItems(self._table, Unknown(half=unknown == "half"))
+        self._subjects = SubjectItems(self._table, Unknown(half=unknown == "half"), self._now)
         self._markers = Markers(self._table)
         self._versions = Versions(self._table)
 

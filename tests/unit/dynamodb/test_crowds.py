@@ -282,7 +282,8 @@ class TestInTheTable:
         take = rate(Scope.TENANT, unit=Unit.TOKENS, cost=10)
         assert world.admit(take).admitted
         world.now += 0 if busy else MINUTE
-        items, pk = SubjectItems(Table(world.calls, world.table, patient=False), Unknown()), f"s#{take.subject}"
+        table, pk = Table(world.calls, world.table, patient=False), f"s#{take.subject}"
+        items = SubjectItems(table, Unknown(), lambda: world.now)
         deltas = [30, -4, 20, -7]
 
         async def settle() -> None:

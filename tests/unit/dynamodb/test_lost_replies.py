@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -10,12 +11,14 @@ from typing import Any
 import pytest
 
 from tests.records import NOON
-from tests.unit.dynamodb.world import DAY_S, SECOND, World, budget, loaded, rate, slot
+from tests.unit.dynamodb.world import DAY_S, MINUTE, SECOND, World, budget, loaded, rate, slot
 from tollgate.adapters import dynamodb, dynamodb_limit_items, dynamodb_limit_subjects
 from tollgate.adapters.aws import AwsError
-from tollgate.adapters.dynamodb_limit_items import counter
+from tollgate.adapters.dynamodb_limits import DynamoLimitStore
 from tollgate.adapters.http_message import ClosedEarly
 from tollgate.domain.limits import (
+    Admission,
+    RateTake,
     Scope,
     Status,
     Unit,
@@ -107,23 +110,101 @@ class TestLostReplies:
             world.admit(take, id="a")
         assert world.number(take) == NOON + take.inc_us
 
-    def test_who_has_lost_a_reply_marks_its_writes_where_few_others_do(self, world: World) -> None:
-        """For a minute; and a minute after the last of them they are gone."""
-        take = rate(Scope.USER, 1000)
-
-        def more() -> set[str]:
-            names = world.items()[f"s#{take.subject}"].keys() - {"pk", "ttl", counter(take)}
-            return {name for name in names if len(name) > 2}
-
-        assert world.admit(take).admitted
-        assert not more()
+    def wary(self, world: World, store: DynamoLimitStore | None = None) -> None:
+        """Have the store lose a first reply, for a subject that nobody else asks for."""
+        subject, somebody = uuid.uuid4().hex, rate(Scope.USER)
         self.drop(world, lambda n: n == 0)
+        assert world.admit(replace(somebody, subject=subject, key=f"{subject}:rate"), store=store).admitted
+        world.calls.fault = None
+
+    def lose(self, world: World, take: RateTake, *, others: int = 0, late: int = 0) -> None:
+        """Lose every other reply from now on; meanwhile a container that has lost replies, too, takes so often, and so
+        much time passes (µs)."""
+        other, writes, meanwhile = world.container(), 0, False
+        self.wary(world, other)
+
+        async def fault(operation: str, payload: dict[str, Any]) -> None:
+            nonlocal writes, meanwhile
+            if operation != "UpdateItem" or meanwhile or (writes := writes + 1) % 2 == 0:
+                return
+            with suppress(AwsError):
+                await world.client.call(operation, payload)
+            meanwhile = True
+            for _ in range(others):
+                assert (await other.admit(Admission(uuid.uuid4().hex, [take], MINUTE, "acme"))).admitted
+            meanwhile = False
+            world.now += late
+            raise ClosedEarly("the reply was dropped", after_bytes=0)
+
+        world.calls.fault = fault
+
+    def windows(self, world: World, take: RateTake) -> dict[str, int]:
+        """How many writes the item tells by their windows."""
+        item = world.items()[f"s#{take.subject}"]
+        return {name: len(value) for name, value in item.items() if name.startswith("j")}
+
+    def test_who_has_lost_a_reply_is_told_among_those_of_the_same_seconds(self, world: World) -> None:
+        """For a minute; and some seconds after the last of them they are gone."""
+        take = rate(Scope.USER, 1000)
+        assert world.admit(take).admitted
+        assert self.windows(world, take) == {}
+        self.wary(world)
         assert all(world.admit(take).admitted for _ in range(5))
-        assert 3 <= len(more()) <= 5
-        world.now += dynamodb_limit_items.MORE_IDS_KEPT_US + SECOND
+        world.now += 2 * dynamodb_limit_items.WINDOW_US
+        assert world.admit(take).admitted
+        assert list(self.windows(world, take).values()) == [5, 1]
+        world.now += dynamodb_limit_items.WINDOW_KEPT_US
         assert world.admit(take, store=world.container()).admitted
-        assert not more()
-        assert world.number(take) == world.now + take.inc_us
+        assert list(self.windows(world, take).values()) == [1], "still asked for, by whichever clock"
+        world.now += 2 * dynamodb_limit_items.WINDOW_US
+        assert world.admit(take, store=world.container()).admitted
+        assert self.windows(world, take) == {}
+
+    def test_however_many_others_write_meanwhile_it_can_be_told(self, world: World) -> None:
+        take = rate(Scope.USER, 1000)
+        self.wary(world)
+        self.lose(world, take, others=150)
+        assert world.admit(take).admitted
+        assert world.number(take) == NOON + (1 + 150) * take.inc_us
+
+    def test_a_settlement_is_told_as_well(self, world: World) -> None:
+        take = rate(Scope.USER, 1000, cost=10, unit=Unit.TOKENS)
+        self.wary(world)
+        self.lose(world, take, others=20)
+        assert world.admit(take, id="a").admitted
+        self.lose(world, take, others=20)
+        assert world.settle("a", (take, 4))  # loses the reply to its claim, too
+        assert world.number(take) == NOON + (3 * 20 * 10 + 4) * take.inc_us // 10
+
+    def test_after_some_seconds_its_window_may_be_gone_and_it_is_not_charged_again(self, world: World) -> None:
+        take = rate(Scope.USER, 1000)
+        self.wary(world)
+        self.lose(world, take, late=dynamodb_limit_items.WINDOW_TELLS_US + SECOND)
+        with pytest.raises(StoreUnavailable, match="dropped"):
+            world.admit(take, id="a")
+        with pytest.raises(StoreUnavailable, match="nobody can tell"):
+            world.admit(take, id="a")
+        assert world.number(take) == NOON + take.inc_us
+
+    def test_the_next_call_of_the_same_id_finds_it_in_its_window(self, world: World) -> None:
+        take = rate(Scope.USER, 1000)
+        self.wary(world)
+        self.drop(world, lambda n: True)
+        with pytest.raises(StoreUnavailable):
+            world.admit(take, id="a")
+        world.calls.fault = None
+        world.now += dynamodb_limit_items.WINDOW_TELLS_US // 2
+        assert world.admit(take, id="a").admitted
+        assert world.number(take) == NOON + take.inc_us
+
+    def test_an_item_tells_only_so_many(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who sees them leaves an entry instead, so that the item stays small."""
+        monkeypatch.setattr(dynamodb_limit_subjects, "MOST_IN_WINDOWS", 3)
+        take = rate(Scope.USER, 1000)
+        self.wary(world)
+        assert all(world.admit(take).admitted for _ in range(10))
+        assert sum(self.windows(world, take).values()) == 3
+        assert world.number(take) == NOON + 10 * take.inc_us
 
     def test_what_was_certainly_not_done_is_done_again(self, world: World) -> None:
         take = rate(Scope.USER)
