@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml requirements/dev.lock requirements/redis-server.lock
 dev: setup ## run the whole stack on loopback
 	@exec $(BIN)/tollgate dev $(ARGS)
 
-test: setup ## run the test suite, on four cores at most
+test: setup ## run the test suite, in four processes at most
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 faults: setup ## kill, stall, empty and redirect real servers under the gateway

@@ -7,6 +7,7 @@ every other failure.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from typing import Any
 
@@ -17,6 +18,14 @@ for profile, examples in (("tollgate", 50), ("thorough", 500)):
     patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=examples)
     settings.register_profile(profile, patient)
 settings.load_profile("tollgate")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """For `-n auto`: three for two cores, since tests of timeouts and of other processes wait half of the time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(2, cores * 3 // 2)
+
 
 MAX_LINE = 400
 MAX_LINES = 60

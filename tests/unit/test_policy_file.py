@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tollgate.adapters.policy_file import FilePolicySource, PolicyErrors, fragment, load, parse
@@ -297,7 +297,6 @@ def test_a_date_is_its_midnight() -> None:
 
 
 @given(st.text(max_size=200))
-@settings(max_examples=300, deadline=None)
 def test_any_text_gives_a_policy_or_its_errors(text: str) -> None:
     for whole in (text, "version: 1\n" + text, with_line(10, text)):
         assert all(str(problem) for problem in outcome(whole))
@@ -311,7 +310,6 @@ JSON = st.recursive(
 
 
 @given(st.sampled_from(["upstreams", "models", "plans", "global", "tenants", "redis_failure_mode"]), JSON)
-@settings(max_examples=300, deadline=None)
 def test_any_data_gives_a_policy_or_its_errors(group: str, value: object) -> None:
     data = yaml.safe_load(GOOD) | {group: value}
     assert all(problem.line for problem in outcome(yaml.safe_dump(data)))
@@ -443,7 +441,6 @@ NAMES = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._/-]{0,20}\Z").filter(lambda nam
 
 
 @given(name=NAMES, amount=st.integers(1, 10**6), field=st.sampled_from(["REQUESTS", "burst", "Requests"]))
-@settings(max_examples=200, deadline=None)
 def test_any_plan_can_be_overridden_by_its_name(name: str, amount: int, field: str) -> None:
     text = f"version: 1\nplans:\n  '{name}':\n    models: []\n    limits: [{{scope: user, requests: 5, per: minute}}]"
     spelled = "".join(c if c.isalnum() else "_" for c in name)
@@ -457,7 +454,6 @@ def test_any_plan_can_be_overridden_by_its_name(name: str, amount: int, field: s
     ),
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20),
 )
-@settings(max_examples=300, deadline=None)
 def test_any_variable_sets_something_or_is_named(parts: list[str], value: str) -> None:
     variable = "TOLLGATE_" + "__".join(parts)
     found = outcome(GOOD, {variable: value})

@@ -58,9 +58,10 @@ def share(figures: Figures, what: str) -> float:
     return sum(group[what] for group in groups) / sum(group["ideal_admits"] for group in groups)
 
 
-def test_the_same_seed_gives_the_same_run(greedy: Figures) -> None:
-    assert json.dumps(simulate(GREEDY, seed=3)) == json.dumps(greedy)
-    assert json.dumps(simulate(GREEDY, seed=4)) != json.dumps(greedy)
+def test_the_same_seed_gives_the_same_run() -> None:
+    short = replace(GREEDY, minutes=0.08)
+    first, again, other = (json.dumps(simulate(short, seed=seed)) for seed in (3, 3, 4))
+    assert first == again != other
 
 
 def test_on_redis_no_limit_is_exceeded_and_nobody_is_refused_falsely(greedy: Figures) -> None:
