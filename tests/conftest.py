@@ -7,6 +7,7 @@ every other failure.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Generator
 from typing import Any
@@ -25,6 +26,15 @@ def pytest_xdist_auto_num_workers() -> int:
     """For `-n auto`: three for two cores, since tests of timeouts and of other processes wait half of the time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(2, cores * 3 // 2)
+
+
+gc.disable()  # until all is imported, which is a million objects that stay
+
+
+def pytest_collection_finish() -> None:
+    """From now on the garbage collector runs, and need not look at what has been there before."""
+    gc.freeze()
+    gc.enable()
 
 
 MAX_LINE = 400
