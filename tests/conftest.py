@@ -28,13 +28,15 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(2, cores * 3 // 2)
 
 
-gc.disable()  # until all is imported, which is a million objects that stay
-
-
-def pytest_collection_finish() -> None:
-    """From now on the garbage collector runs, and need not look at what has been there before."""
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Imports a million objects that stay: the garbage collector looks at none of them, neither now nor later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 MAX_LINE = 400

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Mapping
 from functools import cached_property
@@ -206,15 +205,6 @@ class DevStack:
         """The rows of `tollgate usage --json`."""
         words = ["usage", "--json"] + (["--tenant", tenant] if tenant else [])
         return list(json.loads(self.run(*words).stdout)["rows"])
-
-    def usage_of(self, tenant: str, requests: int, within_s: float = 10.0) -> list[dict[str, Any]]:
-        """The tenant's usage rows once they count so many requests."""
-        until = time.monotonic() + within_s
-        while True:
-            rows = self.usage(tenant)
-            if sum(row["requests"] for row in rows) >= requests or time.monotonic() > until:
-                return rows
-            time.sleep(0.3)
 
     def model_counts(self) -> dict[str, int]:
         """The demo model's own books: requests, input_tokens, output_tokens."""

@@ -79,8 +79,8 @@ def test_a_new_tenant_works_at_once_and_a_suspended_one_does_not(
 
 def test_usage_is_what_the_model_counted(stack: DevStack, callers: Callers) -> None:
     """Every request is in the ledger once, with the tokens that the upstream counted."""
-    tenant = callers("enterprise").tenant
-    tokens = [callers.token(tenant, user) for user in ("alice", "bob")]
+    caller = callers("enterprise")
+    tokens = [callers.token(caller.tenant, user) for user in ("alice", "bob")]
     before = stack.model_counts()
 
     def one(i: int) -> int:
@@ -89,7 +89,8 @@ def test_usage_is_what_the_model_counted(stack: DevStack, callers: Callers) -> N
     with ThreadPoolExecutor(8) as threads:
         assert set(threads.map(one, range(40))) == {200}
     after = stack.model_counts()
-    rows = stack.usage_of(tenant, 40, within_s=60)
+    callers.entries(caller, 40)
+    rows = stack.usage(caller.tenant)
     assert {(row["user"], row["requests"]) for row in rows} == {("alice", 20), ("bob", 20)}
     for name, books in (("requests", "requests"), ("input_tokens", "input_tokens"), ("output_tokens", "output_tokens")):
         assert sum(row[name] for row in rows) == after[books] - before[books]
@@ -131,13 +132,12 @@ def test_redis_and_aws_may_run_already() -> None:
             with DevStack(env=given) as first:
                 assert set(first.pids) == {"model", "proxy"}
                 assert {name: first.ready[name.lower()] for name in given} == given
-                assert ask(first, first.token(first.new_tenant("mine", "pro"), "alice"))[0] == 200
+                assert ask(first, Callers(first).token(first.new_tenant("mine", "pro"), "alice"))[0] == 200
                 assert first.stop(signal.SIGINT) == 0
             with DevStack(env=given) as second:
-                assert [(row["user"], row["requests"]) for row in second.usage_of("mine", 1, within_s=60)] == [
-                    ("alice", 1)
-                ]
-                assert ask(second, second.token("mine", "alice"))[0] == 200
+                alice = Callers(second).colleague("mine", "alice")
+                assert [entry["user"] for entry in Callers(second).entries(alice, 1)] == ["alice"]
+                assert ask(second, alice.token)[0] == 200
         finally:
             aws.kill()
 

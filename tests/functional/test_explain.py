@@ -27,7 +27,7 @@ def test_a_caller_and_their_requests_are_explained(
     assert "refused: 429 user.requests.minute" in stack.run("explain", "--tenant", tenant, "--user", "ann").stdout
     assert "verdict     admitted" in stack.run("explain", "--tenant", tenant, "--user", "bob").stdout
 
-    stack.usage_of(tenant, 3)
+    callers.entries(ann, 3)
     id = str(answers[0].headers["x-request-id"])
     entry = json.loads(stack.run("explain", id, "--json").stdout)
     assert (entry["is"], entry["tenant"], entry["user"], entry["outcome"]) == ("entered", tenant, "ann", "ok")
