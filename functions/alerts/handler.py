@@ -13,6 +13,7 @@ from typing import Any
 from tollgate import bootstrap
 from tollgate.adapters.telemetry import emf, log, service
 from tollgate.services.alerts import Budgets, deliver, look_back
+from tollgate.wiring import clock_us
 
 LOOK_BACK = "look back"
 """The `task` of the hourly schedule's event."""
@@ -35,6 +36,6 @@ async def _run(looks_back: bool) -> dict[str, int]:
     async with bootstrap.alerts() as (table, bus, ledger, source):
         raised = 0
         if looks_back:
-            raised = await look_back(ledger, table, table, _budgets, source, bootstrap.clock_us())
+            raised = await look_back(ledger, table, table, _budgets, source, clock_us())
         sent, not_taken = await deliver(table, bus)
     return {"raised": raised, "sent": sent, "not_taken": not_taken}

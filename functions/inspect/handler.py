@@ -13,6 +13,7 @@ from typing import Any
 from tollgate import bootstrap
 from tollgate.ports import PolicyUnavailable, StoreUnavailable
 from tollgate.services.explain import Question, explain
+from tollgate.wiring import clock_us
 
 MAX_TOKENS = 10**9
 
@@ -43,4 +44,4 @@ def read(event: Mapping[str, Any]) -> Question:
 
 async def _answer(question: Question) -> dict[str, Any]:
     async with bootstrap.inspector() as (directory, store, ledger):
-        return await explain(question, directory, store, ledger, bootstrap.clock_us)
+        return await explain(question, directory, store, ledger, clock_us)

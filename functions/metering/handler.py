@@ -16,6 +16,7 @@ from tollgate.adapters.kept import Kept
 from tollgate.adapters.telemetry import emf, log, service
 from tollgate.services.meter import MeterReport, meter
 from tollgate.services.subscription import split, unpack
+from tollgate.wiring import clock_us
 
 _kept = Kept(bootstrap.metering)
 close = _kept.close
@@ -36,7 +37,7 @@ async def _enter(event: Mapping[str, Any], parts: bootstrap.Metering) -> MeterRe
         parts.ledger,
         parts.store,
         parts.letters,
-        bootstrap.clock_us(),
+        clock_us(),
         [*unreadable, *found.wrong],
         parts.thresholds,
         found.died,

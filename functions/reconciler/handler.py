@@ -11,6 +11,7 @@ from tollgate import bootstrap
 from tollgate.adapters.telemetry import emf, log, service
 from tollgate.domain.limits import Unit
 from tollgate.services.reconcile import Reconciled, reconcile
+from tollgate.wiring import clock_us
 
 
 def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
 
 async def _reconcile() -> Reconciled:
     async with bootstrap.reconciler() as (ledger, stores):
-        return await reconcile(ledger, stores, bootstrap.clock_us())
+        return await reconcile(ledger, stores, clock_us())
 
 
 def _note(report: Reconciled) -> None:

@@ -1,4 +1,4 @@
-"""What the services need from the outside world. Adapters implement these; `bootstrap.py` wires them.
+"""What the services need from the outside world. Adapters implement these; `wiring.py` wires them.
 
 Each port is as small as its callers allow. A failure is raised as the error named here, wrapped once, in the adapter.
 """

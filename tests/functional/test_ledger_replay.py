@@ -19,9 +19,9 @@ from tests.records import a_close, an_open
 from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.dynamodb_ledger import DynamoLedger
 from tollgate.adapters.http import HttpClient
-from tollgate.bootstrap import clock_us
 from tollgate.cli import tollgate
 from tollgate.local import provision
+from tollgate.wiring import clock_us
 
 MINUTE = 60_000_000
 

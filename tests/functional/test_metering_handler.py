@@ -19,11 +19,11 @@ from tollgate.adapters.aws import AwsClient
 from tollgate.adapters.dynamodb_ledger import DynamoLedger
 from tollgate.adapters.dynamodb_limits import DynamoLimitStore
 from tollgate.adapters.http import HttpClient
-from tollgate.bootstrap import clock_us
 from tollgate.domain import keys
 from tollgate.domain.limits import Admission, Budget, BudgetTake, Scope, Status, Unit, Window
 from tollgate.domain.records import UsageClose, UsageOpen
 from tollgate.services.subscription import MAX_BYTES, unpack
+from tollgate.wiring import clock_us
 
 HANDLER = "functions.metering.handler.handler"
 QUEUE = "dead-letters"

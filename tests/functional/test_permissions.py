@@ -39,12 +39,13 @@ from tollgate.adapters.keys_table import KeysTable, Owner
 from tollgate.adapters.peppers import Peppers
 from tollgate.adapters.policy_file import parse
 from tollgate.adapters.policy_tables import PolicyTables
-from tollgate.bootstrap import clock_us, lambda_application
+from tollgate.bootstrap import lambda_application
 from tollgate.domain.alerts import Alert
 from tollgate.domain.identity import ADMIN, INVOKE, Identity, granted
 from tollgate.domain.policy import TenantSpec
 from tollgate.local import provision
 from tollgate.services.application import Application
+from tollgate.wiring import clock_us
 
 Call = tuple[str, str]
 """An IAM action and the template's name of what it is on."""

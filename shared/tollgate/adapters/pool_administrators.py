@@ -15,7 +15,7 @@ KEPT_S = 20.0
 """How long an answer is believed. Administrators are few and read pages by hand: two calls in that time, for each."""
 MAX_KEPT = 1000
 PAGE = 60
-"""The most groups that Cognito lists at once."""
+"""The most groups or users that Cognito lists at once."""
 
 
 class PoolAdministrators:

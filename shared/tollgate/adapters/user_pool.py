@@ -13,11 +13,10 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from tollgate.adapters.pool_administrators import PAGE
 from tollgate.adapters.tenants_table import Conflict, NotFound
 from tollgate.domain.identity import names_of_pool_user
 
-PAGE = 60
-"""The most users or groups that Cognito lists at once."""
 SCOPES = ("tollgate/invoke", "tollgate/models.read", "tollgate/usage.read")
 """What a machine's tokens are for, unless somebody says less."""
 TOKEN_MINUTES = 60

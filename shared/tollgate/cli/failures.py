@@ -67,9 +67,9 @@ def describe(error: Exception) -> Failure:
         return Failure(f"tollgate: {one_line(error)}", error.exit_code)
     # what raised these has imported them already
     from tollgate.adapters.policy_tables import Conflict, NotFound
-    from tollgate.bootstrap import BadSetting
     from tollgate.domain.policy_document import PolicyErrors
     from tollgate.ports import PolicyUnavailable, StoreUnavailable
+    from tollgate.wiring import BadSetting
 
     if isinstance(error, PolicyErrors):
         return Failure(str(error), BAD_POLICY)

@@ -168,9 +168,9 @@ async def _replay(stack: Stack, portions: Iterator[Portion], queue: Queue | None
     import asyncio
 
     from tollgate.adapters.memory_limits import MemoryLimitStore
-    from tollgate.bootstrap import Adapters, Settings, clock_us
     from tollgate.services.meter import meter
     from tollgate.services.subscription import split
+    from tollgate.wiring import Adapters, Settings, clock_us
 
     summary, collected = Summary(), Collected()
     adapters = Adapters(Settings.read(stack.environ))
