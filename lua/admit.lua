@@ -64,14 +64,14 @@ end
 local expiry = now + life
 expiry = expiry - expiry % grid + grid
 
-local function whole(raw)
-  local number = tonumber(raw or 0)
-  return number and number >= 0 and number < LARGEST and number or 0
-end
 local found = call('MGET', unpack(KEYS))
-local known_policy, known_tenant, epoch = whole(found[2]), whole(found[3]), whole(found[4])
-local head = pack('<ddd', now, known_policy, known_tenant) -- of every answer, after the status
-if (policy > 0 and known_policy > policy) or (tenant > 0 and known_tenant > tenant) then return pack('<d', 2) .. head end
+local known_policy, known_tenant, epoch = tonumber(found[2] or 0), tonumber(found[3] or 0), tonumber(found[4] or 0)
+if not (known_policy and known_policy >= 0 and known_policy < LARGEST) then known_policy = 0 end -- not ours
+if not (known_tenant and known_tenant >= 0 and known_tenant < LARGEST) then known_tenant = 0 end
+if not (epoch and epoch >= 0 and epoch < LARGEST) then epoch = 0 end
+if (policy > 0 and known_policy > policy) or (tenant > 0 and known_tenant > tenant) then
+  return pack('<dddd', 2, now, known_policy, known_tenant)
+end
 if epoch == 0 and (takes > rates or rates_since == 0) then
   epoch = now
   call('SET', KEYS[4], format('%d', now), 'PX', MONTH_MS)
@@ -115,7 +115,7 @@ for i = rates + 1, takes do
   if i <= rates + budgets then
     local window = MORE + 2 * i - rates - 1
     gone = terms[window + 1]
-    if now < terms[window] or now >= gone then return pack('<d', 4) .. head end
+    if now < terms[window] or now >= gone then return pack('<dddd', 4, now, known_policy, known_tenant) end
   end
   local spent, loaded, made = -1, 0, 0
   if #raw >= 24 and #raw % 16 == 8 then spent, loaded, made = read('<ddd', raw) end
@@ -157,7 +157,7 @@ for i = rates + 1, takes do
     asked[COST + i], shrunk = room, true
   end
 end
-if cold ~= '' then return pack('<d', 3) .. head .. cold end
+if cold ~= '' then return pack('<dddd', 3, now, known_policy, known_tenant) .. cold end
 
 -- Then take all, or nothing.
 local take, granted = fits and life > 0 and not again, nil
@@ -194,4 +194,5 @@ if again then
   fits, granted = true, sub(mark .. rep('\0', 8 * takes), 17, 16 + 8 * takes)
 end
 granted = granted or rep('\0', 8 * takes)
-return pack('<d', fits and 1 or 0) .. head .. pack(each, unpack(values, 1, takes)) .. granted .. (found[5 + takes] or '')
+local told = pack(each .. 'dddd', fits and 1 or 0, now, known_policy, known_tenant, unpack(values, 1, takes))
+return told .. granted .. (found[5 + takes] or '')
