@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from tollgate.domain.limits import Admission, BudgetTake, Decision, RateTake, SlotTake, Status, Take, Unit, fits
+from tollgate.domain.takes import Takes
 
 CAPACITY = 50_000
 """Entries; about 10 MB."""
@@ -53,12 +54,13 @@ class BucketCache:
     def refuses(self, admission: Admission, local_us: int) -> tuple[Admission, Decision] | None:
         """A refusal that the store would certainly give too, or None. The admission returned holds only the takes that
         are known to refuse."""
-        if not self._seen:
+        every = Takes.of(admission.takes)
+        if self._seen.keys().isdisjoint(every.footprint.keys):
             return None
         now = self.now_us(local_us)
         takes: list[Take] = []
         values: list[int] = []
-        for take in admission.takes:
+        for take in every:
             seen = self._seen.get(take.key)
             if seen is None:
                 continue
