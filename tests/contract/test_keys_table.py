@@ -161,6 +161,29 @@ def test_an_overlap_of_nothing_ends_the_old_secret(keys: Keys) -> None:
     assert keys.holder(new).key == item["key_id"]
 
 
+def test_finishing_ends_all_secrets_but_the_newest(keys: Keys) -> None:
+    item, first = keys.run(keys.table.create(Owner("acme"), "op"))
+    id = item["key_id"]
+    with pytest.raises(Conflict, match="has one secret only"):
+        keys.run(keys.table.finish(id, "op"))
+    second, third = [keys.run(keys.table.rotate(id, "op", overlap_s=1000)).key for _ in range(2)]
+    done = keys.run(keys.table.finish(id, "op2"))
+    assert (state_of(done, keys.now), done["updated_by"], len(done["secrets"])) == ("active", "op2", 1)
+    for old in (first, second):
+        with pytest.raises(Unauthorized):
+            keys.holder(old)
+    assert keys.holder(third).key == id
+    with pytest.raises(Conflict, match="has one secret only"):
+        keys.run(keys.table.finish(id, "op"))
+    keys.run(keys.table.rotate(id, "op", overlap_s=10))
+    keys.now += 11
+    with pytest.raises(Conflict, match="has one secret only"):
+        keys.run(keys.table.finish(id, "op"))
+    keys.run(keys.table.revoke(id, "op"))
+    with pytest.raises(Conflict, match="is revoked"):
+        keys.run(keys.table.finish(id, "op"))
+
+
 def test_a_revoked_key_is_nobodys_and_cannot_be_rotated(keys: Keys) -> None:
     item, key = keys.run(keys.table.create(Owner("acme"), "op"))
     once = keys.run(keys.table.revoke(item["key_id"], "op"))

@@ -85,6 +85,13 @@ def test_rotate_and_revoke(acme: Shell) -> None:
     assert (rotated["state"], api_keys.parse(rotated["key"])) == ("rotating", id)
     week = datetime.fromisoformat(rotated["old_secret_until"]).timestamp() - time.time()
     assert 6.9 * 86_400 < week < 7.1 * 86_400
+    assert "Nobody can be asked here: add --yes" in acme.fails(2, "key", "rotate", id, "--finish")
+    assert (
+        acme.ok("key", "rotate", id, "--finish", "-y").out
+        == f"{id}: only its newest secret works, within 60 s everywhere\n"
+    )
+    assert [row["state"] for row in acme.ok("key", "list", "--json").json["keys"]] == ["active"]
+    assert "there is nothing to finish" in acme.fails(4, "key", "rotate", id, "--finish", "--yes")
     assert "Nobody can be asked here: add --yes" in acme.fails(2, "key", "revoke", id)
     assert acme.ok("key", "revoke", key, "--yes").out == f"{id} is revoked; it is refused everywhere within 60 s\n"
     assert acme.ok("key", "list", "--json").json["keys"] == []

@@ -120,6 +120,18 @@ class KeysTable:
 
         return Made(await self._change(id, change), key)
 
+    async def finish(self, id: str, actor: str) -> Item:
+        """End the overlap now: of the key's secrets only the newest stays good. Raises `NotFound`, `Conflict`."""
+
+        def change(item: Item, now: int) -> dict[str, Any]:
+            self._refuse_ended(item, now)
+            newest, *old = item["secrets"]
+            if not any(now < secret.get("until", api_keys.NEVER) for secret in old):
+                raise Conflict(f"API key {id} has one secret only: there is nothing to finish")
+            return {"secrets": [newest], **_signed(actor, now)}
+
+        return await self._change(id, change)
+
     async def revoke(self, id: str, actor: str) -> Item:
         """End the key, whatever secrets it has; again changes nothing. Raises `NotFound`, `Conflict`."""
 

@@ -36,7 +36,7 @@ HELP = f"""Run the gateway, and manage its policy, plans and tenants.
   tollgate policy apply                        make policy.yaml the running policy
   tollgate tenant create acme --plan pro       a tenant; it may call at once
   tollgate token --tenant acme --user ann      a token for one of its users
-  tollgate boost acme requests=500 per=minute --for 2h
+  tollgate boost acme scope=user requests=1000 per=minute --for 2h
   tollgate usage --by tenant,model             what was used, and what it costs
 
 Commands find the newest local stack that runs. To manage a deployed one, name its CloudFormation stack, and the AWS

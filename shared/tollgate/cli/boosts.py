@@ -43,8 +43,8 @@ def boost() -> None:
     the same kind while it lasts, and ends by itself; what is to stay is said with `tollgate tenant set`.
 
     \b
-      tollgate boost acme requests=100 per=minute --for 2h
-      tollgate boost acme --user ann 'tokens=5000000 per=day' --until 2026-12-01
+      tollgate boost acme scope=user requests=1000 per=minute --for 2h
+      tollgate boost acme --user ann tokens=8000000 per=day --until 2026-12-01
       tollgate boost list
       tollgate boost end acme user.requests.minute
     """
@@ -67,9 +67,9 @@ def add(
     same kind. A boost of the same limit replaces the one that is there, so that this also makes one longer.
 
     \b
-      tollgate boost add acme requests=100 per=minute --for 2h
-      tollgate boost add acme --user ann tokens=5000000 per=day --until 2026-12-01
-      tollgate boost add acme scope=tenant usd=500 per=month --until 2027-01-01
+      tollgate boost add acme scope=user requests=1000 per=minute --for 2h
+      tollgate boost add acme --user ann tokens=8000000 per=day --until 2026-12-01
+      tollgate boost add acme scope=tenant usd=1000 per=month --until 2027-01-01
     """
     if (until is None) == (span is None):
         raise click.UsageError("a boost ends: give --until or --for (for good: tollgate tenant set)")

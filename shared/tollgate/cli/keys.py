@@ -163,17 +163,29 @@ def show(key_id: str, as_json: bool) -> None:
 @click.option(
     "--overlap", type=SPAN, default="24h", show_default=True, metavar="TIME", help="How long old secrets work."
 )
+@click.option("--finish", is_flag=True, help="Make no new secret: end the overlap of the last one, now.")
+@yes_option
 @quiet_option
 @json_option
-def rotate(key_id: str, overlap: timedelta, quiet: bool, as_json: bool) -> None:
-    """Give a key a new secret, and print it. The old one works until the overlap has passed.
+def rotate(key_id: str, overlap: timedelta, finish: bool, yes: bool, quiet: bool, as_json: bool) -> None:
+    """Give a key a new secret, and print it. The old one works until the overlap has passed, or --finish ends it.
 
-    The key's id stays, and with it what it may do, its limits and budgets, and its line in reports.
+    The key's id stays, and with it what it may do, its limits and budgets, and its line in reports. Whatever ends works
+    for a minute more at most.
 
     \b
       tollgate key rotate 3kTz9QvB1xYpA --overlap 7d
-      tollgate key rotate 3kTz9QvB1xYpA --overlap 0      it leaked: the old one ends
+      tollgate key rotate 3kTz9QvB1xYpA --finish         the new one is in use: the old one ends
+      tollgate key rotate 3kTz9QvB1xYpA --overlap 0      a new one, and all others end at once
     """
+    if finish:
+        confirm(f"Is the new secret of {key_id} in use? Older ones will stop working.", yes)
+        item = with_stack(lambda stack: stack.keys().finish(key_id, actor()), NEEDED)
+        if as_json:
+            echo_json(_shown(item))
+        else:
+            click.echo(f"{key_id}: only its newest secret works, within 60 s everywhere")
+        return
     seconds = int(overlap.total_seconds())
     _print_made(
         with_stack(lambda stack: stack.keys().rotate(key_id, actor(), overlap_s=seconds), NEEDED), quiet, as_json
