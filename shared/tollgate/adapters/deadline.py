@@ -14,7 +14,7 @@ from math import inf
 class Deadline:
     """Calls `reached` once the loop's clock (s) has passed `at`."""
 
-    __slots__ = ("_loop", "_reached", "_timer", "at")
+    __slots__ = ("_loop", "_reached", "_timer", "_timer_at", "at")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, reached: Callable[[], None]) -> None:
         self.at = inf
@@ -22,15 +22,15 @@ class Deadline:
         self._loop = loop
         self._reached = reached
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = inf
 
     def move(self, at: float) -> None:
         self.at = at
-        timer = self._timer
-        if timer is not None:
-            if timer.when() <= at:
+        if self._timer is not None:
+            if self._timer_at <= at:
                 return
-            timer.cancel()
-        self._timer = self._loop.call_at(at, self._fired)
+            self._timer.cancel()
+        self._timer, self._timer_at = self._loop.call_at(at, self._fired), at
 
     def cancel(self) -> None:
         """There is no deadline any more, and no timer."""

@@ -403,13 +403,9 @@ class ServerConnection(asyncio.Protocol):
             **self._base, "http_version": version, "method": parser.get_method().decode("ascii"), "path": path,
             "raw_path": raw_path, "query_string": query, "headers": headers,
         }  # fmt: skip
-        cycle = Cycle(
-            self,
-            scope,
-            keep_alive=modern and parser.should_keep_alive(),
-            chunked=modern,
-            expects=b"expect" in names and modern and _value(headers, b"expect") == b"100-continue",
-        )
+        keep_alive = modern and parser.should_keep_alive()
+        expects = b"expect" in names and modern and _value(headers, b"expect") == b"100-continue"
+        cycle = Cycle(self, scope, keep_alive, modern, expects)
         self._in_head = False
         self._incoming = cycle
         self._waiting.append(cycle)

@@ -57,7 +57,7 @@ class Cycle:
     )  # fmt: skip
 
     def __init__(
-        self, connection: CycleConnection, scope: Scope, *, keep_alive: bool, chunked: bool, expects: bool
+        self, connection: CycleConnection, scope: Scope, keep_alive: bool, chunked: bool, expects: bool
     ) -> None:
         self.scope = scope
         self.keep_alive = keep_alive

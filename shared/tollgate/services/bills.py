@@ -48,7 +48,7 @@ class Job:
     also: Grant | None = None
     """What was taken from a further upstream's limits, after the first could not serve."""
     reader: UsageReader | None = None
-    common: dict[str, Any] = field(default_factory=dict)
+    common: dict[str, Any] = field(init=False)
     """What its records have in common, once it is open; they begin with it."""
     closed: bool = False
     """Whether it is settled and recorded; exactly once, on every way out."""

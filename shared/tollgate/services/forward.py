@@ -73,7 +73,8 @@ class Forwarder:
         self, upstream: UpstreamSpec, url: str, headers: Sequence[Header], body: bytes, seconds: float
     ) -> Awaitable[Response]:
         limits = upstream.timeouts
-        timeouts = _timeouts(limits.connect, limits.first_byte, limits.idle, min(limits.total, seconds))
+        total = limits.total if limits.total < seconds else seconds
+        timeouts = _timeouts(limits.connect, limits.first_byte, limits.idle, total)
         return self._http.request("POST", url, headers, body, timeouts)
 
 

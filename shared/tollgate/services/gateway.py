@@ -225,9 +225,11 @@ class Gateway:
                 self._bills.send(job, candidate)
             upstream, path = policy.upstreams[candidate.upstream], job.route.sent_to(candidate.model)
             body = _body(job, candidate.model)
-            seconds = LONGEST_US / 1e6 if deadline_us is None else (deadline_us - LEAVE_US - self._clock()) / 1e6
+            seconds = LONGEST_US / 1e6
+            if deadline_us is not None:
+                seconds = max((deadline_us - LEAVE_US - self._clock()) / 1e6, 0.1)
             try:
-                response = await self._forwarder.send(upstream, path, headers, body, max(seconds, 0.1))
+                response = await self._forwarder.send(upstream, path, headers, body, seconds)
             except (UpstreamError, SecretUnavailable) as error:
                 problem = failure(error)
                 if isinstance(error, UpstreamError) and error.sent:

@@ -86,7 +86,7 @@ class Credentials:
         await asyncio.get_running_loop().run_in_executor(self._threads, self._authenticator.warm)
 
     async def __call__(self, exchange: Exchange) -> tuple[Identity, str]:
-        ip = exchange.address = self._address(exchange)
+        ip = exchange.address = self._address(exchange) if self._trusted else exchange.peer
         credential = _presented(exchange)
         who = self._authenticator.recall(credential)
         if who is None:
@@ -95,10 +95,8 @@ class Credentials:
         return who, ip
 
     def _address(self, exchange: Exchange) -> str:
-        """The socket's address; behind a trusted proxy the last address that it did not add itself."""
+        """The socket's address; of a trusted proxy's request the last address that it did not add itself."""
         ip = exchange.peer
-        if not self._trusted:
-            return ip
         lines = [value.decode("latin-1") for name, value in exchange.raw_headers if name == b"x-forwarded-for"]
         hops = [hop.strip() for hop in ",".join(lines).split(",") if hop.strip()]
         while hops and self._is_trusted(ip):

@@ -139,14 +139,15 @@ class Body:
                     begin = _skip(text, begin)
                 fields[key], at = scan(text, begin)
                 spans[key] = (begin, at)
-                if text[at] <= " ":
+                if (char := text[at]) <= " ":
                     at = _skip(text, at)
-                if text[at] != ",":
+                    char = text[at]
+                if char != ",":
                     break
                 at += 1
                 if text[at] == " ":
                     at += 1
-                if text[at] <= " ":
+                if text[at] != '"':
                     at = _skip(text, at)
                 if len(fields) == MAX_MEMBERS:
                     raise _Rejected(f"it has more than {MAX_MEMBERS} members")

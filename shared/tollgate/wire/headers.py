@@ -67,26 +67,23 @@ def use_case(value: bytes | None) -> str:
     return text
 
 
-def to_upstream(incoming: Iterable[tuple[bytes, bytes]], api: Api) -> Headers:
+def to_upstream(incoming: Sequence[tuple[bytes, bytes]], api: Api) -> Headers:
     """The caller's headers that the upstream gets (names in lower case), and those that it always gets.
 
     The upstream's own credentials are added by whoever knows them.
     """
-    passed: Headers = [(b"content-type", b"application/json"), (b"accept-encoding", b"identity")]
-    accept = b"*/*"
-    version = _ANTHROPIC_VERSION
-    betas: list[bytes] = []
-    for name, value in incoming:
-        if name == b"accept" and _is_plain(value):
-            accept = value
-        elif api == "anthropic":
-            if name == b"anthropic-version" and _is_plain(value):
-                version = value
-            elif name == b"anthropic-beta" and _is_plain(value):
-                betas += [beta for item in value.split(b",") if (beta := item.strip()).startswith(_BETAS)]
-    passed.append((b"accept", accept))
+    given = dict(incoming)
+    accept = given.get(b"accept")
+    passed: Headers = [
+        (b"content-type", b"application/json"),
+        (b"accept-encoding", b"identity"),
+        (b"accept", accept if accept is not None and _is_plain(accept) else b"*/*"),
+    ]
     if api == "anthropic":
-        passed.append((b"anthropic-version", version))
+        version = given.get(b"anthropic-version", _ANTHROPIC_VERSION)
+        passed.append((b"anthropic-version", version if _is_plain(version) else _ANTHROPIC_VERSION))
+        asked = [value for name, value in incoming if name == b"anthropic-beta" and _is_plain(value)]
+        betas = [beta for item in b",".join(asked).split(b",") if (beta := item.strip()).startswith(_BETAS)]
         if betas:
             passed.append((b"anthropic-beta", b",".join(betas)))
     return passed
@@ -130,7 +127,7 @@ class RateHeaders:
     def __init__(self, rates: Sequence[Rate]) -> None:
         """`rates`: of an admission's takes, in their order."""
         self._rates: list[tuple[int, str, Rate, bool, tuple[bytes, bytes]]] = []
-        """Position, name as a structured-field string, the rate, whether it counts tokens, and its limit's header."""
+        """Position, how what is left of it begins, the rate, whether it counts tokens, and its limit's header."""
         policies: list[str] = []
         for position, rate in enumerate(rates):
             if rate.scope is Scope.GLOBAL:
@@ -141,7 +138,7 @@ class RateHeaders:
             window = max(1, rate.period_us // SECOND_US)
             policies.append(f"{name};q={rate.amount};w={window}" + (';qu="tokens"' if tokens else ""))
             limit = (b"x-ratelimit-limit-tokens" if tokens else b"x-ratelimit-limit-requests", b"%d" % rate.burst)
-            self._rates.append((position, name, rate, tokens, limit))
+            self._rates.append((position, f"{name};r=", rate, tokens, limit))
         self._policies = (b"ratelimit-policy", ", ".join(policies).encode())
 
     def of(self, values: Sequence[int], now_us: int) -> Headers:
@@ -153,12 +150,12 @@ class RateHeaders:
         least_requests = least_tokens = -1
         requests: tuple[int, tuple[bytes, bytes]] | None = None
         tokens: tuple[int, tuple[bytes, bytes]] | None = None
-        for position, name, rate, of_tokens, limit in self._rates:
+        for position, begin, rate, of_tokens, limit in self._rates:
             reset = values[position] - now_us
             if reset < 0:
                 reset = 0
             left = rate.units(rate.burst_us - reset)
-            told.append(f"{name};r={left};t={-(-reset // SECOND_US)}")
+            told.append(f"{begin}{left};t={-(-reset // SECOND_US)}")
             if of_tokens:
                 if tokens is None or left < least_tokens:
                     least_tokens, tokens = left, (reset, limit)

@@ -135,19 +135,19 @@ class Route:
                 changes["store"] = "false"  # absent means true there
         elif stream and self.shape != "converse":
             withhold = _ask_for_usage(fields, changes)
-        return Call(
-            route=self,
-            model=model,
-            stream=stream,
-            prompt_bytes=prompt.text_bytes,
-            prompt_tokens=prompt.tokens,
-            answers=answers,
-            max_output=max_output,
-            max_output_field=limit_field or (self.maxima[-1] if self.maxima else self.prompt),
-            withhold_usage=withhold,
-            retained=_retained(fields),
-            media=prompt.media,
-            changes=changes,
+        return Call(  # by position: by name this takes nearly three times as long
+            self,
+            model,
+            stream,
+            prompt.text_bytes,
+            prompt.tokens,
+            answers,
+            max_output,
+            limit_field or (self.maxima[-1] if self.maxima else self.prompt),
+            withhold,
+            _retained(fields),
+            prompt.media,
+            changes,
         )
 
     def _measure(self, fields: Mapping[str, Any], image_tokens: int) -> Prompt:

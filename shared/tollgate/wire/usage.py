@@ -319,7 +319,7 @@ def reader_for(call: Call, *, event_stream: bool, loads: Loads = json.loads) -> 
         if call.route.shape == "converse":
             return ConverseReader(call.route.shape, loads)
         return StreamReader(call.route.shape, withhold=call.withhold_usage, loads=loads)
-    return JsonReader(call.route.shape, loads=loads)
+    return JsonReader(call.route.shape, loads)
 
 
 # -- how much text was produced ----------------------------------------------------------------------------------
