@@ -180,6 +180,18 @@ def test_the_table_writes_under_conditions() -> None:
         update(items, between)
 
 
+def test_the_table_adds_to_sets() -> None:
+    items = Items()
+    for mark, told in [("b", ["b"]), ("a", ["a", "b"])]:
+        write = Write()
+        window = write.name("j1")
+        write.conditions.append(f"NOT contains({window}, {write.value(mark)})")
+        write.adds.append(f"{window} {write.value(frozenset({mark}))}")
+        assert update(items, write)["j1"] == {"SS": told}
+        with pytest.raises(AwsError, match="ConditionalCheckFailed"):
+            update(items, write)
+
+
 def test_an_item_has_a_capacity() -> None:
     items, write = Items(units_per_s=10), Write()
     write.sets.append(f"{write.name('n')} = {write.value(1)}")

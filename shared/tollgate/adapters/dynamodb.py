@@ -308,7 +308,7 @@ def encode(value: int | str | frozenset[str]) -> dict[str, Any]:
     return {"N": str(value)} if isinstance(value, int) else {"S": value}
 
 
-def encode_item(item: Mapping[str, int | str]) -> dict[str, Any]:
+def encode_item(item: Mapping[str, int | str | frozenset[str]]) -> dict[str, Any]:
     return {name: encode(value) for name, value in item.items()}
 
 
@@ -320,7 +320,7 @@ def _decode(value: Mapping[str, Any]) -> Any:
     ((kind, inner),) = value.items()
     if kind == "N":  # nobody of us writes fractions: they stay text
         return int(inner) if inner.lstrip("-").isdigit() else inner
-    return inner
+    return frozenset(inner) if kind == "SS" else inner
 
 
 def _condition(condition: str, expression: Expression | None) -> dict[str, Any]:

@@ -136,8 +136,8 @@ class Item:
                 item.numbers[name] = value
             elif isinstance(value, str) and name[0] == "i":
                 item.ids[name] = value
-            elif isinstance(value, list) and _WINDOW.fullmatch(name):
-                item.windows[name] = frozenset(map(str, value))
+            elif isinstance(value, frozenset) and _WINDOW.fullmatch(name):
+                item.windows[name] = value
             elif name != "pk":
                 raise _foreign(name)
         return item
