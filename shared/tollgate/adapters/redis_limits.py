@@ -151,10 +151,14 @@ class RedisLimitStore(ScriptedStore):
         once, on a new one and with the whole script: Redis restarted, or closed an idle connection."""
         connection = self._node.connection or await self._node.connected()
         try:
-            return await connection.send(call.by_digest)
+            try:
+                return await connection.send(call.by_digest)
+            except RedisReplyError as error:
+                if error.code != "NOSCRIPT":
+                    raise
+            return await connection.send(call.whole())
         except RedisReplyError as error:
-            if error.code != "NOSCRIPT":
-                raise refused(error) from error
+            raise refused(error) from error
         except ConnectionLost:
             connection = await self._node.connected()
         try:

@@ -16,13 +16,8 @@ class Application:
         self._make = make
         self._gateway: Gateway | None = None
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        gateway = self._gateway
-        if gateway is not None and scope["type"] == "http":
-            return gateway.serve(Exchange(scope, receive, send))
-        return self._begin(scope, receive, send)
-
-    async def _begin(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A coroutine function, by which uvicorn knows ASGI's version."""
         if scope["type"] == "http":
             if self._gateway is None:
                 self._gateway = await self._make()
