@@ -9,6 +9,8 @@ import pytest
 
 from tests.aws_fixture import aws_endpoint, dynamodb
 from tests.unit.dynamodb.world import World
+from tollgate.adapters import dynamodb as calls
+from tollgate.adapters import dynamodb_limit_subjects as subjects
 from tollgate.adapters.aws import AwsClient
 
 
@@ -22,6 +24,13 @@ def runner() -> Iterator[asyncio.Runner]:
 def client(runner: asyncio.Runner) -> Iterator[AwsClient]:
     with aws_endpoint() as url, dynamodb(url, runner) as client:
         yield client
+
+
+@pytest.fixture
+def again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is lost is asked for again even where a busy machine took a second to lose it."""
+    for module in (calls, subjects):
+        monkeypatch.setattr(module, "AGAIN_WITHIN_S", 60)
 
 
 @pytest.fixture

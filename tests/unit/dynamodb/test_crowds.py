@@ -330,6 +330,7 @@ class TestInTheTable:
         world.run(some_give_up())
         assert world.number(takes[0]) == NOON + 5 * rate(Scope.USER).inc_us
 
+    @pytest.mark.usefixtures("again_and_again")
     @pytest.mark.parametrize("lost", range(3))
     def test_a_lost_reply_charges_no_crowd_twice(self, world: World, lost: int) -> None:
         """The write that takes, the same again, or the one that settles."""

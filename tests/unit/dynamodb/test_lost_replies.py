@@ -12,7 +12,7 @@ import pytest
 
 from tests.records import NOON
 from tests.unit.dynamodb.world import DAY_S, MINUTE, SECOND, World, budget, loaded, rate, slot
-from tollgate.adapters import dynamodb, dynamodb_limit_items, dynamodb_limit_subjects
+from tollgate.adapters import dynamodb_limit_items, dynamodb_limit_subjects
 from tollgate.adapters.aws import AwsError
 from tollgate.adapters.dynamodb_limits import DynamoLimitStore
 from tollgate.adapters.http_message import ClosedEarly
@@ -26,12 +26,7 @@ from tollgate.domain.limits import (
 )
 from tollgate.ports import StoreUnavailable
 
-
-@pytest.fixture(autouse=True)
-def again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is lost is asked for again even where a busy machine took a second to lose it."""
-    monkeypatch.setattr(dynamodb, "AGAIN_WITHIN_S", 60)
-    monkeypatch.setattr(dynamodb_limit_subjects, "AGAIN_WITHIN_S", 60)
+pytestmark = pytest.mark.usefixtures("again_and_again")
 
 
 class TestLostReplies:
