@@ -259,7 +259,7 @@ def test_hostile_ids_of_requests_and_tenants_are_just_names(redis: Redis) -> Non
 
 def test_foreign_values_in_a_cluster() -> None:
     async def scenario(url: str) -> None:
-        store = RedisClusterLimitStore(url)
+        store = RedisClusterLimitStore(url, reply_timeout=5)
         try:
             await store.reopen(0)
             rate, tokens = scarcely(), budget(10, 1_000)
