@@ -122,13 +122,14 @@ class RateHeaders:
     tokens), and as the IETF draft says it (all of them). Global rates are left out: their state is other tenants'
     business. All that does not change from call to call is rendered once."""
 
-    __slots__ = ("_policies", "_rates")
+    __slots__ = ("_left", "_policies", "_rates")
 
     def __init__(self, rates: Sequence[Rate]) -> None:
         """`rates`: of an admission's takes, in their order."""
-        self._rates: list[tuple[int, str, Rate, bool, tuple[bytes, bytes]]] = []
-        """Position, how what is left of it begins, the rate, whether it counts tokens, and its limit's header."""
+        self._rates: list[tuple[int, Rate, bool, tuple[bytes, bytes]]] = []
+        """Position, the rate, whether it counts tokens, and its limit's header."""
         policies: list[str] = []
+        left: list[str] = []
         for position, rate in enumerate(rates):
             if rate.scope is Scope.GLOBAL:
                 continue
@@ -138,24 +139,27 @@ class RateHeaders:
             window = max(1, rate.period_us // SECOND_US)
             policies.append(f"{name};q={rate.amount};w={window}" + (';qu="tokens"' if tokens else ""))
             limit = (b"x-ratelimit-limit-tokens" if tokens else b"x-ratelimit-limit-requests", b"%d" % rate.burst)
-            self._rates.append((position, f"{name};r=", rate, tokens, limit))
+            self._rates.append((position, rate, tokens, limit))
+            left.append(name.replace("%", "%%") + ";r=%d;t=%d")
         self._policies = (b"ratelimit-policy", ", ".join(policies).encode())
+        self._left = ", ".join(left).encode()
+        """With two numbers for each rate: what is left, and the seconds until all is."""
 
     def of(self, values: Sequence[int], now_us: int) -> Headers:
         """The headers for what a store saw of these rates, at its moment `now_us`."""
         if not self._rates or len(values) <= self._rates[-1][0]:
             return []
         found: Headers = []
-        told: list[str] = []
+        told: list[int] = []
         least_requests = least_tokens = -1
         requests: tuple[int, tuple[bytes, bytes]] | None = None
         tokens: tuple[int, tuple[bytes, bytes]] | None = None
-        for position, begin, rate, of_tokens, limit in self._rates:
+        for position, rate, of_tokens, limit in self._rates:
             reset = values[position] - now_us
             if reset < 0:
                 reset = 0
             left = rate.units(rate.burst_us - reset)
-            told.append(f"{begin}{left};t={-(-reset // SECOND_US)}")
+            told += (left, -(-reset // SECOND_US))
             if of_tokens:
                 if tokens is None or left < least_tokens:
                     least_tokens, tokens = left, (reset, limit)
@@ -173,7 +177,7 @@ class RateHeaders:
                 (b"x-ratelimit-remaining-tokens", b"%d" % least_tokens),
                 (b"x-ratelimit-reset-tokens", duration(tokens[0]).encode()),
             )
-        found += (self._policies, (b"ratelimit", ", ".join(told).encode()))
+        found += (self._policies, (b"ratelimit", self._left % tuple(told)))
         return found
 
 
