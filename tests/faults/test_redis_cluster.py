@@ -122,7 +122,7 @@ class TestAllOrNothing:
             async with opened(cluster) as (store,):
                 call = admission(requests(1), by_address(5), now_budget(100, seed=None))
                 assert (await store.admit(call)).status is Status.COLD
-                call.takes[2].seed = 950  # type: ignore[union-attr]  # a budget
+                call.takes[2].seed = 950  # of the budget
                 assert (await store.admit(call)).status is Status.REFUSED
                 call.takes[2] = now_budget(50)
                 assert (await store.admit(call)).admitted

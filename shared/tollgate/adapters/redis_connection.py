@@ -119,6 +119,12 @@ class RedisAddress:
         )  # fmt: skip
 
 
+def encoded(*command: str | bytes | int) -> bytes:
+    """A command in Redis's protocol."""
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub knows one word only
+    return packed
+
+
 class RedisConnection(asyncio.Protocol):
     """Issues commands and hands out their replies, in order."""
 
@@ -171,7 +177,7 @@ class RedisConnection(asyncio.Protocol):
 
     def call(self, *command: str | bytes | int) -> asyncio.Future[Any]:
         """Issue one command. The future gives its reply, or raises `RedisReplyError` or `StoreUnavailable`."""
-        return self.send(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub says one-element tuple
+        return self.send(encoded(*command))
 
     def send(self, packed: bytes) -> asyncio.Future[Any]:
         """As `call`, for a command that is in Redis's protocol already."""

@@ -10,8 +10,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import hiredis
-
+from tollgate.adapters.redis_connection import encoded
 from tollgate.domain.dataclass import dataclass
 
 
@@ -27,8 +26,7 @@ class Script:
 
     def call(self, names: Sequence[str], args: Sequence[str | bytes | int]) -> ScriptCall:
         """One call, with its keys and its arguments."""
-        packed = hiredis.pack_command(("EVALSHA", self.sha, len(names), *names, *args))  # type: ignore[arg-type]  # its stub says one-element tuple
-        return ScriptCall(self, packed)
+        return ScriptCall(self, encoded("EVALSHA", self.sha, len(names), *names, *args))
 
 
 @dataclass(slots=True)

@@ -181,10 +181,7 @@ def rotate(key_id: str, overlap: timedelta, finish: bool, yes: bool, quiet: bool
     if finish:
         confirm(f"Is the new secret of {key_id} in use? Older ones will stop working.", yes)
         item = with_stack(lambda stack: stack.keys().finish(key_id, actor()), NEEDED)
-        if as_json:
-            echo_json(_shown(item))
-        else:
-            click.echo(f"{key_id}: only its newest secret works, within 60 s everywhere")
+        _tell(item, f"{key_id}: only its newest secret works, within 60 s everywhere", as_json)
         return
     seconds = int(overlap.total_seconds())
     _print_made(
@@ -205,10 +202,15 @@ def revoke(key_id: str, yes: bool, as_json: bool) -> None:
     """
     confirm(f"End the API key {key_id} for good?", yes)
     item = with_stack(lambda stack: stack.keys().revoke(key_id, actor()), NEEDED)
+    _tell(item, f"{key_id} is revoked; it is refused everywhere within 60 s", as_json)
+
+
+def _tell(item: Item, said: str, as_json: bool) -> None:
+    """What has become of a key."""
     if as_json:
         echo_json(_shown(item))
     else:
-        click.echo(f"{key_id} is revoked; it is refused everywhere within 60 s")
+        click.echo(said)
 
 
 async def _restrictions(given: dict[str, Any], tenant: str, tables: PolicyTables) -> str:
