@@ -102,7 +102,7 @@ class Bench:
         reply = await self.usual.execute_command(
             "EVALSHA", self.script.sha, len(names), *names, numbers, *prepared.args
         )
-        assert read_decision(reply, len(takes), "redis").admitted
+        assert read_decision(reply, takes, "redis").admitted
 
     async def one_admission(self) -> None:
         id = f"r{next(self.ids)}"

@@ -25,38 +25,44 @@
 --         version, tenant version (0: unversioned), epoch of rates (us; 0: as in KEYS[4]); each cost (inc in us; units; 1);
 --         then, where they differ or seeds follow, each floor; then, where somebody was asked, each seed: the TAT that
 --         another store knows (0: it knows none), or what the ledger knows; -1: nobody was asked
---       2 of the plan: rates, budgets, concurrency limits; each limit (burst in us; units; slots); then per rate: 1 if it
---         can be settled, else 0; then per budget: start and end of its window (us)
+--       2 of the plan: rates, budgets, concurrency limits, the longest burst (us); each limit (burst in us; units; slots);
+--         then per rate: 1 if it can be settled, else 0; then per budget: start and end of its window (us)
 -- Result one string, packed: status, now, policy version, tenant version, ...
---       1 admitted (or would be) / 0 refused: then each value (TAT (us), committed, slots in use), what each was granted,
---         and the estimates as settle.lua keeps them (nothing if there are none), where they were asked for
+--       1 admitted, and granted what was asked / 0 refused: then each value (TAT (us), committed, slots in use)
+--       5 admitted (or would be): then each value, and what each was granted: less than was asked, or nothing by a look, or
+--         what this request was granted before
+--         after these three the estimates as settle.lua keeps them (nothing if there are none), where they were asked for
 --       2 stale: a newer policy or tenant record exists   4 a budget's window does not contain now
 --       3 cold: then the positions (from 0) of takes that must be loaded: rates from the other store, budgets from the
 --         ledger
 --
 -- What is packed is packed as little-endian doubles, which are exact: all numbers are integers below 2^53. As text they
 -- would cost several times the whole decision. Every redis.call costs several times what its command does, so there are
--- few; every table that grows, and every closure, costs as much, so there are hardly any. Numbers become text by %d:
--- redis.call prints them as %.17g, which takes as long as some commands, and `..` would print 1.76e+15.
+-- few; every table that grows, and every closure, costs as much, so there are hardly any. redis.call takes numbers as they
+-- are; concatenated they must be text by %d, for `..` would print 1.76e+15.
 
-local MINUTE, DAY, LARGEST = 60000000, 86400000000, 2 ^ 53
+local MINUTE, LARGEST = 60000000, 2 ^ 53 - 1
 local LATE = 3600000000 -- an hour: a budget outlives its window for as long, so that a late settlement finds it
 local DEBTS = 1200000000 -- 20 minutes: a rate that can be settled lives on for as long, so that a late debt finds it
 local MONTH_MS = 3456000000 -- 40 days: longer than any window; what it drops is loaded again
-local call, tonumber, format, rep, sub = redis.call, tonumber, string.format, string.rep, string.sub
+local NUMBERS = '<dddddddddddddddddddddddddddddddd' -- 32, to cut formats from: making one costs more
+local call, tonumber, sub = redis.call, tonumber, string.sub
 local codec, unpack = struct or string, unpack or table.unpack
 local pack, read = codec.pack, codec.unpack
 
-local of_call, of_plan = #ARGV[1] / 8, #ARGV[2] / 8
-local asked, terms = {read('<' .. rep('d', of_call), ARGV[1])}, {read('<' .. rep('d', of_plan), ARGV[2])}
-local now, life, grid, policy, tenant, rates_since = unpack(asked, 1, 6)
-local rates, budgets = terms[1], terms[2]
-local takes = rates + budgets + terms[3]
-local each = '<' .. rep('d', takes)
--- Where the columns begin: in what was asked (costs, floors, seeds), and in the terms (limits, what follows them).
-local COST, LIMIT, MORE = 6, 3, 3 + takes
-local FLOOR = of_call > COST + takes and COST + takes or COST
-local SEED = of_call > COST + 2 * takes and COST + 2 * takes
+local of_call, of_plan = ARGV[1], ARGV[2]
+local now, life, grid, policy, tenant, rates_since = read('<dddddd', of_call)
+local rates, budgets, slots, longest = read('<dddd', of_plan)
+local takes = rates + budgets + slots
+local each = takes <= 32 and sub(NUMBERS, 1, 1 + takes) or '<' .. string.rep('d', takes)
+-- Where columns begin: in what was asked costs (floors, seeds), in the plan limits, flags of rates, windows of budgets.
+local COSTS, LIMITS, COLUMN = 49, 33, 8 * takes
+local FLAGS = LIMITS + COLUMN
+local WINDOWS = FLAGS + 8 * rates
+local costs, limits = {read(each, of_call, COSTS)}, {read(each, of_plan, LIMITS)}
+local floors, seeds = costs, nil
+if #of_call >= COSTS + COLUMN then floors = {read(each, of_call, COSTS + COLUMN)} end
+if #of_call >= COSTS + 2 * COLUMN then seeds = {read(each, of_call, COSTS + 2 * COLUMN)} end
 if now == 0 then
   local time = call('TIME')
   now = time[1] * 1000000 + time[2]
@@ -66,15 +72,15 @@ expiry = expiry - expiry % grid + grid
 
 local found = call('MGET', unpack(KEYS))
 local known_policy, known_tenant, epoch = tonumber(found[2] or 0), tonumber(found[3] or 0), tonumber(found[4] or 0)
-if not (known_policy and known_policy >= 0 and known_policy < LARGEST) then known_policy = 0 end -- not ours
-if not (known_tenant and known_tenant >= 0 and known_tenant < LARGEST) then known_tenant = 0 end
-if not (epoch and epoch >= 0 and epoch < LARGEST) then epoch = 0 end
+if not (known_policy and known_policy >= 0 and known_policy <= LARGEST) then known_policy = 0 end -- not ours
+if not (known_tenant and known_tenant >= 0 and known_tenant <= LARGEST) then known_tenant = 0 end
+if not (epoch and epoch >= 0 and epoch <= LARGEST) then epoch = 0 end
 if (policy > 0 and known_policy > policy) or (tenant > 0 and known_tenant > tenant) then
   return pack('<dddd', 2, now, known_policy, known_tenant)
 end
 if epoch == 0 and (takes > rates or rates_since == 0) then
   epoch = now
-  call('SET', KEYS[4], format('%d', now), 'PX', MONTH_MS)
+  call('SET', KEYS[4], now, 'PX', MONTH_MS)
 end
 if rates_since == 0 then rates_since = epoch end
 
@@ -83,60 +89,63 @@ local mark = found[1]
 local again = mark and #mark >= 16 and read('<d', mark, 9) > now
 
 -- Look at everything first.
-local fits, shrunk, cold, steady, seeded, taken = true, false, '', expiry - now <= DEBTS, false, now
+local fits, shrunk, cold, seeded, taken = true, false, '', false, now
+local trusted = now >= rates_since + longest -- no rate can be younger than the epoch
+local steady = trusted and expiry - now <= DEBTS
 local values = {0, 0, 0, 0, 0, 0, 0, 0} -- as long as usual, because growing costs
 for i = 1, rates do
-  local raw, burst = found[4 + i] or 0, terms[LIMIT + i]
-  local tat, since = tonumber(raw), nil
+  local raw, room, since = found[4 + i], limits[i], nil
+  local tat = tonumber(raw or 0)
   if not tat then
     tat, since = string.match(raw, '^(%d+) (%d+)$')
     tat, since = tonumber(tat or 0), tonumber(since or 0)
   end
-  if not (tat >= 0 and tat < LARGEST) then tat = 0 end -- not ours
-  if now < rates_since + burst then
-    steady = false
-    if since ~= rates_since and not again then
-      local seed = SEED and asked[SEED + i] or -1
-      if seed < 0 then cold = cold .. pack('<d', i - 1) end
-      if seed > tat then tat = seed end
-      seeded = true
-    end
+  if not (tat >= 0 and tat <= LARGEST) then tat = 0 end -- not ours
+  if not trusted and now < rates_since + room and since ~= rates_since and not again then
+    local seed = seeds and seeds[i] or -1
+    if seed < 0 then cold = cold .. pack('<d', i - 1) end
+    if seed > tat then tat = math.min(seed, LARGEST) end
+    seeded = true
   end
   values[i] = tat
-  local room = tat > now and now + burst - tat or burst
-  if asked[COST + i] > room then
-    if asked[FLOOR + i] > room then fits = false end
-    asked[COST + i], shrunk = room, true
+  if tat > now then room = room + now - tat end
+  if costs[i] > room then
+    if floors[i] > room then fits = false end
+    costs[i], shrunk = room, true
   end
 end
 local places, sums = {0, 0, 0, 0}, {0, 0, 0, 0} -- of budgets and slots: where this request's hold is added, and to what
 for i = rates + 1, takes do
-  local raw, gone = found[4 + i] or '', nil
+  local raw, gone, from = found[4 + i] or '', nil, nil
   if i <= rates + budgets then
-    local window = MORE + 2 * i - rates - 1
-    gone = terms[window + 1]
-    if now < terms[window] or now >= gone then return pack('<dddd', 4, now, known_policy, known_tenant) end
+    from, gone = read('<dd', of_plan, WINDOWS + 16 * (i - rates - 1))
+    if now < from or now >= gone then return pack('<dddd', 4, now, known_policy, known_tenant) end
   end
   local spent, loaded, made = -1, 0, 0
   if #raw >= 24 and #raw % 16 == 8 then spent, loaded, made = read('<ddd', raw) end
-  if not (spent >= 0 and spent < LARGEST and loaded >= 0 and made >= 0) then -- new, or not ours
-    raw, spent, loaded, made = rep('\0', 24), 0, gone and -1 or 0, now
+  if not (spent >= 0 and spent <= LARGEST and loaded >= 0 and made >= 0) then -- new, or not ours
+    raw, spent, loaded, made = string.rep('\0', 24), 0, gone and -1 or 0, now
   end
-  local held, mine, free, sum = 0, nil, #raw + 1, 0
+  local held, mine, free, sum, latest = 0, nil, #raw + 1, 0, expiry
   for at = 25, #raw, 16 do
     local until_us, amount = read('<dd', raw, at)
-    if until_us > now and amount >= 0 and amount < LARGEST then
+    if until_us > now and amount >= 0 and amount <= LARGEST then
       held = held + amount
-      if until_us == expiry then mine, sum = at, amount end
+      if until_us == expiry then
+        mine, sum = at, amount
+      elseif until_us > latest then
+        latest = until_us
+      end
     else
       free = at
     end
   end
-  local store = not mine and life > 0 -- whatever is decided: it costs nobody anything
+  -- A budget gets its place whatever is decided, which costs nobody anything; for slots, nobody makes a key who is refused.
+  local store = not mine and life > 0 and (gone or fits and cold == '')
   if gone and loaded < epoch then
-    local seed = SEED and asked[SEED + i] or -1
+    local seed = seeds and seeds[i] or -1
     if seed < 0 and not again then cold = cold .. pack('<d', i - 1) end
-    if seed > spent then spent = seed end
+    if seed > spent then spent = math.min(seed, LARGEST) end
     loaded, store = now, seed >= 0
   end
   if store and not again then
@@ -144,17 +153,17 @@ for i = rates + 1, takes do
       mine = free
       raw = sub(raw, 1, mine - 1) .. pack('<dd', expiry, 0) .. sub(raw, mine + 16)
     end
-    local last = gone and gone + LATE or now + math.max(DAY, 2 * life)
+    local last = gone and gone + LATE or latest + MINUTE
     local ms = math.min(math.ceil((last - now) / 1000), MONTH_MS)
-    call('SET', KEYS[4 + i], pack('<ddd', spent, loaded, made) .. sub(raw, 25), 'PX', format('%d', ms))
+    call('SET', KEYS[4 + i], pack('<ddd', spent, loaded, made) .. sub(raw, 25), 'PX', ms)
   end
   places[i - rates], sums[i - rates] = mine, sum
   values[i] = spent + held
   if made > taken then taken = made end -- a settlement leaves alone what was made after this (clocks may go back)
-  local room = terms[LIMIT + i] - spent - held
-  if asked[COST + i] > room then
-    if asked[FLOOR + i] > room then fits = false end
-    asked[COST + i], shrunk = room, true
+  local room = limits[i] - spent - held
+  if costs[i] > room then
+    if floors[i] > room then fits = false end
+    costs[i], shrunk = room, true
   end
 end
 if cold ~= '' then return pack('<dddd', 3, now, known_policy, known_tenant) .. cold end
@@ -162,37 +171,38 @@ if cold ~= '' then return pack('<dddd', 3, now, known_policy, known_tenant) .. c
 -- Then take all, or nothing.
 local take, granted = fits and life > 0 and not again, nil
 if take then
-  granted = shrunk and pack(each, unpack(asked, COST + 1, COST + takes)) or sub(ARGV[1], 8 * COST + 1, 8 * (COST + takes))
   for i = rates + 1, takes do
-    local cost = asked[COST + i]
+    local cost = costs[i]
     call('SETRANGE', KEYS[4 + i], places[i - rates] + 7, pack('<d', sums[i - rates] + cost))
     values[i] = values[i] + cost
   end
+  if shrunk then granted = pack(each, unpack(costs, 1, takes)) end
   if takes > 0 then
-    local ms = format('%d', math.ceil((expiry - now) / 1000))
-    call('SET', KEYS[1], pack('<dd', taken, expiry) .. granted, 'PX', ms)
+    local each_granted = granted or sub(of_call, COSTS, COSTS + COLUMN - 1)
+    call('SET', KEYS[1], pack('<dd', taken, expiry) .. each_granted, 'PX', math.ceil((expiry - now) / 1000))
   end
-  if known_policy < policy then call('SET', KEYS[2], format('%d', policy), 'PX', MONTH_MS) end
-  if known_tenant < tenant then call('SET', KEYS[3], format('%d', tenant), 'PX', MONTH_MS) end
+  if known_policy < policy then call('SET', KEYS[2], policy, 'PX', MONTH_MS) end
+  if known_tenant < tenant then call('SET', KEYS[3], tenant, 'PX', MONTH_MS) end
+elseif again then
+  fits, granted = true, sub(mark .. string.rep('\0', COLUMN), 17, 16 + COLUMN)
+elseif fits then
+  granted = string.rep('\0', COLUMN)
 end
 local try = redis.pcall
 for i = 1, (take or seeded) and rates or 0 do
   local key, old, tat = KEYS[4 + i], values[i], values[i]
-  if take then tat = (old > now and old or now) + asked[COST + i] end
+  if take then tat = (old > now and old or now) + costs[i] end
   local minute = tat - tat % MINUTE
-  if not (steady and old >= minute and try('INCRBY', key, format('%d', tat - old)) == tat) then
-    local burst, last, cell = terms[LIMIT + i], minute + MINUTE, format('%d', tat)
-    if terms[MORE + i] > 0 then last = last + math.max(expiry - now, DEBTS) end
-    if now < rates_since + burst then
-      last, cell = math.max(last, rates_since + burst), format('%d %d', tat, rates_since)
+  if not (steady and old >= minute and try('INCRBY', key, tat - old) == tat) then
+    local last, cell = minute + MINUTE, tat
+    if read('<d', of_plan, FLAGS + 8 * (i - 1)) > 0 then last = last + math.max(expiry - now, DEBTS) end
+    if now < rates_since + limits[i] then
+      last, cell = math.max(last, rates_since + limits[i]), string.format('%d %d', tat, rates_since)
     end
-    if last > now then call('SET', key, cell, 'PX', format('%d', math.ceil((last - now) / 1000))) end
+    if last > now then call('SET', key, cell, 'PX', math.ceil((last - now) / 1000)) end
   end
   values[i] = tat
 end
-if again then
-  fits, granted = true, sub(mark .. rep('\0', 8 * takes), 17, 16 + 8 * takes)
-end
-granted = granted or rep('\0', 8 * takes)
-local told = pack(each .. 'dddd', fits and 1 or 0, now, known_policy, known_tenant, unpack(values, 1, takes))
-return told .. granted .. (found[5 + takes] or '')
+local status = fits and (granted and 5 or 1) or 0
+local told = pack(each .. 'dddd', status, now, known_policy, known_tenant, unpack(values, 1, takes))
+return told .. (granted or '') .. (found[5 + takes] or '')

@@ -4,10 +4,11 @@
 -- ARGV  1.. the ledger's total for each key, in the budget's unit
 -- Result how many were raised
 
+local LARGEST = 2 ^ 53 - 1 -- as in admit.lua
 local codec = struct or string
 local raised = 0
 for i, key in ipairs(KEYS) do
-  local raw, floor = redis.call('MGET', key)[1], tonumber(ARGV[i]) -- what is no string counts as missing
+  local raw, floor = redis.call('MGET', key)[1], math.min(tonumber(ARGV[i]), LARGEST) -- no string: as if missing
   if raw and #raw >= 24 and codec.unpack('<d', raw) < floor then -- see admit.lua
     redis.call('SETRANGE', key, 0, codec.pack('<d', floor))
     raised = raised + 1

@@ -5,6 +5,6 @@
 
 local found = {}
 for i, mark in ipairs(redis.call('MGET', unpack(KEYS))) do
-  if mark then found[#found + 1] = i - 1 end
+  if mark and #mark >= 24 then found[#found + 1] = i - 1 end -- shorter: of a request that holds nothing
 end
 return found

@@ -103,6 +103,14 @@ class TestRates:
         driver.settle("a", [take], [1010])
         assert not driver.admit(tokens(1)).admitted
 
+    def test_a_debt_beyond_all_numbers_still_is_a_debt(self, driver: Driver) -> None:
+        take = tokens(10)
+        driver.admit(take, id="a")
+        driver.settle("a", [take], [FOREVER_US])
+        driver.now += MINUTE
+        assert driver.admit(tokens(1)).status is Status.REFUSED
+        assert driver.admit(tokens(1)).status is Status.REFUSED
+
     def test_requests_are_never_given_back(self, driver: Driver) -> None:
         take = requests(1)
         driver.admit(take, id="a")
@@ -187,6 +195,14 @@ class TestBudgets:
         decision = driver.admit(budget(50, floor=5))
         assert decision.admitted
         assert decision.granted[0] == 20
+
+    def test_use_beyond_all_numbers_is_not_forgotten(self, driver: Driver) -> None:
+        take = budget(10)
+        driver.admit(take, id="a")
+        driver.settle("a", [take], [FOREVER_US])
+        assert driver.admit(budget(1)).status is Status.REFUSED
+        driver.run(driver.store.raise_floor({take.key: 2 * FOREVER_US}))
+        assert driver.admit(budget(1)).status is Status.REFUSED
 
     def test_a_floor_raises_what_is_spent_but_loads_nothing(self, driver: Driver) -> None:
         take = budget(10)

@@ -6,13 +6,16 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import redis
 
+from tests.contract.conftest import make_driver
 from tests.contract.test_limit_store import MINUTE, SECOND, TENANT, USER, budget, slot
+from tollgate.adapters.redis_connection import ConnectionLost
 from tollgate.adapters.redis_limits import EPOCH, RedisLimitStore
-from tollgate.domain.limits import Admission, Rate, RateTake, Scope, Settlement, Status, Take, Unit
+from tollgate.domain.limits import Admission, BudgetTake, Rate, RateTake, Scope, Settlement, Status, Take, Unit
 
 HOUR, DAY = 60 * MINUTE, 1440 * MINUTE
 DEBTS = 20 * MINUTE
@@ -69,7 +72,7 @@ def test_a_rate_is_kept_until_it_is_full_whatever_came_before(client: redis.Redi
     [
         (rate(Unit.REQUESTS), MINUTE + SECOND),
         (rate(Unit.TOKENS), MINUTE + SECOND + DEBTS),
-        (slot(), DAY),
+        (slot(), MINUTE * 9 / 8 + MINUTE),
         (budget(1, at=time.time_ns() // 1_000), 25 * HOUR),
     ],
     ids=["requests", "tokens", "slots", "budget"],
@@ -161,6 +164,90 @@ def test_a_slot_is_held_however_long_ago_others_only_looked(client: redis.Redis,
         assert (await store.admit(Admission("a", [one], MINUTE, "acme"))).admitted
         assert client.pttl(one.key) * 1_000 > MINUTE
         assert not (await store.admit(Admission("b", [one], MINUTE, "acme"))).admitted
+        await store.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_who_is_refused_or_cold_makes_no_key_for_slots(client: redis.Redis, redis_url: str) -> None:
+    """A flood from a million addresses, each of which may have some requests in flight, leaves nothing behind."""
+    now = time.time_ns() // 1_000
+
+    async def scenario() -> None:
+        store = RedisLimitStore(redis_url, reply_timeout=5)
+        refused: list[Take] = [rate(Unit.REQUESTS, burst=1, cost=2), slot()]
+        cold: list[Take] = [budget(1, seed=None, at=now), slot()]
+        for takes, status in ((refused, Status.REFUSED), (cold, Status.COLD)):
+            assert (await store.admit(Admission(f"r{status}", takes, MINUTE, "acme"))).status is status
+        assert not client.exists(slot().key)
+        await store.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_slots_are_kept_as_long_as_the_longest_hold_whoever_comes_after(client: redis.Redis, redis_url: str) -> None:
+    async def scenario() -> None:
+        store = RedisLimitStore(redis_url, reply_timeout=5)
+        for id, life in (("long", 2 * DAY), ("short", SECOND)):
+            assert (await store.admit(Admission(id, [slot()], life, "acme"))).admitted
+        assert client.pttl(slot().key) * 1_000 >= 2 * DAY - SLOW
+        await store.aclose()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("kind", ["redis", "cluster"])
+def test_a_late_settlement_does_not_charge_what_the_ledger_may_have_told(
+    kind: str, runner: asyncio.Runner, request: pytest.FixtureRequest
+) -> None:
+    """A container that was away tells what waited, after another one loaded the budget from a ledger that knows it."""
+    driver = make_driver(kind, runner, request)
+    for late, loaded, spent in ((True, 60, 60), (False, 60, 120), (True, None, 60)):
+        id, taken = f"{late}.{loaded}", [budget(100, amount=1_000, at=driver.now), slot()]
+        taken[0].key += id
+        assert driver.admit(*taken, id=id).admitted
+        driver.now += SECOND
+        if loaded is not None:
+            driver.run(driver.store.reopen(0))  # type: ignore[attr-defined]  # only stores that can be lost have it
+            cold = driver.admit(*(replace(take, seed=None) for take in taken if isinstance(take, BudgetTake)))
+            assert cold.status is Status.COLD
+            assert not driver.admit(replace(taken[0], seed=loaded, cost=2_000, floor=2_000)).admitted
+        assert driver.run(driver.store.settle(Settlement(id, taken, [60, 0], "acme", late=late)))
+        assert driver.run(driver.store.look(Admission("look", taken, 0, "acme"))).values == [spent, 0]
+    driver.run(driver.store.aclose())
+
+
+def test_a_copy_of_an_admission_that_comes_after_its_settlement_takes_nothing(
+    client: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection breaks before the reply, the admission is sent again on another, and is settled; then the first
+    copy arrives."""
+    takes: list[Take] = [rate(Unit.TOKENS, cost=10), slot(5)]
+
+    async def scenario() -> None:
+        store = RedisLimitStore(redis_url, reply_timeout=5)
+        await store.ping()
+        connection = store._node.connection
+        assert connection is not None
+        held_back: list[bytes] = []
+
+        def lose(packed: bytes) -> asyncio.Future[object]:
+            held_back.append(packed)
+            connection.connection_lost(None)
+            lost: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+            lost.set_exception(ConnectionLost("the connection to Redis was lost"))
+            return lost
+
+        monkeypatch.setattr(connection, "send", lose)
+        assert (await store.admit(Admission("a", takes, MINUTE, "acme"))).admitted
+        assert await store.settle(Settlement("a", takes, [10, 0], "acme"))
+        before = client.get(takes[0].key)
+        again = await store._node.connected()
+        await again.send(held_back[0])
+        assert client.get(takes[0].key) == before
+        assert (await store.look(Admission("look", takes, 0, "acme"))).values[1] == 0
+        assert 0 < client.pttl(f"{TENANT}m:a") <= 60_000
+        assert await store.replay([Settlement("a", takes, [10, 0], "acme")]) == 0
         await store.aclose()
 
     asyncio.run(scenario())

@@ -46,6 +46,7 @@ from tollgate.domain.limits import (
     Status,
     Unit,
 )
+from tollgate.domain.takes import Takes
 
 ADDRESSES = 1_000_000
 
@@ -91,7 +92,7 @@ def test_a_million_addresses(redis: Redis) -> None:
                 if number % 10 == 0:
                     seen = Admission("x", [RateTake(subject, names[4], limit, 1, 1)], 1_000, "acme")
                     cache.learn(seen, Decision(Status.REFUSED, 1, [10**15]), 0)
-            decided = [read_decision(answer, 1, "redis") for answer in await asyncio.gather(*answers)]
+            decided = [read_decision(answer, Takes.of(one.takes), "redis") for answer in await asyncio.gather(*answers)]
             assert all(decision.admitted for decision in decided)
         connection.close()
 

@@ -162,6 +162,7 @@ class RedisCluster:
         for _ in range(MAX_REPEATS):
             if isinstance(error, ConnectionLost):
                 connection, asking = await self._connected(call.slot), False
+                call.script.repeated = True
             elif not isinstance(error, RedisReplyError):
                 raise error
             elif error.code == "NOSCRIPT":

@@ -114,8 +114,8 @@ class RedisClusterLimitStore(ScriptedStore):
         raise StoreUnavailable("the Redis Cluster changes its epoch too often")
 
     async def settle(self, settlement: Settlement) -> bool:
-        takes = Takes.of(settlement.takes)
-        return await self._settle(settlement, takes, _groups(takes.footprint))
+        takes, copies = Takes.of(settlement.takes), bool(self._repeated.pop(settlement.id))
+        return await self._settle(settlement, takes, _groups(takes.footprint), copies=copies)
 
     async def replay(self, settlements: Sequence[Settlement]) -> int:
         settled = 0
@@ -178,19 +178,23 @@ class RedisClusterLimitStore(ScriptedStore):
     ) -> Decision:
         """Ask all groups together; unless all admit, give back what any took."""
         calls: list[Call] = []
+        asked: list[Takes] = []
         for group in groups:
             part, head = self._part(admission, takes, group, tenant, look=look)
+            asked.append(Takes.of(part.takes))
             prepared, numbers = admit_call(self._scripts.admit, part, head, self._now(), self._epoch)
             calls.append(_to(group.tag, prepared.call(_marker(group.tag, admission.id), numbers)))
         replies = await self._cluster.run(calls, all_or_none=True)
+        for call in calls:
+            self._noted(admission.id, call.script)
         answers: list[Decision] = []
         failure: StoreUnavailable | None = None
         taken: list[_Group] = []
-        for group, reply in zip(groups, replies, strict=True):
+        for group, reply, own in zip(groups, replies, asked, strict=True):
             if isinstance(reply, StoreUnavailable):
                 failure = reply
                 continue
-            answer = read_decision(reply, len(group.places), self.name)
+            answer = read_decision(reply, own, self.name)
             answers.append(answer)
             if answer.admitted and group.places and (not look or any(answer.granted)):
                 taken.append(group)
@@ -256,14 +260,17 @@ class RedisClusterLimitStore(ScriptedStore):
         if taken:
             await self._settle(nothing_used(admission), takes, taken)
 
-    async def _settle(self, settlement: Settlement, takes: Takes, groups: Sequence[_Group]) -> bool:
+    async def _settle(
+        self, settlement: Settlement, takes: Takes, groups: Sequence[_Group], *, copies: bool = False
+    ) -> bool:
         calls: list[Call] = []
         for group in groups:
             used = [settlement.used[i] for i in group.places]
             part = Settlement(settlement.id, takes.at(group.footprint, group.places), used, settlement.tenant)
+            part.late = settlement.late
             if settlement.sample is not None and group.tag == hash_tag(settlement.learn):
                 part.sample, part.learn = settlement.sample, settlement.learn
-            prepared, numbers = settle_call(self._scripts.settle, part, self._now())
+            prepared, numbers = settle_call(self._scripts.settle, part, self._now(), copies=copies)
             calls.append(_to(group.tag, prepared.call(_marker(group.tag, settlement.id), numbers)))
         return any(await self._run(calls))
 

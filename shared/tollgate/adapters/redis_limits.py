@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from tollgate.adapters.lru import Lru
 from tollgate.adapters.redis_connection import (
     REPLY_TIMEOUT,
     ConnectionLost,
@@ -42,6 +43,8 @@ PORTION = 500
 """Keys that one call looks at."""
 BUDGET_KEYS = "{*}*:b:*"
 """Matches every budget (`terms.py`), and perhaps something else."""
+MAX_REPEATED = 10_000
+"""Admissions in flight that were sent twice, of which a process knows."""
 FORGET_MS = 60_000
 """How long an admission is awaited that was cancelled: no network holds a command back for longer."""
 
@@ -57,6 +60,7 @@ class ScriptedStore:
     def __init__(self, clock: Callable[[], int] | None) -> None:
         self._clock = clock
         self._scripts = Scripts()
+        self._repeated: Lru[bool] = Lru(MAX_REPEATED)
 
     async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
         """None of them: the scripts themselves know what this store has."""
@@ -64,6 +68,11 @@ class ScriptedStore:
 
     def _now(self) -> int:
         return 0 if self._clock is None else self._clock()
+
+    def _noted(self, id: str, call: ScriptCall) -> None:
+        """Remember an admission that was sent twice until it is settled: then a copy may still come."""
+        if call.repeated:
+            self._repeated.put(id, True)
 
 
 class RedisLimitStore(ScriptedStore):
@@ -83,14 +92,17 @@ class RedisLimitStore(ScriptedStore):
     async def admit(self, admission: Admission) -> Decision:
         markers, head = _names(admission.tenant)
         prepared, numbers = admit_call(self._scripts.admit, admission, head, self._now())
-        reply = await self._run(prepared.call(markers + admission.id, numbers))
-        return read_decision(reply, len(admission.takes), self.name)
+        call = prepared.call(markers + admission.id, numbers)
+        reply = await self._run(call)
+        self._noted(admission.id, call)
+        return read_decision(reply, Takes.of(admission.takes), self.name)
 
     async def look(self, admission: Admission) -> Decision:
         return await self.admit(admission)
 
     async def settle(self, settlement: Settlement) -> bool:
-        prepared, numbers = settle_call(self._scripts.settle, settlement, self._now())
+        copies = bool(self._repeated.pop(settlement.id))
+        prepared, numbers = settle_call(self._scripts.settle, settlement, self._now(), copies=copies)
         return bool(await self._run(prepared.call(_names(settlement.tenant)[0] + settlement.id, numbers)))
 
     async def replay(self, settlements: Sequence[Settlement]) -> int:
@@ -160,7 +172,7 @@ class RedisLimitStore(ScriptedStore):
         except RedisReplyError as error:
             raise refused(error) from error
         except ConnectionLost:
-            connection = await self._node.connected()
+            connection, call.repeated = await self._node.connected(), True
         try:
             return await connection.send(call.whole())
         except RedisReplyError as error:
@@ -251,11 +263,13 @@ def _terms(footprint: Footprint) -> bytes:
     counts = footprint.rates, footprint.budgets, footprint.slots
     settled = [rate.refundable for rate in footprint.buckets]
     windows = [moment for _, start, end in footprint.spans for moment in (start, end)]
-    return packed([*counts, *footprint.maxima, *settled, *windows])
+    longest = max([rate.burst_us for rate in footprint.buckets], default=0)
+    return packed([*counts, longest, *footprint.maxima, *settled, *windows])
 
 
-def settle_call(script: Script, settlement: Settlement, now_us: int) -> tuple[Prepared, bytes]:
-    """The call of `lua/settle.lua`, in the same way; rates that do not move are left out."""
+def settle_call(script: Script, settlement: Settlement, now_us: int, *, copies: bool = False) -> tuple[Prepared, bytes]:
+    """The call of `lua/settle.lua`, in the same way; rates that do not move are left out. `copies`: the admission was
+    sent twice."""
     takes, used, sample = Takes.of(settlement.takes), settlement.used, settlement.sample
     footprint = takes.footprint
     rates, budgets = footprint.rates, footprint.budgets
@@ -268,7 +282,8 @@ def settle_call(script: Script, settlement: Settlement, now_us: int) -> tuple[Pr
         known = Prepared(script, names), [place + 1 for place in places]
         footprint.memo["settle", moved, learn] = known
     prepared, positions = known
-    numbers = [now_us, len(moved), sample is not None, *positions, *(settlement.rates_us or takes.settled_us(used))]
+    numbers = [now_us, len(moved), sample is not None, settlement.late, copies, *positions]
+    numbers += settlement.rates_us or takes.settled_us(used)
     numbers += [amount or 0 for amount in used[rates : rates + budgets]]
     numbers += [0] * footprint.slots
     if sample is not None:
@@ -289,20 +304,31 @@ def _doubles(count: int) -> struct.Struct:
 NOTHING_GRANTED = packed([0, FOREVER_US])
 """A request's marker, as `lua/admit.lua` writes it, of a request that was granted nothing."""
 _STATUSES = {int(status): status for status in Status}
+_IN_PART = 5
+"""Admitted, and the answer tells what each take was granted: it is not what was asked."""
+_COLD = packed([Status.COLD])
 _HEAD = struct.Struct("<4d")
 """Status, now, the policy's version and the tenant's."""
 _SPENT = struct.Struct("<d")
 """How what a budget or a concurrency limit counts begins."""
 
 
-def read_decision(reply: bytes, takes: int, store: str) -> Decision:
-    """The answer of `lua/admit.lua` to an admission of so many takes."""
-    decided = _doubles(4 + 2 * takes)
-    if len(reply) < decided.size:
+def read_decision(reply: bytes, takes: Takes, store: str) -> Decision:
+    """The answer of `lua/admit.lua` to an admission of these takes."""
+    count = len(takes.costs)
+    decided = _doubles(4 + count)
+    at = decided.size
+    if len(reply) < at or reply.startswith(_COLD):
         status, now, policy, tenant = map(int, _HEAD.unpack_from(reply))
         cold = reply[_HEAD.size :]
         places = tuple(map(int, _doubles(len(cold) // 8).unpack(cold)))
         return Decision(_STATUSES[status], now, (), (), places, policy, tenant, store)
-    status, now, policy, tenant, *numbers = map(int, decided.unpack_from(reply))
-    told = Learned.unpacked(reply[decided.size :]) if len(reply) > decided.size else None
-    return Decision(_STATUSES[status], now, numbers[:takes], numbers[takes:], (), policy, tenant, store, told)
+    status, now, policy, tenant, *values = map(int, decided.unpack_from(reply))
+    granted: Sequence[int] = takes.costs if status else [0] * count
+    if status == _IN_PART:
+        status = int(Status.ADMITTED)
+        each = _doubles(count)
+        granted = list(map(int, each.unpack_from(reply, at)))
+        at += each.size
+    told = Learned.unpacked(reply[at:]) if len(reply) > at else None
+    return Decision(_STATUSES[status], now, values, granted, (), policy, tenant, store, told)

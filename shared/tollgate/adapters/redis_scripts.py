@@ -35,6 +35,8 @@ class ScriptCall:
 
     script: Script
     by_digest: bytes
+    repeated: bool = False
+    """It was sent again after its connection broke: the first copy may still be on its way."""
 
     def whole(self) -> bytes:
         """The same, with the script's text."""

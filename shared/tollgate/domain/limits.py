@@ -381,3 +381,6 @@ class Settlement:
     sample: Sample | None = None
     """What the call used, for the estimates under `learn`; a store that keeps none ignores it."""
     learn: str = ""
+    late: bool = False
+    """Told after it had to wait, so that the ledger may know already what was used: a budget that was loaded from it
+    since then is not charged again."""
