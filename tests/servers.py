@@ -12,8 +12,12 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tollgate.local.children import free_port
+
+_FOLDER = TemporaryDirectory(prefix="tollgate-redis-")
+"""Where servers may write: a snapshot that lies elsewhere would be loaded."""
 
 
 def redis_binary() -> str:
@@ -37,7 +41,7 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 
 
 def start_redis(port: int, *options: str) -> subprocess.Popen[bytes]:
     command = [redis_binary(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-    command += ["--dir", "/tmp", *options]
+    command += ["--dir", _FOLDER.name, "--dbfilename", f"{port}.rdb", *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for_port(port, process)
     return process

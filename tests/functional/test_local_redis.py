@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from tests.contract.test_limit_store import budget, requests, slot
+from tests.servers import start_redis
 from tollgate.adapters.redis_limits import EPOCH, RedisLimitStore
 from tollgate.domain.limits import Admission, Settlement, Take
 from tollgate.local import redis_server
@@ -65,6 +66,26 @@ def test_one_that_dies_comes_back_empty_on_its_port() -> None:
         os.kill(child.pid, signal.SIGKILL)
         await asyncio.wait_for(child.serving.wait(), 10)
         await asyncio.wait_for(answers(port), 5)
+        with redis.Redis(port=port) as client:
+            assert client.get("key") is None
+        await child.stop(5)
+
+    asyncio.run(run())
+
+
+def test_a_snapshot_that_somebody_left_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    somebody = start_redis(port := free_port(), "--dir", str(tmp_path), "--dbfilename", "dump.rdb")
+    with redis.Redis(port=port) as client:
+        client.set("key", "value")
+        client.save()
+    somebody.kill()
+    somebody.wait()
+    assert (tmp_path / "dump.rdb").exists()
+
+    async def run() -> None:
+        child = redis_child(port := free_port(), os.environ)
+        await child.start()
         with redis.Redis(port=port) as client:
             assert client.get("key") is None
         await child.stop(5)

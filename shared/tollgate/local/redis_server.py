@@ -46,6 +46,7 @@ def redis_child(port: int, env: Mapping[str, str]) -> Child:
         "--save": "",
         "--appendonly": "no",
         "--dir": tempfile.gettempdir(),
+        "--dbfilename": "tollgate-keeps-nothing.rdb",  # by its usual name somebody else's snapshot might lie there
         "--daemonize": "no",
     }
     command = [server, *(word for option in options.items() for word in option)]
