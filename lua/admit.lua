@@ -27,25 +27,27 @@
 --         another store knows (0: it knows none), or what the ledger knows; -1: nobody was asked
 --       2 of the plan: rates, budgets, concurrency limits, the longest burst (us); each limit (burst in us; units; slots);
 --         then per rate: 1 if it can be settled, else 0; then per budget: start and end of its window (us)
--- Result one string, packed: status, now, policy version, tenant version, ...
+-- Result one string, packed integers: status, now, policy version, tenant version, ...
 --       1 admitted, and granted what was asked / 0 refused: then each value (TAT (us), committed, slots in use)
---       5 admitted (or would be): then each value, and what each was granted: less than was asked, or nothing by a look, or
---         what this request was granted before
+--       5 admitted (or would be): then each value, and what each was granted (as numbers came): less than was asked, or
+--         nothing by a look, or what this request was granted before
 --         after these three the estimates as settle.lua keeps them (nothing if there are none), where they were asked for
 --       2 stale: a newer policy or tenant record exists   4 a budget's window does not contain now
 --       3 cold: then the positions (from 0) of takes that must be loaded: rates from the other store, budgets from the
 --         ledger
 --
--- What is packed is packed as little-endian doubles, which are exact: all numbers are integers below 2^53. As text they
--- would cost several times the whole decision. Every redis.call costs several times what its command does, so there are
--- few; every table that grows, and every closure, costs as much, so there are hardly any. redis.call takes numbers as they
--- are; concatenated they must be text by %d, for `..` would print 1.76e+15.
+-- What is packed is packed as little-endian doubles, which are exact: all numbers are integers below 2^53. Answers are
+-- 64-bit integers, which Python reads at once. As text they would cost several times the whole decision. Every redis.call
+-- costs several times what its command does, so there are few; every table that grows, and every closure, costs as much, so
+-- there are hardly any. redis.call takes numbers as they are; concatenated they must be text by %d, for `..` would print
+-- 1.76e+15.
 
 local MINUTE, LARGEST = 60000000, 2 ^ 53 - 1
 local LATE = 3600000000 -- an hour: a budget outlives its window for as long, so that a late settlement finds it
 local DEBTS = 1200000000 -- 20 minutes: a rate that can be settled lives on for as long, so that a late debt finds it
 local MONTH_MS = 3456000000 -- 40 days: longer than any window; what it drops is loaded again
-local NUMBERS = '<dddddddddddddddddddddddddddddddd' -- 32, to cut formats from: making one costs more
+local NUMBERS = '<dddddddddddddddddddddddddddddddd' -- 32, and as many:
+local INTEGERS = '<llllllllllllllllllllllllllllllll' -- formats are cut from them, for making one costs more
 local call, tonumber, sub = redis.call, tonumber, string.sub
 local codec, unpack = struct or string, unpack or table.unpack
 local pack, read = codec.pack, codec.unpack
@@ -76,7 +78,7 @@ if not (known_policy and known_policy >= 0 and known_policy <= LARGEST) then kno
 if not (known_tenant and known_tenant >= 0 and known_tenant <= LARGEST) then known_tenant = 0 end
 if not (epoch and epoch >= 0 and epoch <= LARGEST) then epoch = 0 end
 if (policy > 0 and known_policy > policy) or (tenant > 0 and known_tenant > tenant) then
-  return pack('<dddd', 2, now, known_policy, known_tenant)
+  return pack('<llll', 2, now, known_policy, known_tenant)
 end
 if epoch == 0 and (takes > rates or rates_since == 0) then
   epoch = now
@@ -103,7 +105,7 @@ for i = 1, rates do
   if not (tat >= 0 and tat <= LARGEST) then tat = 0 end -- not ours
   if not trusted and now < rates_since + room and since ~= rates_since and not again then
     local seed = seeds and seeds[i] or -1
-    if seed < 0 then cold = cold .. pack('<d', i - 1) end
+    if seed < 0 then cold = cold .. pack('<l', i - 1) end
     if seed > tat then tat = math.min(seed, LARGEST) end
     seeded = true
   end
@@ -119,7 +121,7 @@ for i = rates + 1, takes do
   local raw, gone, from = found[4 + i] or '', nil, nil
   if i <= rates + budgets then
     from, gone = read('<dd', of_plan, WINDOWS + 16 * (i - rates - 1))
-    if now < from or now >= gone then return pack('<dddd', 4, now, known_policy, known_tenant) end
+    if now < from or now >= gone then return pack('<llll', 4, now, known_policy, known_tenant) end
   end
   local spent, loaded, made = -1, 0, 0
   if #raw >= 24 and #raw % 16 == 8 then spent, loaded, made = read('<ddd', raw) end
@@ -144,7 +146,7 @@ for i = rates + 1, takes do
   local store = not mine and life > 0 and (gone or fits and cold == '')
   if gone and loaded < epoch then
     local seed = seeds and seeds[i] or -1
-    if seed < 0 and not again then cold = cold .. pack('<d', i - 1) end
+    if seed < 0 and not again then cold = cold .. pack('<l', i - 1) end
     if seed > spent then spent = math.min(seed, LARGEST) end
     loaded, store = now, seed >= 0
   end
@@ -166,7 +168,7 @@ for i = rates + 1, takes do
     costs[i], shrunk = room, true
   end
 end
-if cold ~= '' then return pack('<dddd', 3, now, known_policy, known_tenant) .. cold end
+if cold ~= '' then return pack('<llll', 3, now, known_policy, known_tenant) .. cold end
 
 -- Then take all, or nothing.
 local take, granted = fits and life > 0 and not again, nil
@@ -204,5 +206,6 @@ for i = 1, (take or seeded) and rates or 0 do
   values[i] = tat
 end
 local status = fits and (granted and 5 or 1) or 0
-local told = pack(each .. 'dddd', status, now, known_policy, known_tenant, unpack(values, 1, takes))
+local answer = takes <= 28 and sub(INTEGERS, 1, 5 + takes) or '<' .. string.rep('l', 4 + takes)
+local told = pack(answer, status, now, known_policy, known_tenant, unpack(values, 1, takes))
 return told .. (granted or '') .. (found[5 + takes] or '')

@@ -301,14 +301,17 @@ def _doubles(count: int) -> struct.Struct:
     return struct.Struct(f"<{count}d")
 
 
+@lru_cache(maxsize=512)
+def _integers(count: int) -> struct.Struct:
+    return struct.Struct(f"<{count}q")
+
+
 NOTHING_GRANTED = packed([0, FOREVER_US])
 """A request's marker, as `lua/admit.lua` writes it, of a request that was granted nothing."""
 _STATUSES = {int(status): status for status in Status}
 _IN_PART = 5
 """Admitted, and the answer tells what each take was granted: it is not what was asked."""
-_COLD = packed([Status.COLD])
-_HEAD = struct.Struct("<4d")
-"""Status, now, the policy's version and the tenant's."""
+_COLD = struct.pack("<q", Status.COLD)
 _SPENT = struct.Struct("<d")
 """How what a budget or a concurrency limit counts begins."""
 
@@ -316,14 +319,12 @@ _SPENT = struct.Struct("<d")
 def read_decision(reply: bytes, takes: Takes, store: str) -> Decision:
     """The answer of `lua/admit.lua` to an admission of these takes."""
     count = len(takes.costs)
-    decided = _doubles(4 + count)
+    decided = _integers(4 + count)
     at = decided.size
     if len(reply) < at or reply.startswith(_COLD):
-        status, now, policy, tenant = map(int, _HEAD.unpack_from(reply))
-        cold = reply[_HEAD.size :]
-        places = tuple(map(int, _doubles(len(cold) // 8).unpack(cold)))
-        return Decision(_STATUSES[status], now, (), (), places, policy, tenant, store)
-    status, now, policy, tenant, *values = map(int, decided.unpack_from(reply))
+        status, now, policy, tenant, *places = _integers(len(reply) // 8).unpack(reply)
+        return Decision(_STATUSES[status], now, (), (), tuple(places), policy, tenant, store)
+    status, now, policy, tenant, *values = decided.unpack_from(reply)
     granted: Sequence[int] = takes.costs if status else [0] * count
     if status == _IN_PART:
         status = int(Status.ADMITTED)

@@ -38,6 +38,10 @@ class Bound:
     key: str
 
 
+_COUNTED = (Unit.TOKENS, Unit.MICROUSD, Unit.REQUESTS)
+"""What budgets count, in the order in which a call's amounts are told."""
+
+
 class Claim:
     """Every limit that calls of one kind meet. They are laid out once, and again when a budget's window ends; then only
     a call's cost is filled in."""
@@ -57,7 +61,7 @@ class Claim:
         self._bounds = [*requests, *tokens, *budgets, *slots]
         self._requests = [rate.inc_us(1) for rate in _rates(requests)]
         self._tokens = _rates(tokens)
-        self._counted = [bound.limit.unit for bound in budgets]
+        self._counted = [_COUNTED.index(bound.limit.unit) for bound in budgets]
         self._slots = [1] * len(slots)
         self._footprint: Footprint | None = None
         self._from_us = self._until_us = 0
@@ -82,16 +86,16 @@ class Claim:
         left the gateway (`sent` is False) does not count against a budget of requests."""
         amounts: list[int | None] = [None] * len(self._requests)
         amounts += [tokens] * len(self._tokens)
-        amounts += _counts(self._counted, tokens, microusd, int(sent))
+        used = (tokens, microusd, int(sent))
+        amounts += [used[kind] for kind in self._counted]
         amounts += [0] * len(self._slots)
         return amounts
 
     def _amounts(self, tokens: int, microusd: int) -> list[int]:
         """Of a call that uses so much: µs of each rate's TAT, units of each budget, a slot of each other limit."""
-        found = [*self._requests, *[rate.inc_us(tokens) for rate in self._tokens]]
-        found += _counts(self._counted, tokens, microusd, 1)
-        found += self._slots
-        return found
+        counts = (tokens, microusd, 1)
+        rates = [rate.inc_us(tokens) for rate in self._tokens]
+        return [*self._requests, *rates, *[counts[kind] for kind in self._counted], *self._slots]
 
     def _laid_out(self, now_us: int) -> Footprint:
         keys, spans = list[str](), list[Span]()
@@ -111,11 +115,6 @@ class Claim:
 
 def _rates(bounds: Iterable[Bound]) -> list[Rate]:
     return [bound.limit for bound in bounds if isinstance(bound.limit, Rate)]
-
-
-def _counts(units: Iterable[Unit], tokens: int, microusd: int, requests: int) -> list[int]:
-    """How much of each of these units."""
-    return [tokens if u is Unit.TOKENS else microusd if u is Unit.MICROUSD else requests for u in units]
 
 
 @dataclass(frozen=True, slots=True)
