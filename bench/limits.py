@@ -19,7 +19,15 @@ import redis.asyncio
 from rig import CannotRun, Rig
 
 from tollgate.adapters.redis_connection import RedisAddress, RedisConnection
-from tollgate.adapters.redis_limits import EPOCH, POLICY_VERSION, RedisLimitStore, admit_call, read_decision
+from tollgate.adapters.redis_limits import (
+    EPOCH,
+    POLICY_VERSION,
+    RedisLimitStore,
+    admit_call,
+    packed,
+    plan_numbers,
+    read_decision,
+)
 from tollgate.adapters.redis_scripts import Script
 from tollgate.domain import keys
 from tollgate.domain.bucket_cache import BucketCache
@@ -68,6 +76,7 @@ class Bench:
         self.url = url
         self.ids = iter(range(10**9))
         self.names: list[bytes] = []
+        self.plan = b""
 
     async def open(self) -> None:
         self.store = RedisLimitStore(self.url, reply_timeout=10)
@@ -98,13 +107,12 @@ class Bench:
         id, takes = f"r{next(self.ids)}", self.takes()
         tenant = keys.tenant_subject("acme")
         admission, head = Admission(id, takes, MINUTE_US, "acme"), (POLICY_VERSION, f"{tenant}version", EPOCH)
-        prepared, numbers = admit_call(self.script, admission, head, 0)
-        if not self.names:
-            self.names = [name.encode() for name in prepared.names]  # once, as our own connection does
+        _, numbers = admit_call(self.script, admission, head, 0)
+        if not self.names:  # once, as our own connection does
+            self.names = [name.encode() for name in (*head, *takes.footprint.keys)]
+            self.plan = packed(plan_numbers(takes.footprint))
         names = [f"{tenant}m:{id}".encode(), *self.names]
-        reply = await self.usual.execute_command(
-            "EVALSHA", self.script.sha, len(names), *names, numbers, *prepared.args
-        )
+        reply = await self.usual.execute_command("EVALSHA", self.script.sha, len(names), *names, numbers, self.plan)
         assert read_decision(reply, takes, "redis").admitted
 
     async def one_admission(self) -> None:

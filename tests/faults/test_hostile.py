@@ -30,7 +30,15 @@ from tests.redis_cluster import redis_cluster
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.redis_cluster_limits import RedisClusterLimitStore
 from tollgate.adapters.redis_connection import RedisAddress, RedisConnection
-from tollgate.adapters.redis_limits import EPOCH, POLICY_VERSION, SERVERS, admit_call, read_decision
+from tollgate.adapters.redis_limits import (
+    EPOCH,
+    POLICY_VERSION,
+    SERVERS,
+    admit_call,
+    packed,
+    plan_numbers,
+    read_decision,
+)
 from tollgate.adapters.redis_scripts import Scripts
 from tollgate.domain import keys
 from tollgate.domain.bucket_cache import CAPACITY, BucketCache
@@ -78,8 +86,8 @@ def test_a_million_addresses(redis: Redis) -> None:
     script, block = Scripts().admit, 5_000
     cache = BucketCache()
     one = Admission("x", [RateTake("", "", limit, 1, 1)], 1_000, "acme")  # only the keys' names differ
-    prepared, numbers = admit_call(script, one, ("", "", ""), 0)
-    args = numbers, *prepared.args
+    _, numbers = admit_call(script, one, ("", "", ""), 0)
+    args = numbers, packed(plan_numbers(Takes.of(one.takes).footprint))
 
     async def ask_for_all() -> None:
         connection = await RedisConnection.open(RedisAddress.parse(redis.url), 10)

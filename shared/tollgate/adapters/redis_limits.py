@@ -20,7 +20,7 @@ from tollgate.adapters.redis_connection import (
     RedisReplyError,
     refused,
 )
-from tollgate.adapters.redis_scripts import Prepared, Script, ScriptCall, Scripts
+from tollgate.adapters.redis_scripts import NO_PARTS, Bulks, Prepared, Script, ScriptCall, Scripts
 from tollgate.domain import keys
 from tollgate.domain.estimates import Learned
 from tollgate.domain.limits import (
@@ -245,8 +245,11 @@ def admit_call(
     memo = takes.footprint.memo
     prepared: Prepared | None = memo.get((head, admission.ask))
     if prepared is None:
-        names = [*head, *takes.footprint.keys, *([admission.ask] if admission.ask else [])]
-        prepared = memo[head, admission.ask] = Prepared(script, names, [_terms(takes.footprint)])
+        names = memo.get(head) or memo.setdefault(head, Bulks.of(*head, *takes.footprint.keys))
+        asks = Bulks.of(admission.ask) if admission.ask else NO_PARTS
+        prepared = memo[head, admission.ask] = Prepared(
+            script, names, asks, _as_argument(plan_numbers(takes.footprint))
+        )
     life = admission.expires_us
     versions = admission.policy_version, admission.tenant_version
     numbers = [now_us, life, hold_grid_us(life), *versions, epoch_us, *takes.costs]
@@ -258,13 +261,18 @@ def admit_call(
     return prepared, packed(numbers)
 
 
-def _terms(footprint: Footprint) -> bytes:
-    """What a plan says, which is the same for many calls."""
+def plan_numbers(footprint: Footprint) -> tuple[int, ...]:
+    """What a plan says, which is the same for many calls, and for all callers of a plan."""
     counts = footprint.rates, footprint.budgets, footprint.slots
-    settled = [rate.refundable for rate in footprint.buckets]
+    settled = [int(rate.refundable) for rate in footprint.buckets]
     windows = [moment for _, start, end in footprint.spans for moment in (start, end)]
     longest = max([rate.burst_us for rate in footprint.buckets], default=0)
-    return packed([*counts, longest, *footprint.maxima, *settled, *windows])
+    return (*counts, longest, *footprint.maxima, *settled, *windows)
+
+
+@lru_cache(maxsize=4096)
+def _as_argument(numbers: tuple[int, ...]) -> Bulks:
+    return Bulks.of(packed(numbers))
 
 
 def settle_call(script: Script, settlement: Settlement, now_us: int, *, copies: bool = False) -> tuple[Prepared, bytes]:
@@ -275,13 +283,14 @@ def settle_call(script: Script, settlement: Settlement, now_us: int, *, copies: 
     rates, budgets = footprint.rates, footprint.budgets
     moved = tuple([place for place in range(rates) if used[place] is not None])
     learn = settlement.learn if sample is not None else ""
-    known: tuple[Prepared, Sequence[int]] | None = footprint.memo.get(("settle", moved, learn))
-    if known is None:
-        places = [*moved, *range(rates, len(takes))]
-        names = [footprint.keys[place] for place in places] + ([learn] if learn else [])
-        known = Prepared(script, names), [place + 1 for place in places]
-        footprint.memo["settle", moved, learn] = known
-    prepared, positions = known
+    prepared: Prepared | None = footprint.memo.get((moved, learn))
+    positions = _settled(moved, rates, len(takes.costs))
+    if prepared is None:
+        names = footprint.memo.get(moved)
+        if names is None:
+            names = footprint.memo[moved] = Bulks.of(*[footprint.keys[place - 1] for place in positions])
+        learns = Bulks.of(learn) if learn else NO_PARTS
+        prepared = footprint.memo[moved, learn] = Prepared(script, names, learns, NO_PARTS)
     numbers = [now_us, len(moved), sample is not None, settlement.late, copies, *positions]
     numbers += settlement.rates_us or takes.settled_us(used)
     numbers += [amount or 0 for amount in used[rates : rates + budgets]]
@@ -289,6 +298,12 @@ def settle_call(script: Script, settlement: Settlement, now_us: int, *, copies: 
     if sample is not None:
         numbers += (sample.prompt_bytes, sample.prompt_tokens, sample.answer_tokens)
     return prepared, packed(numbers)
+
+
+@lru_cache(maxsize=1024)
+def _settled(moved: tuple[int, ...], rates: int, takes: int) -> tuple[int, ...]:
+    """The positions of what a settlement moves, from 1."""
+    return tuple(place + 1 for place in (*moved, *range(rates, takes)))
 
 
 def packed(numbers: Sequence[int]) -> bytes:

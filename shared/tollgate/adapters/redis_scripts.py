@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from tollgate.adapters.redis_connection import encoded
@@ -43,22 +44,42 @@ class ScriptCall:
         return self.by_digest.replace(self.script.by_digest, self.script.whole, 1)
 
 
+@dataclass(slots=True)
+class Bulks:
+    """Some parts of a command, in Redis's protocol."""
+
+    count: int
+    raw: bytes
+
+    @classmethod
+    def of(cls, *parts: str | bytes) -> Bulks:
+        return cls(len(parts), _bulks(parts))
+
+
+NO_PARTS = Bulks(0, b"")
+
+
 class Prepared:
-    """A call of which only the first key and the first argument are still missing."""
+    """A call of which only the first key and the first argument are still missing. Its parts are other calls' as well:
+    many callers of one plan have one of these, so it holds little of its own."""
 
-    __slots__ = ("_after", "_before", "_between", "args", "names", "script")
+    __slots__ = ("_after", "_before", "_last", "_names", "script")
 
-    def __init__(self, script: Script, names: Sequence[str], args: Sequence[bytes] = ()) -> None:
-        """`names` and `args`: those after the first."""
-        self.script, self.names, self.args = script, names, args
-        keys = 1 + len(names)
-        self._before = b"*%d\r\n%b%b" % (4 + keys + len(args), script.by_digest, _bulks([str(keys)]))
-        self._between, self._after = _bulks(names), _bulks(args)
+    def __init__(self, script: Script, names: Bulks, last: Bulks, args: Bulks) -> None:
+        """`names`: of the keys after the first, `last`: of the last ones; `args`: those after the first."""
+        self.script = script
+        self._before = _begun(script.by_digest, 1 + names.count + last.count, 1 + args.count)
+        self._names, self._last, self._after = names.raw, last.raw, args.raw
 
     def call(self, name: str, arg: bytes) -> ScriptCall:
         raw = name.encode()
-        parts = self._before, len(raw), raw, self._between, len(arg), arg, self._after
-        return ScriptCall(self.script, b"%b$%d\r\n%b\r\n%b$%d\r\n%b\r\n%b" % parts)
+        parts = self._before, len(raw), raw, self._names, self._last, len(arg), arg, self._after
+        return ScriptCall(self.script, b"%b$%d\r\n%b\r\n%b%b$%d\r\n%b\r\n%b" % parts)
+
+
+@lru_cache(maxsize=1024)
+def _begun(script: bytes, keys: int, args: int) -> bytes:
+    return b"*%d\r\n%b%b" % (3 + keys + args, script, _bulks([str(keys)]))
 
 
 class Scripts:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import lru_cache
 from typing import TypeVar
 
 from tollgate.domain import keys
@@ -133,16 +134,22 @@ class Terms:
         return any(b.limit.unit is Unit.MICROUSD for b in self.bounds if isinstance(b.limit, Budget))
 
 
+# One object for equal limits: the callers of a plan share theirs.
+_rate = lru_cache(maxsize=4096)(Rate)
+_slots = lru_cache(maxsize=4096)(Concurrency)
+_budget = lru_cache(maxsize=4096)(Budget)
+
+
 def rate_or_slots(spec: LimitSpec) -> Rate | Concurrency:
     if spec.concurrent is not None:
-        return Concurrency(spec.scope, spec.concurrent, spec.id)
+        return _slots(spec.scope, spec.concurrent, spec.id)
     period_us = PERIOD_US[spec.per or "second"]
-    return Rate(spec.scope, spec.unit, spec.amount, period_us, spec.burst or spec.amount, spec.id)
+    return _rate(spec.scope, spec.unit, spec.amount, period_us, spec.burst or spec.amount, spec.id)
 
 
 def budget(spec: BudgetSpec) -> Budget:
     models = frozenset(spec.models) if spec.models is not None else None
-    return Budget(spec.scope, spec.unit, spec.amount, spec.per, spec.id, models, spec.alert_at)
+    return _budget(spec.scope, spec.unit, spec.amount, spec.per, spec.id, models, spec.alert_at)
 
 
 def compile_terms(policy: Policy, record: TenantRecord, who: Identity, model: str, now_us: int) -> Terms:

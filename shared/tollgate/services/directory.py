@@ -143,7 +143,15 @@ class Directory:
         claim = Claim((*self.ip_bounds(policy, ip), *terms.bounds, *upstream))
         until = min(changes_us(record, now), terms.tariffs.until_us(now))
         made = Entitlement(
-            policy, record, terms, routes, retains_nothing(rules), longest, claim, RateHeaders(claim.rates), until
+            policy,
+            record,
+            terms,
+            routes,
+            retains_nothing(rules),
+            longest,
+            claim,
+            RateHeaders.shared(tuple(claim.rates)),
+            until,
         )
         self._entitlements[_name(who, model, api, ip)] = made
         if len(self._entitlements) > MAX_ENTITLEMENTS:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from tollgate.domain.limits import (
     SECOND_US,
@@ -144,6 +145,12 @@ class RateHeaders:
         self._policies = (b"ratelimit-policy", ", ".join(policies).encode())
         self._left = ", ".join(left).encode()
         """With two numbers for each rate: what is left, and the seconds until all is."""
+
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def shared(rates: tuple[Rate, ...]) -> RateHeaders:
+        """Those of these rates: one object for all callers who have the same."""
+        return RateHeaders(rates)
 
     def of(self, values: Sequence[int], now_us: int) -> Headers:
         """The headers for what a store saw of these rates, at its moment `now_us`."""
