@@ -92,8 +92,8 @@ async def gateway(
 
     return Gateway(
         identify=identify,
-        account=Account(directory, spending, store, clock_us),
-        administration=Administration(directory, adapters.administrators(), status, clock_us),
+        account=Account(directory, spending, store, admitter.now_us),
+        administration=Administration(directory, adapters.administrators(), status, admitter.now_us),
         admitter=admitter,
         forwarder=Forwarder(adapters.http, adapters.secrets(), adapters.sign),
         usage_log=StdoutUsageLog(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.contract.conftest import NOON, Driver
 from tollgate.domain import keys
 from tollgate.domain.limits import (
+    DAY_US,
     FOREVER_US,
     Budget,
     BudgetTake,
@@ -22,6 +23,7 @@ from tollgate.domain.limits import (
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
+MIDNIGHT = (NOON // DAY_US + 1) * DAY_US
 USER = keys.member_subject("acme", "u", "alice")
 TENANT = keys.tenant_subject("acme")
 
@@ -189,6 +191,22 @@ class TestBudgets:
         yesterday = budget(10, at=NOON - 86_400 * SECOND)
         assert driver.admit(yesterday).status is Status.WINDOW
         assert driver.admit(budget(100)).admitted
+
+    def test_an_admission_is_not_told_again_on_another_day(self, driver: Driver) -> None:
+        """Its answer may have been lost. Given back, it is asked for again by the same id, and held on the new day."""
+        driver.now = MIDNIGHT - SECOND
+        old = [requests(1), budget(60, at=driver.now)]
+        assert driver.admit(*old, id="a").admitted
+        driver.now = MIDNIGHT + SECOND
+        assert driver.admit(*old, id="a").status is Status.WINDOW
+        assert driver.settle("a", list(old), [0, 0])
+        new = [requests(1), budget(60, at=driver.now)]
+        decision = driver.admit(*new, id="a")
+        assert (decision.status, decision.granted[1], decision.values[1]) == (Status.ADMITTED, 60, 60)
+        assert driver.settle("a", list(new), [None, 30])
+        assert driver.admit(budget(0, at=driver.now)).values[0] == 30
+        driver.now = MIDNIGHT - 1
+        assert driver.admit(budget(0, at=driver.now)).values[0] == 0
 
     def test_a_guess_shrinks_in_a_budget(self, driver: Driver) -> None:
         driver.admit(budget(80))

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.policy_file import FilePolicySource
 from tollgate.domain.identity import Identity
-from tollgate.domain.limits import Admission, BudgetTake, Decision
+from tollgate.domain.limits import DAY_US, Admission, BudgetTake, Decision
 from tollgate.ports import Overloaded
 from tollgate.services.admit import Admitter, Grant, Request
 from tollgate.services.directory import Directory
@@ -56,15 +58,18 @@ class Spent:
 
 
 class World:
-    """One container, with a clock that tests set."""
+    """One container, with a store whose clock tests set; its own is `ahead_us` of that."""
 
-    def __init__(self, folder: Path, text: str = POLICY) -> None:
+    def __init__(self, folder: Path, text: str = POLICY, *, ahead_us: int = 0, now: int = NOON) -> None:
         (folder / "policy.yaml").write_text(text)
-        self.now = NOON
+        self.now = now
         self.store = CountingStore(lambda: self.now)
-        directory = Directory(FilePolicySource(folder / "policy.yaml", {}), lambda: self.now, versioned=lambda: True)
-        local = MemoryLimitStore(lambda: self.now)
-        self.admitter = Admitter(self.store, Spent(), directory, local, lambda: self.now)
+
+        def clock() -> int:
+            return self.now + ahead_us
+
+        directory = Directory(FilePolicySource(folder / "policy.yaml", {}), clock, versioned=lambda: True)
+        self.admitter = Admitter(self.store, Spent(), directory, MemoryLimitStore(clock), clock)
         self._ids = iter(range(10**9))
         self.caller = ALICE
 
@@ -120,6 +125,69 @@ def test_a_boost_counts_until_its_moment_and_no_longer(tmp_path: Path) -> None:
     boosted, after = asyncio.run(admitted())
     assert boosted == 700
     assert after <= 10 + 3, "the plan's burst, and one a second"
+
+
+BOOST = "[{scope: user, requests: 6000, per: minute, burst: 1000, until: 2026-11-21T12:02:00Z}]"
+BOOSTED = POLICY.replace("{plan: free}", f"{{plan: free, limits: {BOOST}}}")
+
+
+@pytest.mark.parametrize("ahead_s", [0, -300, 300], ids=["right", "slow", "fast"])
+def test_a_boost_ends_by_the_stores_clock(tmp_path: Path, ahead_s: int) -> None:
+    """Whatever this container's clock says, and from the first call on: containers are many, and often new."""
+
+    async def admitted(now: int, calls: int = 60) -> list[bool]:
+        world = World(tmp_path, BOOSTED, ahead_us=ahead_s * SECOND, now=now)
+        return [isinstance(await world.ask(), Grant) for _ in range(calls)]
+
+    last = NOON + 120 * SECOND - 1
+    assert asyncio.run(admitted(last)) == [True] * 60
+    assert asyncio.run(admitted(last + 1)) == [True] * 10 + [False] * 50, "the plan's burst"
+
+
+@pytest.mark.parametrize("ahead_s", [-300, 300], ids=["slow", "fast"])
+def test_a_container_that_has_learned_the_stores_clock_asks_once(tmp_path: Path, ahead_s: int) -> None:
+    async def calls() -> list[int]:
+        world = World(tmp_path, BOOSTED, ahead_us=ahead_s * SECOND, now=NOON + 120 * SECOND)
+        counts = []
+        for _ in range(3):
+            assert isinstance(await world.ask(), Grant)
+            counts.append(world.store.calls)
+        return counts
+
+    first, second, third = asyncio.run(calls())
+    assert (second - first, third - second) == (1, 1)
+
+
+def test_an_admission_that_is_repeated_after_midnight_is_held_on_the_new_day(tmp_path: Path) -> None:
+    """A connection breaks at midnight: what was sent had been made, and is sent again on another connection. The store
+    says that it is another day; what it took on the old one is given back, and the record's day is charged."""
+    midnight = (NOON // DAY_US + 1) * DAY_US
+
+    class Reconnecting(CountingStore):
+        name = "redis"
+
+        async def admit(self, admission: Admission) -> Decision:
+            decision = await super().admit(admission)
+            if world.now < midnight and decision.admitted:
+                world.now = midnight
+                return await super().admit(admission)
+            return decision
+
+    def committed() -> list[int]:
+        days = sorted(store._budgets.values(), key=lambda day: day.end_us)
+        return [day.committed for day in days]
+
+    async def call() -> None:
+        grant = await world.ask(tokens=600)
+        assert isinstance(grant, Grant)
+        assert (grant.admission.id, grant.decision.now_us, committed()) == ("r0", midnight, [0, 600])
+        assert list(grant.decision.values) == [midnight + SECOND, midnight + 600 * 600, 600], "taken once"
+        await world.admitter.settle(grant.settlement(500, 0, counts=True))
+        assert committed() == [0, 500]
+
+    world = World(tmp_path, now=midnight - 1)
+    store = world.admitter._store = Reconnecting(lambda: world.now)
+    asyncio.run(call())
 
 
 def test_many_callers_at_once_are_told_by_one_refusal(tmp_path: Path) -> None:

@@ -52,13 +52,18 @@ class Source:
 class World:
     """One container, with a clock that tests set."""
 
-    def __init__(self, *, plan_of_token: bool = True) -> None:
+    def __init__(self, *, plan_of_token: bool = True, ahead_us: int = 0) -> None:
+        """`ahead_us`: how far the container's own clock is ahead."""
         self.now, self.source = NOON, Source()
-        self.directory = Directory(self.source, lambda: self.now, versioned=lambda: True, plan_of_token=plan_of_token)
+
+        def clock() -> int:
+            return self.now + ahead_us
+
+        self.directory = Directory(self.source, clock, versioned=lambda: True, plan_of_token=plan_of_token)
         store = MemoryLimitStore(lambda: self.now)
-        self.admitter = Admitter(store, Spent(), self.directory, store, lambda: self.now)
-        self.account = Account(self.directory, Spent(), store, lambda: self.now)
-        self.administration = Administration(self.directory, None, lambda: {"status": "ok"}, lambda: self.now)
+        self.admitter = Admitter(store, Spent(), self.directory, store, clock)
+        self.account = Account(self.directory, Spent(), store, self.admitter.now_us)
+        self.administration = Administration(self.directory, None, lambda: {"status": "ok"}, self.admitter.now_us)
         self._id = 0
 
     def publish(self, record: TenantRecord) -> None:
@@ -112,6 +117,22 @@ def test_what_ends_ends_at_its_moment() -> None:
     assert world.call(ANN) == "user_disabled"
     world.now += 1
     assert world.call(ANN) == "ok"
+
+
+@pytest.mark.parametrize("ahead_s", [-300, 300], ids=["slow", "fast"])
+def test_it_ends_by_the_stores_clock(ahead_s: int) -> None:
+    """Which a container knows by the answer to its first admission."""
+    world = World(ahead_us=ahead_s * 10**6)
+    world.publish(disabled("ann", until="2026-11-21T12:01:00Z"))
+    assert (world.call(BOB), world.call(ANN), told(world.account.models(ANN))) == ("ok", *["user_disabled"] * 2)
+    world.now += 60 * 10**6
+    assert (world.call(ANN), told(world.account.models(ANN))) == ("ok", "ok")
+
+
+def test_nobody_gets_in_early_through_a_new_container_with_a_fast_clock() -> None:
+    world = World(ahead_us=300 * 10**6)
+    world.publish(disabled("ann", until="2026-11-21T12:01:00Z"))
+    assert world.call(ANN) == "user_disabled"
 
 
 def test_nothing_else_is_told_to_them_either() -> None:

@@ -67,13 +67,13 @@ class MemoryLimitStore:
         if 0 < admission.policy_version < self._policy_version or 0 < admission.tenant_version < newest:
             answer.status = Status.STALE
             return answer
-        mark = self._marks.get(admission.id)
-        if mark is not None and mark[0] > now:
-            answer.values, answer.granted = [self._value(take, now) for take in admission.takes], mark[1]
-            return answer
         budgets = [t for t in admission.takes if isinstance(t, BudgetTake)]
         if any(not t.start_us <= now < t.end_us for t in budgets):
             answer.status = Status.WINDOW
+            return answer
+        mark = self._marks.get(admission.id)
+        if mark is not None and mark[0] > now:
+            answer.values, answer.granted = [self._value(take, now) for take in admission.takes], mark[1]
             return answer
         for take in budgets:
             if take.seed is not None:

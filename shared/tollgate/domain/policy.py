@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from tollgate.domain.data_rules import DataRules, Region
-from tollgate.domain.limits import FOREVER_US, PERIOD_US, Scope, Unit, Window
+from tollgate.domain.limits import PERIOD_US, Scope, Unit, Window
 from tollgate.domain.schema import Count, Spec
 from tollgate.domain.schema_kinds import Dollars, Positive, Text, Whole
 from tollgate.domain.until import disables, lasts, moment_us
@@ -144,11 +144,15 @@ def in_force(override: LimitOverride | BudgetOverride, user: str, now_us: int) -
     return lasts(override.until, now_us)
 
 
-def changes_us(record: TenantRecord, now_us: int) -> int:
-    """When the next of a tenant's overrides ends, in µs since 1970."""
-    overrides: list[LimitOverride | BudgetOverride] = [*record.limits, *record.budgets]
-    ends = [moment_us(override.until) for override in overrides if override.until is not None]
-    return min((end for end in ends if end > now_us), default=FOREVER_US)
+def changes_us(record: TenantRecord, user: str) -> list[int]:
+    """When something dated of a tenant's record ends for this user, in µs since 1970: an override, or that the user may
+    not call."""
+    dated: list[LimitOverride | BudgetOverride | DisabledUser] = [
+        *record.limits,
+        *record.budgets,
+        *record.disabled_users,
+    ]
+    return [moment_us(one.until) for one in dated if one.until is not None and one.user in (None, user)]
 
 
 class Timeouts(Spec):

@@ -17,7 +17,6 @@ from typing import Literal, NamedTuple
 
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.keys import digest
-from tollgate.domain.limits import FOREVER_US
 from tollgate.domain.policy import Policy, PriceSpec, RouteSpec
 from tollgate.domain.usage import Usage
 
@@ -187,10 +186,9 @@ class Tariffs:
             found = found.or_dearer(price)
         return found
 
-    def until_us(self, now_us: int) -> int:
-        """When a price changes next."""
-        later = [t.since_us for schedule in self._schedules.values() for t in schedule if t.since_us > now_us]
-        return min(later, default=FOREVER_US)
+    def changes_us(self) -> list[int]:
+        """When a price changes: the moments (µs) that its tariffs count from."""
+        return [tariff.since_us for schedule in self._schedules.values() for tariff in schedule]
 
 
 class Place(NamedTuple):

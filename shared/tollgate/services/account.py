@@ -27,7 +27,7 @@ from tollgate.domain.limits import (
 )
 from tollgate.domain.restrictions import restrictions
 from tollgate.domain.takes import Cost
-from tollgate.domain.terms import Claim
+from tollgate.domain.terms import Claim, compile_terms
 from tollgate.ports import LimitStore, Spending, StoreUnavailable
 from tollgate.services.directory import Directory, speaking
 from tollgate.services.look import look
@@ -88,15 +88,16 @@ class Account:
 
     async def _usage(self, who: Identity) -> dict[str, Any]:
         policy, record = await standing(self._directory, who, self._clock())
+        now = self._clock()
         bounds = {
             bound.key: bound
             for model in await self.models(who)
-            for bound in self._directory.terms(policy, record, who, model).bounds
+            for bound in compile_terms(policy, record, who, model, now).bounds
             if bound.limit.scope is not Scope.GLOBAL
         }
-        takes = Claim(bounds.values()).takes(NOTHING, self._clock())
+        takes = Claim(bounds.values()).takes(NOTHING, now)
         budgets = [take for take in takes if isinstance(take, BudgetTake)]
-        own = _own(who, policy.models, self._clock())
+        own = _own(who, policy.models, now)
         try:
             spent = await self._spending.spent([*budgets, *own])
         except StoreUnavailable as error:

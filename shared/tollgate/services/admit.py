@@ -2,7 +2,8 @@
 
 The story, in order: the caller's terms; the local cache (no IO); one call to the store. The store may answer that
 something must be looked up first (a newer policy, a budget it has not loaded, the right day): then it has taken
-nothing, and is asked again with what was missing.
+nothing, and is asked again with what was missing. What is dated (windows, boosts, prices) is decided by the store's
+clock: this container's own is corrected by the last answer, and what was asked for another moment is asked again.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from tollgate.wire.refusals import refusal_error
 from tollgate.wire.routes import Call
 
 MAX_ROUNDS = 6
-"""Admission, and at most a reload of the policy, of a budget and of the day, and a lesser model; then once more."""
+"""Admission, and at most a reload of the policy, of a budget and of the moment, and a lesser model; then once more."""
 HOLD_MARGIN_US = 30_000_000
 """A hold outlives its call by this, so that a slow settlement still finds it."""
 
@@ -116,6 +117,10 @@ class Admitter:
         self._cache = BucketCache()
         self._levels = Levels()
 
+    def now_us(self) -> int:
+        """The store's clock, as far as its last answer told."""
+        return self._cache.now_us(self._clock())
+
     async def admit(self, who: Identity, ip: str, request: Request, guess: int) -> Grant:
         """Take what the call needs, or raise `ApiError`: 400, 402, 403, 404, 429 or 503.
 
@@ -123,13 +128,13 @@ class Admitter:
         """
         seeds: dict[str, int] = {}
         for _ in range(MAX_ROUNDS):
-            entitlement = self._directory.known(who, request.model, request.api, ip)
+            clock = self._clock()
+            now = self._cache.now_us(clock)
+            entitlement = self._directory.known(who, request.model, request.api, ip, now)
             if entitlement is None:
                 entitlement = await self._entitlement(who, ip, request)
             if request.retained and entitlement.retains_nothing:
                 raise errors.keeps_content(request.retained)
-            clock = self._clock()
-            now = self._cache.now_us(clock)
             cost = expected_cost(entitlement.terms, request, guess)
             taken: Sequence[Take] = entitlement.claim.takes(cost, now)
             rule = entitlement.terms.plan.degrade
@@ -149,6 +154,9 @@ class Admitter:
             decision = await self._decide(admission, entitlement)
             self._cache.learn(admission, decision, self._clock())
             status = decision.status
+            if status is Status.WINDOW or not entitlement.since_us <= decision.now_us < entitlement.until_us:
+                await self._undo(admission, decision)
+                continue
             lower = None
             if rule is not None and status in (Status.ADMITTED, Status.REFUSED):
                 self._levels.learn(taken, decision)
@@ -233,7 +241,7 @@ class Admitter:
         if not can_serve(model, cheaper.call, cheaper.fields, cheaper.input_tokens, longest):
             return False
         try:
-            found = self._directory.known(who, cheaper.model, cheaper.api, ip)
+            found = self._directory.known(who, cheaper.model, cheaper.api, ip, self.now_us())
             other = found or await self._entitlement(who, ip, cheaper)
         except errors.ApiError:
             return False
@@ -242,7 +250,7 @@ class Admitter:
     def _lowered(self, grant: Grant, who: Identity, ip: str, lower: Request, guess: int) -> Grant:
         """The grant of a request whose own admission told that it is to be degraded. What was taken is enough where the
         other model meets no limit that this one does not; otherwise this one call is served as it was asked."""
-        entitlement = self._directory.known(who, lower.model, lower.api, ip)
+        entitlement = self._directory.known(who, lower.model, lower.api, ip, grant.decision.now_us)
         if entitlement is None:
             return grant
         cost = expected_cost(entitlement.terms, lower, _cut(guess, lower))
@@ -263,15 +271,15 @@ class Admitter:
         directory = self._directory
         try:
             policy, record = await directory.policy(), await directory.record(who)
-            now = self._clock()
-            if objection(policy, record, who, request, now) and await directory.recheck(who.tenant):
+            if objection(policy, record, who, request, self.now_us()) and await directory.recheck(who.tenant):
                 policy, record = await directory.policy(), await directory.record(who)
         except PolicyUnavailable as error:
             raise errors.unavailable(str(error), RETRY_AFTER_US, "policy_unavailable") from error
+        now = self.now_us()
         if refused := objection(policy, record, who, request, now):
             raise refused
         assert record is not None
-        return directory.entitlement(policy, record, who, request.model, request.api, ip)
+        return directory.entitlement(policy, record, who, request.model, request.api, ip, now)
 
     async def _decide(self, admission: Admission, entitlement: Entitlement) -> Decision:
         """One call to the store; where none answers, what the plan (or the tenant) says."""
@@ -306,6 +314,12 @@ class Admitter:
             raise errors.unavailable(message, RETRY_AFTER_US, "limits_unavailable") from error
         seeds.update((take.key, amount) for take, amount in zip(budgets, spent, strict=True))
         seeds.update((take.key, tat or 0) for take, tat in zip(rates, tats, strict=True))
+
+    async def _undo(self, admission: Admission, decision: Decision) -> None:
+        """Give back what was taken by another moment's limits. (Also from a store that says that it has another day:
+        it may have taken before, while that day lasted, in an answer that was lost with its connection.)"""
+        nothing: list[int | None] = [0] * len(admission.takes)
+        await self.settle(Settlement(admission.id, admission.takes, nothing, admission.tenant, decision.store))
 
 
 def _cut(guess: int, request: Request) -> int:

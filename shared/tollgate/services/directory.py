@@ -3,6 +3,9 @@
 Nothing here polls while Redis decides: every admission carries the versions that it was made from, and the store
 answers STALE when it knows newer ones; only then are they read again. Records that cannot be versioned (a tenant
 without one), and everything while another store decides, are read again after a few seconds.
+
+This container's own clock says how old such a reading is, and nothing else. What a date in the policy or in a record
+says is told by the store's clock, as far as it is known (`Admitter.now_us`): the moment is the caller's to give.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any
 from tollgate.domain.data_rules import permitted, retains_nothing
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.identity import Identity
+from tollgate.domain.limits import FOREVER_US
 from tollgate.domain.policy import SPEAKS, Policy, RouteSpec, TenantRecord, changes_us
 from tollgate.domain.terms import Bound, Claim, Terms, compile_terms, ip_bounds, upstream_bounds
 from tollgate.ports import PolicySource, PolicyUnavailable
@@ -45,8 +49,10 @@ class Entitlement:
     """Every limit of the caller, of the address, of the model, of its first upstream, and of everybody."""
     told: RateHeaders
     """What answers say of its rates."""
+    since_us: int
     until_us: int
-    """When something dated in it may change."""
+    """Between which moments it is so, on the store's clock: when something dated in it has changed last, and when
+    something changes next."""
 
 
 @dataclass(slots=True)
@@ -116,43 +122,39 @@ class Directory:
             return None
         return TenantRecord(tenant=who.tenant, plan=who.plan, version=0)
 
-    def known(self, who: Identity, model: str, api: Api, ip: str) -> Entitlement | None:
-        """The caller's entitlement, if it was made before and nothing it was made from has changed or is too old."""
-        found, now = self._entitlements.get(_name(who, model, api, ip)), self._clock()
-        if found is None or found.policy is not self._policy or now >= found.until_us:
+    def known(self, who: Identity, model: str, api: Api, ip: str, now_us: int) -> Entitlement | None:
+        """The caller's entitlement at a moment, if it was made before and nothing it was made from has changed or is
+        too old."""
+        found = self._entitlements.get(_name(who, model, api, ip))
+        if found is None or found.policy is not self._policy or not found.since_us <= now_us < found.until_us:
             return None
         known = self._records.get(who.tenant)
         if known is None or (known.own is not found.record and (known.own is not None or found.record.version)):
             return None
         versioned = self._versioned()
-        if (known.own is None or not versioned) and _aged(known.read_us, now):
+        if versioned and known.own is not None:
+            return found
+        now = self._clock()
+        if _aged(known.read_us, now):
             return None
         return None if not versioned and _aged(self._policy_read_us, now) else found
 
     def entitlement(
-        self, policy: Policy, record: TenantRecord, who: Identity, model: str, api: Api, ip: str
+        self, policy: Policy, record: TenantRecord, who: Identity, model: str, api: Api, ip: str, now_us: int
     ) -> Entitlement:
-        """Make the caller's entitlement for a model that the plan includes and that some route may serve, and
-        remember it."""
-        now = self._clock()  # before the terms: what ends in between is looked at again
-        terms = self.terms(policy, record, who, model)
+        """Make the caller's entitlement, at a moment, for a model that the plan includes and that some route may serve,
+        and remember it."""
+        terms = compile_terms(policy, record, who, model, now_us)
         rules = record.data_rules(who.team)
         routes = permitted(rules, speaking(policy, model, api), policy.upstreams)
         longest = int(sum(policy.upstreams[route.upstream].timeouts.total for route in routes) * 1_000_000)
         upstream = self.upstream_bounds(policy, routes[0].upstream)
         claim = Claim((*self.ip_bounds(policy, ip), *terms.bounds, *upstream))
-        until = min(changes_us(record, now), terms.tariffs.until_us(now))
-        made = Entitlement(
-            policy,
-            record,
-            terms,
-            routes,
-            retains_nothing(rules),
-            longest,
-            claim,
-            RateHeaders.shared(tuple(claim.rates)),
-            until,
-        )
+        changes = [*changes_us(record, who.user), *terms.tariffs.changes_us()]
+        since = max((moment for moment in changes if moment <= now_us), default=0)
+        until = min((moment for moment in changes if moment > now_us), default=FOREVER_US)
+        told = RateHeaders.shared(tuple(claim.rates))
+        made = Entitlement(policy, record, terms, routes, retains_nothing(rules), longest, claim, told, since, until)
         self._entitlements[_name(who, model, api, ip)] = made
         if len(self._entitlements) > MAX_ENTITLEMENTS:
             self._entitlements.popitem(last=False)
@@ -178,10 +180,6 @@ class Directory:
         await self._once("", self._read_policy)
         await self._once(tenant, lambda: self._read_record(tenant))
         return True
-
-    def terms(self, policy: Policy, record: TenantRecord, who: Identity, model: str) -> Terms:
-        """The plan's limits for this caller and model, with the overrides in force now."""
-        return compile_terms(policy, record, who, model, self._clock())
 
     def upstream_bounds(self, policy: Policy, upstream: str) -> tuple[Bound, ...]:
         found = self._upstreams.get(upstream)

@@ -85,7 +85,7 @@ async def explain(
             found.setdefault("first", error)
             continue
         api = _api(policy, record, who, model, now)
-        entitled = directory.entitlement(policy, record, who, model, api, question.ip)
+        entitled = directory.entitlement(policy, record, who, model, api, question.ip, now)
         dearest = max(dearest, entitled.terms.price.estimate(0, question.tokens))
         upstreams = directory.upstream_bounds(policy, entitled.routes[0].upstream)
         bounds |= {bound.key: bound for bound in (*entitled.terms.bounds, *upstreams)}
