@@ -30,6 +30,11 @@ class Overloaded(StoreUnavailable):
     whatever its plan says about stores that fail."""
 
 
+class StoreClosed(StoreUnavailable):
+    """Whoever operates this wants nobody to decide now: everyone is turned away, whatever a plan says about stores that
+    fail."""
+
+
 class LimitStore(Protocol):
     """Shared buckets. `admit` is atomic and idempotent by `Admission.id`; so is `settle`, by `Settlement.id`."""
 

@@ -17,8 +17,9 @@ from typing import Literal, Protocol, TypeVar
 from tollgate.adapters import telemetry
 from tollgate.adapters.breaker import Breaker
 from tollgate.adapters.lru import Lru
-from tollgate.domain.limits import Admission, Decision, RateTake, Settlement
-from tollgate.ports import CannotDecide, LimitStore, Overloaded, StoreUnavailable
+from tollgate.domain.limits import Admission, Decision, RateTake, Settlement, Unit
+from tollgate.domain.takes import Takes
+from tollgate.ports import CannotDecide, LimitStore, Overloaded, StoreClosed, StoreUnavailable
 
 T = TypeVar("T")
 FailureMode = Literal["fallback", "open", "closed"]
@@ -46,7 +47,8 @@ class Primary(LimitStore, Protocol):
 
 class FailoverLimitStore:
     """`primary` decides while it answers. When it does not: `fallback` decides (mode ``fallback``), this container's
-    own buckets do (``open``), or nobody does (``closed``, `StoreUnavailable`)."""
+    own buckets do (``open``; of money the fallback, for budgets of money never fail open), or nobody does (``closed``,
+    `StoreClosed`)."""
 
     name = "failover"
 
@@ -103,7 +105,7 @@ class FailoverLimitStore:
                 self._astray.put(admission.id, True)
                 self._keep(admission)
                 self._failed(error, doubts)
-        second = self._second()
+        second = self._second(admission)
         decision = await second.admit(admission)
         decision.local = second is self._local
         return decision
@@ -112,7 +114,7 @@ class FailoverLimitStore:
         if self._breaker.is_closed:
             with contextlib.suppress(StoreUnavailable):  # whoever only looks puts nobody in doubt
                 return await self._primary.look(admission)
-        return await self._second().look(admission)
+        return await self._second(admission).look(admission)
 
     async def settle(self, settlement: Settlement) -> bool:
         if settlement.store == self._local.name:
@@ -173,12 +175,15 @@ class FailoverLimitStore:
         if self._fallback is not None:
             await self._fallback.aclose()
 
-    def _second(self) -> LimitStore:
+    def _second(self, admission: Admission | None = None) -> LimitStore:
+        """Who decides for the primary: such an admission, or, without one, most."""
         mode = self._mode()
-        if mode == "open":
+        if mode == "closed":
+            raise StoreClosed("Redis does not answer, and nothing else may decide")
+        if mode == "open" and (admission is None or not _counts_money(admission)):
             return self._local
-        if mode == "closed" or self._fallback is None:
-            raise StoreUnavailable("Redis does not answer, and nothing else may decide")
+        if self._fallback is None:
+            raise StoreUnavailable("Redis does not answer, and there is no other store")
         return self._fallback
 
     async def _everywhere(self, act: Callable[[LimitStore], Awaitable[T]]) -> list[T]:
@@ -273,6 +278,10 @@ class FailoverLimitStore:
     def _opened(self, reason: str) -> None:
         telemetry.log("WARNING", "Redis does not answer; the breaker is open", reason=reason, mode=self._mode())
         _metric(StoreBreakerOpened=1)
+
+
+def _counts_money(admission: Admission) -> bool:
+    return any(limit.unit is Unit.MICROUSD for limit in Takes.of(admission.takes).footprint.limits)
 
 
 async def _answers(store: LimitStore) -> bool:

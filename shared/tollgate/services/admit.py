@@ -33,7 +33,7 @@ from tollgate.domain.policy import DegradeSpec, Policy, TenantRecord
 from tollgate.domain.restrictions import restrictions
 from tollgate.domain.takes import Cost, Takes
 from tollgate.domain.terms import Claim, Terms
-from tollgate.ports import LimitStore, Overloaded, PolicyUnavailable, Spending, StoreUnavailable
+from tollgate.ports import LimitStore, Overloaded, PolicyUnavailable, Spending, StoreClosed, StoreUnavailable
 from tollgate.services.directory import Directory, Entitlement, speaking
 from tollgate.services.standing import RETRY_AFTER_US, check_standing
 from tollgate.wire import errors
@@ -43,7 +43,7 @@ from tollgate.wire.refusals import refusal_error
 from tollgate.wire.routes import Call
 
 MAX_ROUNDS = 6
-"""Admission, and at most a reload of the policy, of a budget and of the moment, and a lesser model; then once more."""
+"""Admission, and at most a reload of the policy and of the moment, and a lesser model; then once more."""
 HOLD_MARGIN_US = 30_000_000
 """A hold outlives its call by this, so that a slow settlement still finds it."""
 
@@ -126,7 +126,6 @@ class Admitter:
 
         `guess`: tokens of the answer to expect where the caller gives no maximum.
         """
-        seeds: dict[str, int] = {}
         for _ in range(MAX_ROUNDS):
             clock = self._clock()
             now = self._cache.now_us(clock)
@@ -141,8 +140,6 @@ class Admitter:
             if rule is not None and (lower := await self._lower(who, ip, request, entitlement, rule, taken, now)):
                 request, guess = lower, _cut(guess, lower)
                 continue
-            if seeds:
-                taken = [_seeded(take, seeds) for take in taken]
             versions = entitlement.record.version, entitlement.policy.revision
             admission = Admission(request.id, taken, _hold_us(request, entitlement), who.tenant, *versions, request.ask)
             if (known := impossible(admission, now)) is not None:
@@ -170,8 +167,6 @@ class Admitter:
                 request, guess = lower, _cut(guess, lower)
             elif status is Status.STALE:
                 await self._directory.refresh(who.tenant, decision.policy_version, decision.tenant_version)
-            elif status is Status.COLD:
-                await self._load(admission, decision, seeds)
         raise errors.unavailable("The limits are changing too fast to be read. Try again.", RETRY_AFTER_US)
 
     async def settle(self, settlement: Settlement) -> None:
@@ -282,15 +277,20 @@ class Admitter:
         return directory.entitlement(policy, record, who, request.model, request.api, ip, now)
 
     async def _decide(self, admission: Admission, entitlement: Entitlement) -> Decision:
-        """One call to the store; where none answers, what the plan (or the tenant) says."""
+        """One call to the store, and another where it lacked something, which is loaded. Where it cannot be decided or
+        loaded, what the plan (or the tenant) says."""
         try:
-            return await self._store.admit(admission)
+            decision = await self._store.admit(admission)
+            if decision.status is Status.COLD:
+                admission.takes = await self._loaded(admission, decision)
+                decision = await self._store.admit(admission)
+            return decision
         except Overloaded as error:
             raise errors.unavailable("Too many requests at once. Try again shortly.", code="overloaded") from error
         except StoreUnavailable as error:
             terms = entitlement.terms
             posture = entitlement.record.when_stores_fail or terms.plan.when_stores_fail
-            if posture == "closed" or terms.counts_money:
+            if posture == "closed" or terms.counts_money or isinstance(error, StoreClosed):
                 message = "The gateway cannot check your limits at the moment. Try again shortly."
                 raise errors.unavailable(message, RETRY_AFTER_US, "limits_unavailable") from error
             for take in admission.takes:
@@ -300,20 +300,17 @@ class Admitter:
             decision.local = True
             return decision
 
-    async def _load(self, admission: Admission, decision: Decision, seeds: dict[str, int]) -> None:
-        """Ask for what the store lacks: the ledger, what cold budgets have spent; the other store, where cold rates
-        stand."""
+    async def _loaded(self, admission: Admission, decision: Decision) -> list[Take]:
+        """The takes with what the store lacks: what cold budgets have spent, of the ledger; where cold rates stand, of
+        the other store. Raises `StoreUnavailable`."""
         cold = [admission.takes[i] for i in decision.cold]
         budgets = [take for take in cold if isinstance(take, BudgetTake)]
         rates = [take for take in cold if isinstance(take, RateTake)]
-        try:
-            spent = await self._ledger.spent(budgets) if budgets else []
-            tats = await self._store.recall(rates) if rates else []
-        except StoreUnavailable as error:
-            message = "The gateway cannot read your budgets at the moment. Try again shortly."
-            raise errors.unavailable(message, RETRY_AFTER_US, "limits_unavailable") from error
-        seeds.update((take.key, amount) for take, amount in zip(budgets, spent, strict=True))
-        seeds.update((take.key, tat or 0) for take, tat in zip(rates, tats, strict=True))
+        spent = await self._ledger.spent(budgets) if budgets else []
+        tats = await self._store.recall(rates) if rates else []
+        seeds = {take.key: amount for take, amount in zip(budgets, spent, strict=True)}
+        seeds |= {take.key: tat or 0 for take, tat in zip(rates, tats, strict=True)}
+        return [_seeded(take, seeds) for take in admission.takes]
 
     async def _undo(self, admission: Admission, decision: Decision) -> None:
         """Give back what was taken by another moment's limits. (Also from a store that says that it has another day:
