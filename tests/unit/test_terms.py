@@ -227,6 +227,20 @@ def test_what_is_settled() -> None:
     assert unsent["user.requests.day"] == 0
 
 
+def test_an_upstream_is_settled_with_what_it_served() -> None:
+    found, own = terms(), upstream_bounds(POLICY, "here")
+    claim = Claim(found.bounds, "here", own)
+    taken = claim.takes(COST, NOON_US)
+
+    def settled(served: str) -> dict[str, int | None]:
+        return {take.key: used for take, used in zip(taken, claim.used(250, 60, sent=True, served=served), strict=True)}
+
+    here, elsewhere = settled("here"), settled("there")
+    assert {key: used for key, used in here.items() if used != elsewhere[key]} == {own[0].key: 250}
+    assert elsewhere[own[0].key] == 0
+    assert settled("") == here, "whoever does not say who served means the first"
+
+
 def test_addresses_and_upstreams_have_their_own_limits() -> None:
     (ip,) = ip_bounds(POLICY, "2001:db8::1")
     assert ip.key == ip_bounds(POLICY, "2001:db8::ffff")[0].key  # one /64 is one caller

@@ -5,7 +5,7 @@ Compiled once per tenant record, policy revision and user; per request only cost
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TypeVar
@@ -47,11 +47,16 @@ class Claim:
     """Every limit that calls of one kind meet. They are laid out once, and again when a budget's window ends; then only
     a call's cost is filled in."""
 
-    __slots__ = ("_bounds", "_counted", "_footprint", "_from_us", "_requests", "_slots", "_tokens", "_until_us")
+    __slots__ = (
+        "_bounds", "_counted", "_footprint", "_from_us", "_own", "_requests", "_slots", "_tokens", "_until_us",
+        "upstream",
+    )  # fmt: skip
 
-    def __init__(self, bounds: Iterable[Bound]) -> None:
+    def __init__(self, bounds: Iterable[Bound], upstream: str = "", own: Sequence[Bound] = ()) -> None:
+        """`upstream`: the one that the call is sent to first, if it is known, with its `own` limits."""
+        self.upstream = upstream
         requests, tokens, budgets, slots = list[Bound](), list[Bound](), list[Bound](), list[Bound]()
-        for bound in bounds:
+        for bound in (*bounds, *own):
             limit = bound.limit
             if isinstance(limit, Concurrency):
                 slots.append(bound)
@@ -62,6 +67,8 @@ class Claim:
         self._bounds = [*requests, *tokens, *budgets, *slots]
         self._requests = [rate.inc_us(1) for rate in _rates(requests)]
         self._tokens = _rates(tokens)
+        self._own = len([rate for rate in _rates(own) if rate.unit is Unit.TOKENS])
+        """How many of them are the upstream's: the last ones."""
         self._counted = [_COUNTED.index(bound.limit.unit) for bound in budgets]
         self._slots = [1] * len(slots)
         self._footprint: Footprint | None = None
@@ -82,11 +89,13 @@ class Claim:
             return Takes(footprint, costs, costs, cost=cost)
         return Takes(footprint, costs, self._amounts(cost.least_tokens, cost.least_microusd), cost=cost)
 
-    def used(self, tokens: int, microusd: int, *, sent: bool) -> list[int | None]:
+    def used(self, tokens: int, microusd: int, *, sent: bool, served: str = "") -> list[int | None]:
         """What to settle for each take, in its unit: real usage; nothing moves for request rates; a request that never
-        left the gateway (`sent` is False) does not count against a budget of requests."""
+        left the gateway (`sent` is False) does not count against a budget of requests. `served`: the upstream that
+        served, where that may be another one than the first, which then has used no tokens."""
+        own = tokens if served in ("", self.upstream) else 0
         amounts: list[int | None] = [None] * len(self._requests)
-        amounts += [tokens] * len(self._tokens)
+        amounts += [tokens] * (len(self._tokens) - self._own) + [own] * self._own
         used = (tokens, microusd, int(sent))
         amounts += [used[kind] for kind in self._counted]
         amounts += [0] * len(self._slots)

@@ -91,9 +91,10 @@ class Grant:
         """What was taken, as columns."""
         return Takes.of(self.admission.takes)
 
-    def settlement(self, tokens: int, microusd: int, *, counts: bool) -> Settlement:
-        """What was really used; `counts`: also as a request (see `counts_as_request`)."""
-        amounts, taken = self.claim.used(tokens, microusd, sent=counts), self.admission
+    def settlement(self, tokens: int, microusd: int, *, counts: bool, served: str = "") -> Settlement:
+        """What was really used; `counts`: also as a request (see `counts_as_request`); `served`: by which upstream,
+        where that may be another one than the first."""
+        amounts, taken = self.claim.used(tokens, microusd, sent=counts, served=served), self.admission
         rates_us = self.takes.settled_us(amounts)
         return Settlement(taken.id, taken.takes, amounts, taken.tenant, self.decision.store, rates_us)
 
@@ -179,20 +180,22 @@ class Admitter:
             return
 
     async def admit_upstream(self, grant: Grant, upstream: str, attempt: int) -> Grant | None:
-        """Take from the limits of a further upstream, when the first could not be reached; None if it has no room.
+        """Take from the limits of a further upstream, when the first could not be reached; None if it has no room, or
+        if nobody can tell.
 
-        The result holds those takes only, and is settled like the grant itself.
+        The result holds those takes only, and is settled like the grant itself; it is empty where the upstream has no
+        limits, or where the grant holds them (another model of the first upstream is to serve).
         """
-        entitlement = grant.entitlement
-        claim = Claim(self._directory.upstream_bounds(entitlement.policy, upstream))
-        taken = claim.takes(grant.cost, self._cache.now_us(self._clock()))
-        admission = Admission(
-            f"{grant.admission.id}.{attempt}", taken, grant.admission.expires_us, grant.admission.tenant
-        )
-        try:
-            decision = await self._store.admit(admission)
-        except StoreUnavailable:
-            return None
+        entitlement, held = grant.entitlement, grant.admission
+        own = self._directory.upstream_bounds(entitlement.policy, upstream) if upstream != grant.claim.upstream else ()
+        claim, now = Claim((), upstream, own), self.now_us()
+        admission = Admission(f"{held.id}.{attempt}", claim.takes(grant.cost, now), held.expires_us, held.tenant)
+        decision = Decision(Status.ADMITTED, now)
+        if own:
+            try:
+                decision = await self._decide(admission, entitlement)
+            except errors.ApiError:
+                return None
         return Grant(grant.request, entitlement, claim, admission, decision, grant.cost) if decision.admitted else None
 
     # -- degradation

@@ -114,15 +114,15 @@ class Bills:
         if tariff.priced == "ceiling" and cost:
             self._unpriced.tell(grant.request.model, served.upstream, served.model, now)
         counts = counts_as_request(outcome, status, tokens)
-        settlement, footprint = grant.settlement(tokens, cost, counts=counts), grant.takes.footprint
+        settlement = grant.settlement(tokens, cost, counts=counts, served=served.upstream)
+        footprint = grant.takes.footprint
         # else it says nothing of the model
         if outcome == "ok" and not known.estimated and grant.request.degraded is None:
             sample = sample_of(job.call, known)
             if sample is not None and job.likely.learn(sample, now):
                 settlement.sample, settlement.learn = sample, job.likely.key
         await self._admitter.settle(settlement)
-        if job.also is not None:
-            await self._admitter.settle(job.also.settlement(tokens, cost, counts=counts))
+        await self._settle_also(job, tokens, cost, counts=counts)
         self._log.write(
             {
                 **job.common,
@@ -154,9 +154,12 @@ class Bills:
 
     async def give_back(self, job: Job) -> None:
         """Return what a further upstream's limits gave, before the next one is asked."""
-        if job.also is not None:
-            await self._admitter.settle(job.also.settlement(0, 0, counts=False))
-            job.also = None
+        await self._settle_also(job, 0, 0, counts=False)
+        job.also = None
+
+    async def _settle_also(self, job: Job, tokens: int, microusd: int, *, counts: bool) -> None:
+        if job.also is not None and job.also.admission.takes:
+            await self._admitter.settle(job.also.settlement(tokens, microusd, counts=counts))
 
 
 def sample_of(call: Call, usage: Usage) -> Sample | None:

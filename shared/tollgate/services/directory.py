@@ -148,8 +148,8 @@ class Directory:
         rules = record.data_rules(who.team)
         routes = permitted(rules, speaking(policy, model, api), policy.upstreams)
         longest = int(sum(policy.upstreams[route.upstream].timeouts.total for route in routes) * 1_000_000)
-        upstream = self.upstream_bounds(policy, routes[0].upstream)
-        claim = Claim((*self.ip_bounds(policy, ip), *terms.bounds, *upstream))
+        first = routes[0].upstream
+        claim = Claim((*self.ip_bounds(policy, ip), *terms.bounds), first, self.upstream_bounds(policy, first))
         changes = [*changes_us(record, who.user), *terms.tariffs.changes_us()]
         since = max((moment for moment in changes if moment <= now_us), default=0)
         until = min((moment for moment in changes if moment > now_us), default=FOREVER_US)
