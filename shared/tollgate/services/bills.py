@@ -121,36 +121,37 @@ class Bills:
             sample = sample_of(job.call, known)
             if sample is not None and job.likely.learn(sample, now):
                 settlement.sample, settlement.learn = sample, job.likely.key
-        await self._admitter.settle(settlement)
-        await self._settle_also(job, tokens, cost, counts=counts)
-        self._log.write(
-            {
-                **job.common,
-                **UsageClose.HEAD,
-                "upstream": served.upstream,
-                "upstream_model": served.model,
-                "input_tokens": known.input_tokens,
-                "output_tokens": known.output_tokens,
-                "cost_microusd": cost,
-                "price": tariff.id,
-                "priced": tariff.priced,
-                "outcome": outcome,
-                "status": status,
-                "cached_input_tokens": known.cached_input_tokens,
-                "cache_write_tokens": known.cache_write_tokens,
-                "cache_write_long_tokens": known.cache_write_long_tokens,
-                "audio_input_tokens": known.audio_input_tokens,
-                "reasoning_tokens": known.reasoning_tokens,
-                "audio_output_tokens": known.audio_output_tokens,
-                "estimated": known.estimated,
-                "latency_ms": (now - job.started_us) // 1000 if now > job.started_us else 0,
-                "first_byte_ms": job.first_byte_us // 1000 if job.first_byte_us > 0 else 0,
-                "store": grant.decision.store,
-                "settle": list(zip(footprint.kinds, footprint.keys, settlement.used, strict=True)),
-                "rates_us": settlement.rates_us,
-                "budget_models": footprint.models,
-            }
-        )
+        record = {
+            **job.common,
+            **UsageClose.HEAD,
+            "upstream": served.upstream,
+            "upstream_model": served.model,
+            "input_tokens": known.input_tokens,
+            "output_tokens": known.output_tokens,
+            "cost_microusd": cost,
+            "price": tariff.id,
+            "priced": tariff.priced,
+            "outcome": outcome,
+            "status": status,
+            "cached_input_tokens": known.cached_input_tokens,
+            "cache_write_tokens": known.cache_write_tokens,
+            "cache_write_long_tokens": known.cache_write_long_tokens,
+            "audio_input_tokens": known.audio_input_tokens,
+            "reasoning_tokens": known.reasoning_tokens,
+            "audio_output_tokens": known.audio_output_tokens,
+            "estimated": known.estimated,
+            "latency_ms": (now - job.started_us) // 1000 if now > job.started_us else 0,
+            "first_byte_ms": job.first_byte_us // 1000 if job.first_byte_us > 0 else 0,
+            "store": grant.decision.store,
+            "settle": list(zip(footprint.kinds, footprint.keys, settlement.used, strict=True)),
+            "rates_us": settlement.rates_us,
+            "budget_models": footprint.models,
+        }
+        try:
+            await self._admitter.settle(settlement)
+            await self._settle_also(job, tokens, cost, counts=counts)
+        finally:  # also where this is cancelled: metering settles what was not
+            self._log.write(record)
 
     async def give_back(self, job: Job) -> None:
         """Return what a further upstream's limits gave, before the next one is asked."""
