@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,9 @@ from tollgate.domain.limits import DAY_US, Admission, BudgetTake, Decision
 from tollgate.ports import Overloaded
 from tollgate.services.admit import Admitter, Grant, Request
 from tollgate.services.directory import Directory
+from tollgate.wire.body import Body
 from tollgate.wire.errors import ApiError
+from tollgate.wire.routes import ROUTES
 
 NOON = 1_795_262_400_000_000  # 2026-11-21 12:00:00 UTC, in microseconds
 SECOND = 1_000_000
@@ -188,6 +191,30 @@ def test_an_admission_that_is_repeated_after_midnight_is_held_on_the_new_day(tmp
     world = World(tmp_path, now=midnight - 1)
     store = world.admitter._store = Reconnecting(lambda: world.now)
     asyncio.run(call())
+
+
+def test_an_input_that_can_never_fit_is_told_no_maximum(tmp_path: Path) -> None:
+    """Embeddings have none: a smaller input fits."""
+
+    async def ask(words: int) -> Grant | ApiError:
+        world = World(tmp_path)
+        call = ROUTES["/v1/embeddings"].read(Body(json.dumps({"model": "small", "input": "word " * words}).encode()))
+        wanted = Request(
+            "r", "openai", "small", call.prompt_estimate(), call.max_output, 60 * SECOND, 1, call.max_output_field
+        )
+        try:
+            return await world.admitter.admit(ALICE, "192.0.2.1", wanted, 0)
+        except ApiError as error:
+            return error
+
+    error = asyncio.run(ask(100_000))
+    assert isinstance(error, ApiError)
+    assert (error.status, error.code) == (400, "exceeds_plan_limit")
+    assert error.message == (
+        "This request may use 125000 tokens; the limit of this user is 100000 tokens per minute, "
+        "so it can never be admitted."
+    )
+    assert isinstance(asyncio.run(ask(50_000)), Grant)
 
 
 def test_many_callers_at_once_are_told_by_one_refusal(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class Request:
     answers: int = 1
     """How many answers share the maximum."""
     limit_field: str = "max_tokens"
-    """The field that limits each answer, for errors."""
+    """The field that limits each answer, for errors; empty where answers have no length."""
     retained: str = ""
     """The field that asks the provider to keep content; empty: none does."""
     ask: str = ""
@@ -382,7 +382,7 @@ def objection(
 def _refused(request: Request, entitlement: Entitlement, admission: Admission, decision: Decision) -> errors.ApiError:
     """The error for a refusal; where the caller's own maximum is the problem, it says which one would fit."""
     price = entitlement.terms.price
-    if request.output_tokens is None:
+    if request.output_tokens is None or not request.limit_field:
         return refusal_error(admission, decision)
 
     def largest(limit: Limit, amount: int) -> int | None:

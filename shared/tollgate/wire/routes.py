@@ -50,7 +50,7 @@ class Call:
     max_output: int | None
     """The most tokens that all answers together can have; None: the caller gave no maximum."""
     max_output_field: str
-    """The name of the field that limits an answer, for errors."""
+    """The name of the field that limits an answer, for errors; empty where answers have no length (embeddings)."""
     withhold_usage: bool
     """The stream's usage chunk was asked for by us alone, and is kept from the caller."""
     retained: str = ""
@@ -143,7 +143,7 @@ class Route:
             prompt.tokens,
             answers,
             max_output,
-            limit_field or (self.maxima[-1] if self.maxima else self.prompt),
+            limit_field or (self.maxima[-1] if self.maxima else ""),
             withhold,
             _retained(fields),
             prompt.media,

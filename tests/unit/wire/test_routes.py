@@ -101,6 +101,7 @@ def test_counts(path: str, name: str, value: Any) -> None:
         (COMPLETIONS, {"max_tokens": 7, "prompt": [[1, 2], [3]]}, 2, 14, "max_tokens"),
         (RESPONSES, {"max_output_tokens": 7, "n": 5}, 1, 7, "max_output_tokens"),
         (MESSAGES, {"max_tokens": 7}, 1, 7, "max_tokens"),
+        (EMBEDDINGS, {"input": ["a", "b"]}, 2, 0, ""),
     ],
 )
 def test_maximum(path: str, fields: dict[str, Any], answers: int, most: int | None, name: str) -> None:
