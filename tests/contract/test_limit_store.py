@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from tests.contract.conftest import NOON, Driver
 from tollgate.domain import keys
 from tollgate.domain.limits import (
@@ -192,6 +194,20 @@ class TestBudgets:
         assert driver.admit(yesterday).status is Status.WINDOW
         assert driver.admit(budget(100)).admitted
 
+    def test_a_call_that_ends_after_midnight_is_settled_on_its_own_day(self, driver: Driver) -> None:
+        driver.now = MIDNIGHT - SECOND
+        old = budget(60, at=driver.now)
+        assert driver.admit(old, id="a").admitted
+        driver.now = MIDNIGHT + SECOND
+        new = budget(50, at=driver.now)
+        assert driver.admit(new, id="b").admitted
+        assert driver.settle("a", [old], [40])
+        assert driver.admit(budget(0, at=driver.now)).values[0] == 50
+        assert driver.settle("b", [new], [10])
+        assert driver.admit(budget(0, at=driver.now)).values[0] == 10
+        driver.now = MIDNIGHT - 1
+        assert driver.admit(budget(0, at=driver.now)).values[0] == 40
+
     def test_an_admission_is_not_told_again_on_another_day(self, driver: Driver) -> None:
         """Its answer may have been lost. Given back, it is asked for again by the same id, and held on the new day."""
         driver.now = MIDNIGHT - SECOND
@@ -207,6 +223,22 @@ class TestBudgets:
         assert driver.admit(budget(0, at=driver.now)).values[0] == 30
         driver.now = MIDNIGHT - 1
         assert driver.admit(budget(0, at=driver.now)).values[0] == 0
+
+    def test_a_crowd_gets_exactly_what_there_is(self, driver: Driver) -> None:
+        """A hundred calls at once, with maxima that their answers honour, of a budget for ten: nothing is overspent."""
+        take = budget(100, amount=1000)
+        crowd = [driver.admission(take, id=f"{number}") for number in range(100)]
+
+        async def together() -> list[bool]:
+            return [decision.admitted for decision in await asyncio.gather(*map(driver.store.admit, crowd))]
+
+        admitted = [each for each, yes in zip(crowd, driver.run(together()), strict=True) if yes]
+        assert len(admitted) == 10
+        for each in admitted:
+            assert driver.settle(each.id, [take], [100])
+            assert not driver.settle(each.id, [take], [100])
+        decision = driver.admit(budget(1, amount=1000))
+        assert (decision.status, decision.values[0]) == (Status.REFUSED, 1000)
 
     def test_a_guess_shrinks_in_a_budget(self, driver: Driver) -> None:
         driver.admit(budget(80))
