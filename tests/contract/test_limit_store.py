@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.contract.conftest import NOON, Driver
 from tollgate.domain import keys
 from tollgate.domain.limits import (
@@ -240,6 +242,13 @@ class TestBudgets:
         decision = driver.admit(budget(1, amount=1000))
         assert (decision.status, decision.values[0]) == (Status.REFUSED, 1000)
 
+    def test_the_wrong_window_is_told_to_who_asks_again_too(self, driver: Driver) -> None:
+        taken = budget(10)
+        assert driver.admit(taken, id="a").admitted
+        driver.now += 86_400 * SECOND
+        assert driver.admit(taken, id="a", expires_us=2 * 86_400 * SECOND).status is Status.WINDOW
+        assert driver.admit(budget(100, at=driver.now)).admitted
+
     def test_a_guess_shrinks_in_a_budget(self, driver: Driver) -> None:
         driver.admit(budget(80))
         decision = driver.admit(budget(50, floor=5))
@@ -310,3 +319,69 @@ class TestVersions:
     def test_unversioned_admissions_are_not_compared(self, driver: Driver) -> None:
         driver.run(driver.store.publish(policy=5, tenants={"acme": 3}))
         assert driver.admit(requests()).admitted
+
+
+class TestBadInput:
+    """A store never gives quota away, whatever it is asked to take, in empty buckets and in full ones."""
+
+    @pytest.mark.parametrize("full", [False, True])
+    @pytest.mark.parametrize(("cost", "floor"), [(-500, -500), (-1, -1), (10, -10), (5, 10)])
+    def test_a_cost_below_nothing_or_below_its_floor_is_an_error(
+        self, driver: Driver, full: bool, cost: int, floor: int
+    ) -> None:
+        assert driver.admit(tokens(1000 if full else 0), budget(100 if full else 0)).admitted
+        for wrong in (tokens(cost, floor), budget(cost, floor=floor)):
+            with pytest.raises(ValueError, match="costs 0 or more"):
+                driver.admit(wrong)
+        assert driver.admit(tokens(1000), budget(100)).admitted is not full
+        assert not driver.admit(tokens(1)).admitted
+        assert not driver.admit(budget(1)).admitted
+
+    def test_use_below_nothing_is_an_error_and_the_hold_stays(self, driver: Driver) -> None:
+        taken = [tokens(500), budget(50)]
+        assert driver.admit(*taken, id="a").admitted
+        for used in ([-400, 50], [500, -40], [2**53, 1], [1, 2**60]):
+            with pytest.raises(ValueError, match="what a request used"):
+                driver.settle("a", taken, [*used])
+        assert not driver.admit(tokens(501)).admitted
+        assert not driver.admit(budget(51)).admitted
+        assert driver.settle("a", taken, [500, 50])
+
+    def test_what_is_known_below_nothing_is_an_error(self, driver: Driver) -> None:
+        with pytest.raises(ValueError, match="known of a limit"):
+            driver.admit(budget(1, seed=-50))
+        assert driver.admit(budget(1, seed=None)).status is Status.COLD
+
+    def test_limits_of_nothing_refuse(self, driver: Driver) -> None:
+        assert driver.admit(budget(1, amount=0)).status is Status.REFUSED
+        assert driver.admit(slot(0)).status is Status.REFUSED
+
+    def test_what_is_no_limit_or_in_no_stores_order_is_an_error(self, driver: Driver) -> None:
+        class Quota(Concurrency):
+            """Of another version, say."""
+
+        unknown = SlotTake(TENANT, f"{TENANT}:slots", Quota(Scope.TENANT, 1, "tenant.slots"))
+        with pytest.raises(TypeError, match="a limit is a Rate"):
+            driver.admit(tokens(1), unknown)
+        for wrong in ([budget(1), tokens(1)], [slot(), budget(1)], [slot(), requests()]):
+            with pytest.raises(ValueError, match="rates, then budgets, then slots"):
+                driver.admit(*wrong)
+        assert driver.admit(tokens(1000), budget(100), slot(1)).admitted
+
+    def test_a_hold_that_never_lives_takes_nothing(self, driver: Driver) -> None:
+        takes = [requests(1), tokens(1000), budget(100), slot(1)]
+        for number in range(3):
+            decision = driver.admit(*takes, id=f"{number}", expires_us=0)
+            assert (decision.status, [*decision.granted]) == (Status.ADMITTED, [0, 0, 0, 0])
+        assert driver.admit(budget(1, seed=None), expires_us=0).admitted, "but what was told of a budget is known"
+        driver.run(driver.store.publish(policy=5))
+        assert driver.admit(*takes, expires_us=0, policy_version=4).status is Status.STALE
+        assert driver.admit(*takes, id="a").admitted
+        assert driver.admit(*takes, id="b", expires_us=0).status is Status.REFUSED
+        assert not driver.settle("b", takes, [None, 0, 0, 0])
+        again = driver.admit(*takes, id="a", expires_us=0)
+        assert (again.status, [*again.granted][2:]) == (Status.ADMITTED, [100, 1])
+
+    def test_a_hold_that_has_ended_before_it_begins_is_an_error(self, driver: Driver) -> None:
+        with pytest.raises(ValueError, match="a hold lives"):
+            driver.admit(budget(1), expires_us=-1)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from itertools import permutations
 
+import pytest
+
 from tests.contract.conftest import Driver
 from tests.contract.test_limit_store import MINUTE, NOON, TENANT, USER, budget, requests, slot, tokens
 from tests.records import a_close
 from tollgate.domain import keys
 from tollgate.domain.limits import Rate, RateTake, Scope, Settlement, Take, Unit, hold_expiry_us
-from tollgate.domain.records import UsageClose
+from tollgate.domain.records import BadRecord, UsageClose
 from tollgate.domain.replay import settlement_of
 from tollgate.domain.takes import Takes
 
@@ -107,6 +109,14 @@ class TestReading:
         assert settlement_of(old) is None
         assert settlement_of(a_close("a")) is None
         assert settlement_of(a_close("a", settle=(("b", "no braces", 7),))) is None
+
+    def test_a_record_of_what_no_store_can_count_is_not_read(self) -> None:
+        told = a_close("a", settle=(("r", f"{USER}:tokens.minute", 7),), rates_us=(2**53 - 1,))
+        line = json.loads(json.dumps(told.as_dict()))
+        assert settlement_of(UsageClose.parse(line)) is not None
+        for wrong in (2**53, -1):
+            with pytest.raises(BadRecord, match="rates_us"):
+                UsageClose.parse(line | {"rates_us": [wrong]})
 
     def test_a_record_in_no_stores_order_is_not_replayed(self) -> None:
         told = (

@@ -7,6 +7,7 @@ import itertools
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -44,6 +45,7 @@ from tollgate.domain import keys
 from tollgate.domain.bucket_cache import CAPACITY, BucketCache
 from tollgate.domain.limits import (
     Admission,
+    BudgetTake,
     Concurrency,
     Decision,
     Rate,
@@ -55,6 +57,7 @@ from tollgate.domain.limits import (
     Unit,
 )
 from tollgate.domain.takes import Takes
+from tollgate.ports import LimitStore
 
 ADDRESSES = 1_000_000
 
@@ -216,7 +219,7 @@ def test_a_foreign_value_under_a_key_of_ours_hurts_nobody_else(redis: Redis, wha
     run(scenario)
 
 
-def strange_takes() -> list[tuple[str, RateTake]]:
+def strange_takes() -> list[tuple[str, RateTake | BudgetTake]]:
     limit = Rate(Scope.USER, Unit.TOKENS, 1_000, MINUTE, 1_000, "user.tokens.60s")
     subject = keys.member_subject("acme", "u", "alice")
 
@@ -231,19 +234,39 @@ def strange_takes() -> list[tuple[str, RateTake]]:
         ("a guess beyond everything", take(10**30, 1)),
         ("an enormous limit", take(10**11, 10**11, huge)),
         ("less than nothing", take(-500, -500)),
+        ("a guess of less than nothing", take(-500, 0)),
+        ("a need of less than nothing", take(500, -500)),
+        ("nothing of a budget", budget(0, 1_000)),
+        ("far too much of a budget", budget(10**15, 1_000)),
+        ("more of a budget than a double holds", budget(10**30, 1_000)),
+        ("less than nothing of a budget", budget(-500, 1_000)),
     ]
 
 
 @pytest.mark.parametrize(("what", "take"), strange_takes(), ids=[name for name, _ in strange_takes()])
-def test_strange_costs_are_decided_alike_and_never_fill_a_bucket(redis: Redis, what: str, take: RateTake) -> None:
+def test_strange_costs_are_decided_alike_and_never_fill_a_bucket(
+    redis: Redis, what: str, take: RateTake | BudgetTake
+) -> None:
+    """From nothing, where what is given away would be felt at once: more than all is never admitted."""
+
+    async def told(store: LimitStore, call: Admission) -> Status | str:
+        try:
+            return (await store.admit(call)).status
+        except ValueError as error:
+            return str(error)
+
     async def scenario() -> None:
         async with direct(redis.url) as there:
             here = MemoryLimitStore()
+            if isinstance(take, BudgetTake):
+                take.seed = 0
             calls = [Admission(f"s{i}", [take], MINUTE, "acme") for i in range(3)]
-            for call in calls:
-                assert (await there.store.admit(call)).status is (await here.admit(call)).status
-            probe = RateTake(take.subject, take.key, take.limit, take.limit.amount + 1, take.limit.amount + 1)
-            assert not (await there.store.admit(Admission("more than all", [probe], MINUTE, "acme"))).admitted
+            more = take.limit.amount + 1
+            calls.append(Admission("more than all", [replace(take, cost=more, floor=more)], MINUTE, "acme"))
+            answers = [[await told(store, call) for call in calls] for store in (there.store, here)]
+            assert answers[0] == answers[1]
+            assert answers[0][-1] is Status.REFUSED
+            assert isinstance(answers[0][0], Status) is (take.floor >= 0 and take.cost >= take.floor)
 
     run(scenario)
 

@@ -90,6 +90,11 @@ class TestRates:
             assert take.floor_us <= got <= max(take.inc_us, take.floor_us)
             assert max(value, NOW) + got <= NOW + rate.burst_us
 
+    @pytest.mark.parametrize(("amount", "period_us", "burst"), [(0, 1, 1), (1, 0, 1), (1, 1, 0), (-7, 60, 7)])
+    def test_a_rate_of_nothing_is_a_mistake(self, amount: int, period_us: int, burst: int) -> None:
+        with pytest.raises(ValueError, match="1 or more"):
+            Rate(Scope.USER, Unit.REQUESTS, amount, period_us, burst, "")
+
     def test_seven_per_minute_admits_seven(self) -> None:
         rate = Rate(Scope.USER, Unit.REQUESTS, 7, 60_000_000, 7, "")
         assert rate.burst_us == 7 * rate.inc_us(1)

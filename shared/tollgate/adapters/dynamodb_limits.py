@@ -41,6 +41,7 @@ from tollgate.domain.limits import (
     fits,
     hold_expiry_us,
 )
+from tollgate.domain.takes import Takes
 from tollgate.ports import StoreUnavailable
 
 PAGE = 500
@@ -82,17 +83,20 @@ class DynamoLimitStore:
     # -- admission -----------------------------------------------------------------------------------------------
 
     async def admit(self, admission: Admission) -> Decision:
+        takes = Takes.of(admission.takes)
+        if not admission.expires_us:
+            return await self.look(admission)
         if self._clock is None and not self._client.clock_known:
             await self.warm()  # with a clock that is ahead, one take would leave buckets empty until then
         now = self._now()
-        parts = [_part(admission, places) for places in _subjects(admission.takes)]
+        parts = [_part(admission, places) for places in _subjects(takes)]
         reading = asyncio.ensure_future(self._versions.newest(admission))
         try:
-            wrong_day = any(not t.start_us <= now < t.end_us for t in admission.takes if isinstance(t, BudgetTake))
+            wrong_day = _wrong_day(takes, now)
             taken = False if wrong_day else await self._take_all(admission, parts, now)
             policy, tenant = await reading
             answer = Decision(Status.ADMITTED, now, policy_version=policy, tenant_version=tenant, store=self.name)
-            if 0 < admission.policy_version < policy or 0 < admission.tenant_version < tenant:
+            if _stale(admission, answer):
                 answer.status = Status.STALE
             elif wrong_day:
                 answer.status = Status.WINDOW
@@ -118,20 +122,24 @@ class DynamoLimitStore:
     async def look(self, admission: Admission) -> Decision:
         if self._clock is None and not self._client.clock_known:
             await self.warm()
-        now, takes = self._now(), admission.takes
+        now, takes = self._now(), Takes.of(admission.takes)
         parts = [_part(admission, places) for places in _subjects(takes)]
-        _, (policy, mine) = await asyncio.gather(
+        wrong_day = _wrong_day(takes, now)
+        if not wrong_day:
+            await together(self._subjects.seed(part, now) for part in parts)
+        first, (policy, mine) = await asyncio.gather(
             self._look(admission, parts, now), self._versions.now(admission.tenant)
         )
-        answer = Decision(Status.ADMITTED, now, policy_version=policy, tenant_version=mine, store=self.name)
-        if any(not t.start_us <= now < t.end_us for t in takes if isinstance(t, BudgetTake)):
+        answer = Decision(Status.REFUSED, now, policy_version=policy, tenant_version=mine, store=self.name)
+        if _stale(admission, answer):
+            answer.status = Status.STALE
+        elif wrong_day:
             answer.status = Status.WINDOW
-        elif cold := sorted(i for part in parts for i in part.cold()):
-            answer.status, answer.cold = Status.COLD, tuple(cold)
         else:
-            _show(answer, admission, parts, now, [0] * len(takes))
-            if not all(fits(t, v, now) for t, v in zip(takes, answer.values, strict=True)):
-                answer.status = Status.REFUSED
+            answer = _refused(admission, parts, first, answer)
+            refused = answer.status is Status.REFUSED
+            if refused and all(fits(t, v, now) for t, v in zip(takes, answer.values, strict=True)):
+                answer.status = Status.ADMITTED
         return answer
 
     async def _take_all(self, admission: Admission, parts: list[Part], now: int) -> bool:
@@ -252,6 +260,17 @@ class DynamoLimitStore:
         if self._clock is not None:
             return self._clock()
         return time.time_ns() // 1000 + self._client.clock_offset_us
+
+
+def _stale(admission: Admission, known: Decision) -> bool:
+    """Whether newer versions are known than those that the takes were made from."""
+    policy, tenant = admission.policy_version, admission.tenant_version
+    return 0 < policy < known.policy_version or 0 < tenant < known.tenant_version
+
+
+def _wrong_day(takes: Iterable[Take], now: int) -> bool:
+    """Whether a budget's window does not contain `now`."""
+    return any(not take.start_us <= now < take.end_us for take in takes if isinstance(take, BudgetTake))
 
 
 def _subjects(takes: Sequence[Take]) -> list[list[int]]:

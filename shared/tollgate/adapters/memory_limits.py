@@ -23,6 +23,7 @@ from tollgate.domain.limits import (
     hold_expiry_us,
     moved,
 )
+from tollgate.domain.takes import Takes
 
 SWEEP_EVERY = 1024
 """Admissions between two removals of what has expired: keeps memory bounded at no cost worth measuring."""
@@ -59,7 +60,7 @@ class MemoryLimitStore:
         self._until_sweep = SWEEP_EVERY
 
     async def admit(self, admission: Admission) -> Decision:
-        now = self._clock()
+        takes, now = Takes.of(admission.takes), self._clock()
         self._sweep(now)
         newest = self._tenant_versions.get(admission.tenant, 0)
         told = self._learned.get(admission.ask)
@@ -67,27 +68,25 @@ class MemoryLimitStore:
         if 0 < admission.policy_version < self._policy_version or 0 < admission.tenant_version < newest:
             answer.status = Status.STALE
             return answer
-        budgets = [t for t in admission.takes if isinstance(t, BudgetTake)]
+        budgets = [t for t in takes if isinstance(t, BudgetTake)]
         if any(not t.start_us <= now < t.end_us for t in budgets):
             answer.status = Status.WINDOW
             return answer
         mark = self._marks.get(admission.id)
         if mark is not None and mark[0] > now:
-            answer.values, answer.granted = [self._value(take, now) for take in admission.takes], mark[1]
+            answer.values, answer.granted = [self._value(take, now) for take in takes], mark[1]
             return answer
         for take in budgets:
             if take.seed is not None:
                 known = self._budgets.setdefault(take.key, _BudgetState(take.seed, take.end_us))
                 known.spent = max(known.spent, take.seed)
-        answer.cold = tuple(
-            i for i, t in enumerate(admission.takes) if isinstance(t, BudgetTake) and t.key not in self._budgets
-        )
+        answer.cold = tuple(i for i, t in enumerate(takes) if isinstance(t, BudgetTake) and t.key not in self._budgets)
         if answer.cold:
             answer.status = Status.COLD
             return answer
-        answer.values = values = [self._value(take, now) for take in admission.takes]
+        answer.values = values = [self._value(take, now) for take in takes]
         answer.granted = [0] * len(values)
-        if not all(fits(t, v, now) for t, v in zip(admission.takes, values, strict=True)):
+        if not all(fits(t, v, now) for t, v in zip(takes, values, strict=True)):
             answer.status = Status.REFUSED
             return answer
         if admission.expires_us:

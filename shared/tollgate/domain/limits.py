@@ -97,6 +97,8 @@ class Rate:
     """What one request adds to the TAT; 0 for tokens, which are rounded only as a whole."""
 
     def __post_init__(self) -> None:
+        if min(self.amount, self.period_us, self.burst) < 1:
+            raise ValueError(f"a rate's amount, period and burst are 1 or more: {self!r}")
         object.__setattr__(self, "unit_us", -(-self.period_us // self.amount) if self.unit is Unit.REQUESTS else 0)
         object.__setattr__(self, "burst_us", self.inc_us(self.burst))
         object.__setattr__(self, "refundable", self.unit is Unit.TOKENS)
@@ -225,6 +227,10 @@ class Admission:
     policy_version: int = 0
     ask: str = ""
     """The key of estimates (`domain/estimates.py`) that the answer shall tell, too."""
+
+    def __post_init__(self) -> None:
+        if self.expires_us < 0:  # it would be admitted, and take nothing
+            raise ValueError(f"a hold lives for 0 µs or more, not {self.expires_us}")
 
 
 def hold_grid_us(life_us: int) -> int:
@@ -367,7 +373,8 @@ class Settlement:
     """What a request really used, in each take's own unit; `used` is parallel to the admission's takes.
 
     Settling is idempotent by id: the first settlement moves the buckets and budgets, later ones do nothing.
-    A `used` of None for a rate leaves it as it was taken (requests are never given back).
+    A `used` of None for a rate leaves it as it was taken (requests are never given back). Raises ValueError for an
+    amount below 0, which would give away more than was held, or above 2^53 - 1, which a store cannot count.
     """
 
     id: str
@@ -384,3 +391,8 @@ class Settlement:
     late: bool = False
     """Told after it had to wait, so that the ledger may know already what was used: a budget that was loaded from it
     since then is not charged again."""
+
+    def __post_init__(self) -> None:
+        for amount in self.used:
+            if amount is not None and not 0 <= amount <= FOREVER_US:
+                raise ValueError(f"what a request used is 0 to 2^53 - 1, not {amount}")

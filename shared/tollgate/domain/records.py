@@ -18,6 +18,7 @@ from operator import attrgetter
 from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 from tollgate.domain.dataclass import dataclass
+from tollgate.domain.limits import FOREVER_US
 
 SCHEMA = 1
 MINOR = 2
@@ -178,7 +179,7 @@ _NAMED = frozenset({"id", "tenant", "model"})
 
 
 def _count(name: str, value: Any) -> int:
-    limit = 2**53 if name.endswith("_us") else MAX_COUNT
+    limit = FOREVER_US if name.endswith("_us") else MAX_COUNT
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
         raise BadRecord(f"{name}: expected a whole number from 0 to {limit}, found {value!r:.80}")
     return value

@@ -55,8 +55,10 @@ class Footprint:
     def __init__(
         self, subjects: Sequence[str], keys: Sequence[str], limits: Sequence[Limit], spans: Sequence[Span]
     ) -> None:
-        """Raises ValueError for another order."""
+        """Raises TypeError for what is no limit, ValueError for another order."""
         self.subjects, self.keys, self.limits, self.spans = subjects, keys, limits, spans
+        if strange := [limit for limit in limits if type(limit) not in _KINDS]:
+            raise TypeError(f"a limit is a Rate, a Budget or a Concurrency, not {strange[0]!r:.80}")
         self.kinds = [_KINDS[type(limit)] for limit in limits]
         """Of each take, as usage records call it."""
         self.rates, self.budgets, self.slots = (self.kinds.count(kind) for kind in _KINDS.values())
@@ -103,13 +105,17 @@ class Takes(Sequence[Take]):
         cost: Cost | None = None,
         items: Sequence[Take] | None = None,
     ) -> None:
-        """Of a `cost`, or of `items` that are there already."""
+        """Of a `cost`, or of `items` that are there already. Raises ValueError for costs that would give something
+        away: below 0, or below their floors."""
+        if min(floors, default=0) < 0 or (floors is not costs and not all(map(le, floors, costs))):
+            raise ValueError(f"a take costs 0 or more, and as much as it needs: not {costs} where {floors} are needed")
         self.footprint, self.costs, self.floors, self.seeds = footprint, costs, floors, seeds
         self._cost, self._items = cost, items
 
     @classmethod
     def of(cls, takes: Sequence[Take]) -> Takes:
-        """The columns of these takes. Raises ValueError where they are not in a store's order."""
+        """The columns of these takes: every store begins with this. Raises ValueError where they are not in a store's
+        order, or take or know less than nothing, and TypeError where they are not takes."""
         if isinstance(takes, Takes):
             return takes
         spans = [(take.label, take.start_us, take.end_us) for take in takes if isinstance(take, BudgetTake)]
@@ -125,7 +131,10 @@ class Takes(Sequence[Take]):
             costs.append(cost)
             floors.append(floor)
             seeds.append(seed)
-        known = seeds if any(seed is not None for seed in seeds) else None
+        told = [seed for seed in seeds if seed is not None]
+        if min(told, default=0) < 0:
+            raise ValueError(f"what is known of a limit is 0 or more, not {min(told)}")
+        known = seeds if told else None
         return cls(footprint, costs, costs if costs == floors else floors, known, items=takes)
 
     def at(self, footprint: Footprint, places: Sequence[int]) -> Takes:

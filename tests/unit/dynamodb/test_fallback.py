@@ -68,7 +68,7 @@ class TestUnknown:
 
     def test_budgets_are_loaded_whatever_rates_do(self, world: World) -> None:
         store = self.half(world)
-        assert world.admit(loaded(budget(1)), rate(Scope.USER, 10), store=store).status is Status.COLD
+        assert world.admit(rate(Scope.USER, 10), loaded(budget(1)), store=store).status is Status.COLD
         assert world.admit(budget(100), store=store).admitted
 
 
