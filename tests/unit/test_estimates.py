@@ -7,17 +7,19 @@ import random
 import struct
 from statistics import median
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tollgate.domain.estimates import FIRST_ANSWER, Learned, Sample
-from tollgate.domain.usage import BYTES_PER_TOKEN, Usage
+from tollgate.domain.usage import BYTES_PER_TOKEN, MAX_TOKENS, Usage
 from tollgate.services.bills import sample_of
 from tollgate.services.estimates import ASK_EVERY_US, CAPACITY, TELL_EVERY_US, Estimates
 from tollgate.wire.body import Body
 from tollgate.wire.routes import ROUTES
 
-samples = st.builds(Sample, st.integers(0, 10**7), st.integers(0, 10**6), st.integers(0, 10**6))
+counts = st.integers(0, 10**6) | st.integers(0, MAX_TOKENS)
+samples = st.builds(Sample, st.integers(0, 10**7), counts, counts)
+"""Up to what is believed of a provider's counts."""
 
 
 def test_before_anything_is_known() -> None:
@@ -50,6 +52,7 @@ def test_the_ratio_fades() -> None:
 
 
 @given(st.lists(samples, max_size=30))
+@example([Sample(0, 0, MAX_TOKENS)])
 def test_whatever_is_seen_the_figures_stay_sane(seen: list[Sample]) -> None:
     known = Learned()
     for sample in seen:

@@ -29,6 +29,7 @@ FADE_AT = 100_000.0
 FIRST_STEP = 0.5
 LEAST_STEP = 0.05
 MAX_ANSWER = 1_000_000.0
+"""Tokens. No model answers at such length; a provider's count that says so is not believed."""
 _FORMAT = struct.Struct("<4d")
 
 
@@ -74,7 +75,7 @@ class Learned:
         if sample.answer_tokens > 0:
             step = max(LEAST_STEP, FIRST_STEP / (1 + self.answers / 4))
             if not self.answers:
-                self.answer = float(sample.answer_tokens)
+                self.answer = min(float(sample.answer_tokens), MAX_ANSWER)
             elif sample.answer_tokens > self.answer:
                 self.answer = min(self.answer * (1 + step), sample.answer_tokens, MAX_ANSWER)
             else:
