@@ -31,7 +31,7 @@ def address(ip: str) -> str:
     if isinstance(parsed, ipaddress.IPv6Address):
         if parsed.ipv4_mapped is not None:
             return str(parsed.ipv4_mapped)
-        return str(ipaddress.ip_address(int(parsed) >> 64 << 64))
+        return str(ipaddress.IPv6Address(int(parsed) >> 64 << 64))
     return str(parsed)
 
 

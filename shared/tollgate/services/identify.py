@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
 import orjson
@@ -100,7 +100,7 @@ class Credentials:
         lines = [value.decode("latin-1") for name, value in exchange.raw_headers if name == b"x-forwarded-for"]
         hops = [hop.strip() for hop in ",".join(lines).split(",") if hop.strip()]
         while hops and self._is_trusted(ip):
-            ip = hops.pop()
+            ip = _host(hops.pop())
         return ip
 
     def _is_trusted(self, ip: str) -> bool:
@@ -108,7 +108,15 @@ class Credentials:
             address = ip_address(ip)
         except ValueError:
             return False
-        return any(address in network for network in self._trusted)
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None  # as sockets for both tell IPv4
+        return any(address in network or (mapped is not None and mapped in network) for network in self._trusted)
+
+
+def _host(hop: str) -> str:
+    """The address of a hop, which some proxies write with its port: ``192.0.2.1:80``, ``[2001:db8::1]:80``."""
+    if hop.startswith("["):
+        return hop[1:].partition("]")[0]
+    return hop.partition(":")[0] if hop.count(":") == 1 else hop
 
 
 def _presented(exchange: Exchange) -> bytes:
