@@ -41,6 +41,8 @@ SPEAKS: Mapping[str, Literal["openai", "anthropic", "converse"]] = MappingProxyT
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 MAX_DISABLED_USERS = 1000
 """Of one tenant: some 80 KB of its item, of which DynamoDB takes 400."""
+LEAST_REFILL = 0.99
+"""Of a rate of requests: how much of what it says it refills at least."""
 MAX_BURST_US = 10 * 365 * 86_400 * 10**6
 """No bucket may be deeper than ten years: TATs stay far below 2^53 µs."""
 
@@ -50,6 +52,20 @@ def _exactly_one(spec: Spec, names: tuple[str, ...]) -> str:
     if len(given) != 1:
         raise ValueError(f"give exactly one of {', '.join(names)}" + (f", not {' and '.join(given)}" if given else ""))
     return given[0]
+
+
+def _check_refill(amount: int, period_us: int) -> None:
+    """A request refills in whole microseconds (`Rate.unit_us`). Raises ValueError where that would be felt."""
+    if amount > period_us:
+        raise ValueError("at most one request per microsecond can be counted")
+    each_us = -(-period_us // amount)
+    if period_us < each_us * amount * LEAST_REFILL:
+        # the lowest that refills as slowly, and the lowest that refills a microsecond sooner
+        below, above = -(-period_us // each_us), -(-period_us // (each_us - 1))
+        raise ValueError(
+            f"{amount} requests would refill as if they were {below}, because a request takes whole microseconds: "
+            f"say {below} or {above}"
+        )
 
 
 class LimitSpec(Spec):
@@ -72,8 +88,8 @@ class LimitSpec(Spec):
         else:
             if (self.burst or self.amount) * PERIOD_US[self.per] // self.amount > MAX_BURST_US:
                 raise ValueError("burst is worth more than ten years of refill")
-            if kind == "requests" and self.amount > PERIOD_US[self.per]:
-                raise ValueError("at most one request per microsecond can be counted")
+            if kind == "requests":
+                _check_refill(self.amount, PERIOD_US[self.per])
 
     @property
     def unit(self) -> Unit:
@@ -97,7 +113,8 @@ class BudgetSpec(Spec):
     tokens: Allowance | None = None
     usd: Money | None = None
     per: Window
-    models: tuple[Name, ...] | None = None
+    models: Annotated[tuple[Name, ...], Count(1)] | None = None
+    """Of these only; None: of all. (None of them would be a budget that nobody meets.)"""
     alert_at: tuple[Share, ...] = (0.5, 0.8, 1.0)
 
     def check(self) -> None:
@@ -119,7 +136,7 @@ class BudgetSpec(Spec):
 
     @property
     def id(self) -> str:
-        models = "." + "+".join(sorted(self.models)) if self.models else ""
+        models = "." + "+".join(sorted(set(self.models))) if self.models else ""
         return f"{self.scope}.{self.unit}.{self.per}{models}"
 
 
