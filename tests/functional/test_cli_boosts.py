@@ -8,6 +8,10 @@ from typing import Any
 import pytest
 
 from tests.functional.shell import Shell
+from tollgate.domain.policy import TenantRecord
+from tollgate.domain.policy_check import check_record
+from tollgate.domain.policy_document import Document
+from tollgate.domain.terms import overridden
 
 FAR = "2099-01-01T00:00:00Z"
 
@@ -71,6 +75,15 @@ def test_boosts_end(acme: Shell) -> None:
     assert acme.ok("boost", "end", "acme").out.startswith("ended: {scope: user, requests: 100")
     assert acme.fails(3, "boost", "end", "acme") == "tollgate: acme has no boosts: see `tollgate boost list`"
     assert acme.ok("boost", "list").out == "no boosts\n"
+
+
+def test_a_boost_stays_in_force_when_something_is_set_for_good(acme: Shell) -> None:
+    acme.ok("boost", "acme", "requests=100 per=minute", "--until", FAR)
+    acme.ok("tenant", "set", "acme", "limits+={scope: user, requests: 20, per: minute}")
+    (row,) = acme.ok("boost", "list", "--json").json["boosts"]
+    assert (row["requests"], row["in_force"]) == (100, True)
+    told = check_record(TenantRecord, Document(record(acme)))
+    assert [limit.amount for limit in overridden((), told.limits)] == [100]
 
 
 def test_those_that_have_ended_are_told_apart_and_go(acme: Shell) -> None:

@@ -118,6 +118,14 @@ def test_every_limit_is_named_with_its_source() -> None:
     }
 
 
+def test_a_boost_in_force_is_told_whatever_was_written_after_it() -> None:
+    def of(requests: int, until: datetime | None = None) -> LimitOverride:
+        return LimitOverride(scope=Scope.USER, requests=requests, per="minute", until=until)
+
+    found = limits(World(acme(limits=(of(99, datetime(2026, 12, 1, tzinfo=UTC)), of(20)))).explain())
+    assert found["user.requests.minute@boost of tenant acme until 2026-12-01T00:00:00+00:00"]["amount"] == 99
+
+
 def test_a_refusal_says_which_limit_and_for_how_long_and_nothing_is_taken() -> None:
     world = World(acme())
     world.admit(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -180,6 +181,45 @@ def test_a_boost_ends_at_its_moment(until: str) -> None:
     boost = [{**TEN, "requests": 99, "until": until}]
     assert amounts(terms(limits=boost, now_us=NOON_US + HOUR_US - 1))["user.requests.minute"] == 99
     assert amounts(terms(limits=boost, now_us=NOON_US + HOUR_US))["user.requests.minute"] == 10
+
+
+@pytest.mark.parametrize("order", list(permutations(range(4))))
+def test_a_boost_beats_what_its_owner_has_for_good_whichever_was_written_later(order: tuple[int, ...]) -> None:
+    until = "2026-11-21T13:00:00Z"
+    overrides = [
+        {**TEN, "requests": 20},
+        {**TEN, "requests": 99, "until": until},
+        {**TEN, "requests": 7, "user": "ann"},
+        {**TEN, "requests": 8, "user": "ann", "until": until},
+    ]
+    found = {"limits": [overrides[i] for i in order]}
+    alone = {"limits": [one for one in found["limits"] if one.get("user") is None or not one.get("until")]}
+    asked = [(found, "ann", 0), (found, "ann", HOUR_US), (found, "bob", 0), (found, "bob", HOUR_US), (alone, "ann", 0)]
+    told = [amounts(terms(user=user, now_us=NOON_US + us, **own))["user.requests.minute"] for own, user, us in asked]
+    assert told == [8, 7, 99, 20, 7]
+
+
+def test_of_two_boosts_the_later_one_wins() -> None:
+    boosts = [{**TEN, "requests": n, "until": "2026-11-21T13:00:00Z"} for n in (99, 50)]
+    assert amounts(terms(limits=boosts))["user.requests.minute"] == 50
+    day = {"scope": "user", "per": "day"}
+    budgets = [{**day, "requests": 500, "until": "2026-11-21T13:00:00Z"}, {**day, "requests": 200}]
+    assert amounts(terms(budgets=budgets))["user.requests.day"] == 500
+
+
+def test_an_api_keys_own_limit_is_not_loosened_by_a_boost_of_the_tenants() -> None:
+    narrow = '{"limits":[{"scope":"key","tokens":5,"per":"hour"}]}'
+    boosted = record(limits=[{"scope": "key", "tokens": 999, "per": "hour", "until": "2026-11-21T13:00:00Z"}])
+    for restrictions, amount in (("", 999), (narrow, 5)):
+        whose = who(key="k1")._replace(restrictions=restrictions)
+        assert amounts(compile_terms(POLICY, boosted, whose, "small", NOON_US))["key.tokens.hour"] == amount
+
+
+def test_a_model_that_is_named_twice_is_named_once() -> None:
+    """Else the budget would stand beside the plan's, under a key that the ledger cannot read."""
+    found = terms(budgets=[{"scope": "user", "tokens": 5, "per": "day", "models": ["small", "small"]}])
+    assert amounts(found)["user.tokens.day.small"] == 5
+    assert ids(found) == ids(terms())
 
 
 def test_budgets_are_overridden_by_what_they_count() -> None:

@@ -24,7 +24,17 @@ from tollgate.domain.limits import (
     Unit,
     Window,
 )
-from tollgate.domain.policy import BudgetSpec, LimitSpec, ModelSpec, PlanSpec, Policy, TenantRecord, in_force
+from tollgate.domain.policy import (
+    BudgetOverride,
+    BudgetSpec,
+    LimitOverride,
+    LimitSpec,
+    ModelSpec,
+    PlanSpec,
+    Policy,
+    TenantRecord,
+    in_force,
+)
 from tollgate.domain.prices import Price, Tariffs
 from tollgate.domain.restrictions import restrictions
 from tollgate.domain.takes import Cost, Footprint, Span, Takes
@@ -244,12 +254,20 @@ S = TypeVar("S", bound="LimitSpec | BudgetSpec")
 
 
 def overridden(base: Iterable[S], overrides: Iterable[S]) -> list[S]:
-    """The plan's limits, each replaced by the override of the same id; overrides of no plan limit are added. A
-    user's own override beats the tenant's, whatever their order; a key's own, the last ones, beat the tenant's."""
+    """The plan's limits, each replaced by the override of the same id; overrides of no plan limit are added. A user's
+    own override, or an API key's, beats the tenant's; of one owner's a boost beats what is there for good; of what is
+    alike the last one wins."""
     merged: dict[str, S] = {spec.id: spec for spec in base}
-    for override in sorted(overrides, key=lambda o: getattr(o, "user", None) is not None):
+    for override in sorted(overrides, key=_rank):
         merged[override.id] = override
     return list(merged.values())
+
+
+def _rank(override: LimitSpec | BudgetSpec) -> tuple[bool, bool]:
+    """Whose an override is (a tenant's is one of nobody's own), and whether it is a boost."""
+    if isinstance(override, LimitOverride | BudgetOverride):
+        return override.user is not None, override.until is not None
+    return True, False  # of an API key
 
 
 def _bind(limit: Limit, who: Identity, what: str = "") -> list[Bound]:
