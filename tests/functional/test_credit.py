@@ -47,7 +47,7 @@ def test_credit_is_drawn_down_topped_up_and_survives_a_flushed_store(stack: DevS
     served = until(caller, 402)
     message = caller.chat(**CALL).error["message"]
     assert "$0.001 in all" in message
-    assert "It does not reset; it has to be topped up. GET /v1/usage shows your budgets." in message
+    assert "it has to be topped up. GET /v1/usage shows your budgets." in message
     callers.entries(caller, 1 + served)
     with redis.Redis.from_url(callers.environ["TOLLGATE_STORE_URL"]) as store:
         for key in store.scan_iter(f"{keys.tenant_subject(tenant)}*"):

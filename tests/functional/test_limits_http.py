@@ -144,8 +144,9 @@ def test_a_token_budget_answers_402_and_names_its_reset(callers: Callers) -> Non
         assert answer.headers["x-should-retry"] == "false"
         assert "retry-after" not in answer.headers
         resets = [(day + timedelta(days=1)).strftime("%Y-%m-%dT00:00:00Z") for day in (day_before, datetime.now(UTC))]
-        assert any(f"It resets at {reset}." in answer.error["message"] for reset in resets)
-        assert "200 tokens per day, 8 tokens left" in answer.error["message"]
+        told = answer.error["message"]
+        assert any(f"It resets at {reset}; calls in flight may free some of it sooner." in told for reset in resets)
+        assert "200 tokens per day, 8 tokens left" in told
     assert refused[0].headers["x-ratelimit-type"] == "User"
     wait(lambda: caller.chat(max_tokens=24).headers["x-ratelimit-type"] == "Local-User")
     # what is left can still be spent, to the last token

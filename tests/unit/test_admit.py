@@ -322,6 +322,23 @@ def test_what_credit_does_not_cover_now_may_be_topped_up(tmp_path: Path) -> None
     assert "has to be topped up. GET /v1/usage" in error.message
 
 
+def test_a_budget_that_calls_in_flight_hold_is_not_said_to_be_gone_until_its_window_ends(tmp_path: Path) -> None:
+    async def play() -> None:
+        world = World(tmp_path, POLICY.replace("tokens: 1000000, per: day", "tokens: 1000, per: day"))
+        first = await world.ask(tokens=910)
+        assert isinstance(first, Grant)
+        refused = await world.ask(tokens=210)
+        assert isinstance(refused, ApiError)
+        assert refused.status == 402
+        assert "It resets at 2026-11-22T00:00:00Z; calls in flight may free some of it sooner." in refused.message
+        assert "retry-after" not in refused.headers
+        await world.store.settle(first.settlement(30, 1, counts=True))
+        world.now += 2 * SECOND
+        assert isinstance(await world.ask(tokens=210), Grant)
+
+    asyncio.run(play())
+
+
 def test_what_nobody_settles_is_held_until_the_call_must_have_ended(tmp_path: Path) -> None:
     """By the total timeout of its routes (300 s each where the policy says nothing), or by the process's deadline."""
 

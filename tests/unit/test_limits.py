@@ -164,3 +164,8 @@ class TestKeys:
         assert keys.address("2001:db8:1:2::1") != keys.address("2001:db8:1:3::1")
         assert keys.address("::ffff:10.0.0.1") == "10.0.0.1"
         assert keys.address("not an address") == "unknown"
+
+    def test_the_lowest_addresses_of_ipv6_are_not_one_of_ipv4(self) -> None:
+        assert keys.address("::1") == keys.address("::2:3") == "::"
+        assert keys.address("::1") != keys.address("0.0.0.0")
+        assert keys.network("::1") == "::/48"

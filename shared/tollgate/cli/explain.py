@@ -126,7 +126,10 @@ def _wait(limit: dict[str, Any]) -> str:
         return ""
     if limit.get("window") == "life":
         return "(top it up)"
-    return "for ever" if limit["wait_s"] is None and limit["unit"] != "slots" else _seconds(limit["wait_s"] or 0)
+    if limit["wait_s"] is None and limit["unit"] != "slots":
+        return "for ever"
+    # what calls in flight hold of a budget, and do not use, is free sooner
+    return _seconds(limit["wait_s"] or 0) + (" at most" if "window" in limit else "")
 
 
 def _seconds(seconds: int) -> str:

@@ -291,8 +291,8 @@ class Refusal:
 
     take: Take
     wait_us: int | None
-    """Time until the same request can be admitted; None: waiting does not help (life budgets), or nobody knows
-    (slots)."""
+    """Time until the same request can be admitted, of budgets at the latest: what calls in flight hold, and do not use,
+    is free before the window ends. None: no window ends (life budgets), or nobody knows (slots)."""
     remaining: int
     """What is left of that limit, in its unit."""
     never: bool
@@ -362,7 +362,15 @@ def refusal(admission: Admission, decision: Decision) -> Refusal:
             found.append(Refusal(take, None, left, never=False))
     if not found:
         raise ValueError("a refused decision in which every take fits")
-    return max(found, key=lambda r: (r.never, isinstance(r.take, BudgetTake), r.wait_us or 0))
+    return max(found, key=_weight)
+
+
+def _weight(found: Refusal) -> tuple[bool, bool, int]:
+    """Of several the heaviest is told. A budget that no wait helps is heavier than one that any does; a slot, of which
+    nobody knows, is free again before a rate has refilled, as far as anyone can tell."""
+    of_budget = isinstance(found.take, BudgetTake)
+    unknown_us = FOREVER_US if of_budget else 0
+    return found.never, of_budget, unknown_us if found.wait_us is None else found.wait_us
 
 
 # -- settlement --------------------------------------------------------------------------------------------------

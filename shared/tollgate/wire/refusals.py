@@ -128,9 +128,13 @@ def _never(take: RateTake | BudgetTake, local: bool, param: str | None, largest:
 
 
 def _reset(take: BudgetTake) -> str:
-    if take.limit.window is Window.LIFE:
+    """What makes room, as far as anyone knows: how much of what is used calls in flight only hold, nobody can tell."""
+    if take.limit.window is not Window.LIFE:
+        end = f"{datetime.fromtimestamp(take.end_us // SECOND_US, UTC):%Y-%m-%dT%H:%M:%SZ}"
+        return f"It resets at {end}; calls in flight may free some of it sooner. {_WHERE}"
+    if take.floor > take.limit.amount:
         return f"It does not reset; it has to be topped up. {_WHERE}"
-    return f"It resets at {datetime.fromtimestamp(take.end_us // SECOND_US, UTC):%Y-%m-%dT%H:%M:%SZ}. {_WHERE}"
+    return f"It does not reset; calls in flight may free some of it, or it has to be topped up. {_WHERE}"
 
 
 _WHERE = "GET /v1/usage shows your budgets."

@@ -199,18 +199,33 @@ def test_a_slot_says_soon() -> None:
     assert (error.status, error.headers) == (429, {"retry-after": "1", "x-ratelimit-type": "Tenant"})
 
 
-def test_a_budget_says_when_it_resets() -> None:
+def test_a_budget_says_when_it_resets_and_that_calls_in_flight_may_free_it_sooner() -> None:
+    """What the store tells is spent and held together: nobody may claim that the window's end is needed."""
     error = refusal_error(*decided((take(budget(Unit.REQUESTS, 100)), 100)))
     assert (error.status, error.code) == (402, "insufficient_quota")
     assert error.headers == {"x-should-retry": "false", "x-ratelimit-type": "User"}
-    assert "100 requests per day, 0 requests left. It resets at 2023-11-15T00:00:00Z." in error.message
+    assert "100 requests per day, 0 requests left. It resets at 2023-11-15T00:00:00Z; calls in" in error.message
+
+
+def test_credit_that_is_used_up_is_told_before_a_day_that_ends() -> None:
+    """Whoever waited for midnight would be refused again."""
+    day = take(budget(Unit.TOKENS, 100)), 100
+    life = take(budget(Unit.MICROUSD, 1_000, Window.LIFE, Scope.TENANT)), 1_000
+    rate_limit = take(rate(Scope.USER, Unit.REQUESTS, 10)), 120_000_000
+    for pairs in ((day, life), (life, day), (rate_limit, day, life)):
+        error = refusal_error(*decided(*pairs))
+        assert (error.status, error.rule) == (402, "tenant.microusd.life")
+        assert error.headers["x-ratelimit-type"] == "Tenant"
+        assert "$0.001 in all, $0 left. It does not reset" in error.message
 
 
 def test_money_and_life() -> None:
     limit = budget(Unit.MICROUSD, 25_500_000, Window.LIFE, Scope.TENANT)
     error = refusal_error(*decided((take(limit, 600_000), 25_000_000)))
     assert error.status == 402
-    assert "$25.5 in all, $0.5 left. It does not reset" in error.message
+    assert "$25.5 in all, $0.5 left. It does not reset; calls in flight may free some of it, or it has" in error.message
+    beyond = refusal_error(*decided((take(limit, 26_000_000), 25_000_000)))
+    assert "It does not reset; it has to be topped up." in beyond.message
     assert take(limit).end_us == FOREVER_US  # type: ignore[union-attr]  # a budget
 
 
