@@ -7,9 +7,12 @@ import asyncio
 import pytest
 
 from tests.contract.conftest import NOON, Driver
+from tollgate.adapters.memory_limits import MemoryLimitStore
+from tollgate.adapters.redis_limits import RedisLimitStore
 from tollgate.domain import keys
 from tollgate.domain.limits import (
     DAY_US,
+    FIRM_US,
     FOREVER_US,
     Budget,
     BudgetTake,
@@ -77,6 +80,12 @@ class TestRates:
             assert driver.admit(tokens(100), tight).status is Status.REFUSED
         assert driver.admit(tokens(400)).admitted
         assert not driver.admit(tokens(1)).admitted
+
+    def test_a_refusal_is_firm_for_long_only_where_one_step_decides(self, driver: Driver) -> None:
+        """Elsewhere a request that is being refused by another limit may have taken for a moment."""
+        assert driver.admit(requests(1)).admitted
+        one_step = isinstance(driver.store, MemoryLimitStore | RedisLimitStore)
+        assert driver.admit(requests(1)).firm_us == (FIRM_US if one_step else SECOND)
 
     def test_a_guess_shrinks_to_what_is_left_but_not_below_its_floor(self, driver: Driver) -> None:
         assert driver.admit(tokens(900)).admitted

@@ -10,6 +10,7 @@ from dataclasses import field
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.estimates import Learned
 from tollgate.domain.limits import (
+    FIRM_US,
     Admission,
     BudgetTake,
     Decision,
@@ -65,6 +66,7 @@ class MemoryLimitStore:
         newest = self._tenant_versions.get(admission.tenant, 0)
         told = self._learned.get(admission.ask)
         answer = Decision(Status.ADMITTED, now, [], [], (), self._policy_version, newest, self.name, told)
+        answer.firm_us = FIRM_US
         if 0 < admission.policy_version < self._policy_version or 0 < admission.tenant_version < newest:
             answer.status = Status.STALE
             return answer

@@ -24,6 +24,7 @@ from tollgate.adapters.redis_scripts import NO_PARTS, Bulks, Prepared, Script, S
 from tollgate.domain import keys
 from tollgate.domain.estimates import Learned
 from tollgate.domain.limits import (
+    FIRM_US,
     FOREVER_US,
     Admission,
     Decision,
@@ -95,7 +96,9 @@ class RedisLimitStore(ScriptedStore):
         call = prepared.call(markers + admission.id, numbers)
         reply = await self._run(call)
         self._noted(admission.id, call)
-        return read_decision(reply, Takes.of(admission.takes), self.name)
+        decision = read_decision(reply, Takes.of(admission.takes), self.name)
+        decision.firm_us = FIRM_US
+        return decision
 
     async def look(self, admission: Admission) -> Decision:
         return await self.admit(admission)

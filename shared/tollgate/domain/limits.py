@@ -28,6 +28,8 @@ SECOND_US = 1_000_000
 DAY_US = 86_400 * SECOND_US
 FOREVER_US = 2**53 - 1
 """The largest integer that Lua's and JavaScript's doubles hold exactly; the end of a `life` window."""
+FIRM_US = 10 * SECOND_US
+"""How long a refusal holds of a store that decides all limits in one step: until an operator's change must be felt."""
 
 PERIOD_US = {"second": SECOND_US, "minute": 60 * SECOND_US, "hour": 3600 * SECOND_US, "day": DAY_US}
 
@@ -279,6 +281,9 @@ class Decision:
     """What the store has learned, where it was asked and knows something."""
     local: bool = False
     """Decided by this container alone (from its cache, or because no store answers)."""
+    firm_us: int = SECOND_US
+    """For how long a refusal will be repeated, but for what settling gives back: `FIRM_US` of one atomic step; shorter
+    where somebody's refusal elsewhere may be about to give back; 0 where it may be this request's alone."""
 
     @property
     def admitted(self) -> bool:

@@ -150,7 +150,7 @@ class Admitter:
             if (known := self._cache.refuses(admission, clock)) is not None:
                 raise _refused(request, entitlement, *known)
             decision = await self._decide(admission, entitlement)
-            self._cache.learn(admission, decision, self._clock())
+            self._cache.learn(admission, decision, clock)
             status = decision.status
             if status is Status.WINDOW or not entitlement.since_us <= decision.now_us < entitlement.until_us:
                 await self._undo(admission, decision)
