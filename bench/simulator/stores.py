@@ -13,7 +13,7 @@ from bench.simulator.judge import Judge
 from bench.simulator.virtual_time import at_once
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.redis_connection import REPLY_TIMEOUT
-from tollgate.domain.limits import Admission, BudgetTake, Decision, RateTake, Settlement, Status
+from tollgate.domain.limits import Admission, BudgetTake, Decision, RateTake, Settlement, Status, Take
 from tollgate.ports import LimitStore, StoreUnavailable
 
 T = TypeVar("T")
@@ -121,8 +121,8 @@ class RedisLink:
     async def cancel(self, admission: Admission) -> None:
         await self._call(lambda: at_once(self._server.store.cancel(admission)))
 
-    async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
-        return await self._call(lambda: at_once(self._server.store.recall(takes)))
+    async def recall(self, takes: Sequence[Take], cold: Sequence[int]) -> list[int | None]:
+        return await self._call(lambda: at_once(self._server.store.recall(takes, cold)))
 
     async def raise_floor(self, spent: Mapping[str, int]) -> None:
         await self._call(lambda: at_once(self._server.store.raise_floor(spent)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:  # not every function needs the policy's schema
     from tollgate.domain.bookkeeping import EntryReport
     from tollgate.domain.identity import Identity
-    from tollgate.domain.limits import Admission, BudgetTake, Decision, RateTake, Settlement
+    from tollgate.domain.limits import Admission, BudgetTake, Decision, Settlement, Take
     from tollgate.domain.policy import Policy, TenantRecord
     from tollgate.domain.records import UsageClose
     from tollgate.domain.reports import UsageRow
@@ -60,9 +60,10 @@ class LimitStore(Protocol):
         to find that out costs little. Raises `StoreUnavailable`."""
         ...
 
-    async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
-        """The TATs (µs) that are known of these buckets, None where none is; parallel to `takes`. Takes nothing.
-        Raises `StoreUnavailable`."""
+    async def recall(self, takes: Sequence[Take], cold: Sequence[int]) -> list[int | None]:
+        """The TATs (µs) that are known of the rates at the places `cold` among an admission's takes, None where none
+        is; parallel to `cold`. (All takes of a subject tell where it is counted.) Takes nothing. Raises
+        `StoreUnavailable`."""
         ...
 
     async def raise_floor(self, spent: Mapping[str, int]) -> None:

@@ -53,7 +53,7 @@ def test_a_counter_of_another_type(world: World, make: Callable[[], Take], value
     if not isinstance(take, type(requests())):
         return
     with pytest.raises(StoreUnavailable):
-        world.run(world.store.recall([take]))
+        world.run(world.store.recall([take], [0]))
 
 
 @pytest.mark.parametrize(

@@ -195,10 +195,12 @@ class Container:
             if decision.status is not Status.COLD:
                 return admission, decision
             cold = [taken[i] for i in decision.cold]
-            rates = [take for take in cold if isinstance(take, RateTake)]
+            rates = [i for i in decision.cold if isinstance(taken[i], RateTake)]
             budgets = [take for take in cold if isinstance(take, BudgetTake)]
             if rates:
-                for rate, tat in zip(rates, await self.store.recall(rates), strict=True):
+                for i, tat in zip(rates, await self.store.recall(taken, rates), strict=True):
+                    rate = taken[i]
+                    assert isinstance(rate, RateTake)
                     rate.seed_us = tat or 0
             for each, spent in zip(budgets, await self.books.spent(budgets), strict=True):
                 each.seed = spent

@@ -15,7 +15,7 @@ from bench.simulator.virtual_time import run
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.policy_file import FilePolicySource
 from tollgate.domain.identity import Identity
-from tollgate.domain.limits import DAY_US, FIRM_US, Admission, BudgetTake, Decision
+from tollgate.domain.limits import DAY_US, FIRM_US, Admission, BudgetTake, Decision, RateTake, Status, Take
 from tollgate.ports import Overloaded, StoreUnavailable
 from tollgate.services.admit import Admitter, Grant, Request
 from tollgate.services.directory import Directory
@@ -151,6 +151,30 @@ def test_what_a_container_refused_alone_ends_with_the_outage(tmp_path: Path) -> 
         return [*before, isinstance(await world.ask(), Grant)]
 
     assert asyncio.run(ask()) == [True] * 10 + [False, True]
+
+
+def test_where_a_cold_rate_stands_is_asked_with_all_that_the_call_takes(tmp_path: Path) -> None:
+    """Another store may count a subject in several items, and how many follows from all of its limits."""
+    recalled: list[tuple[list[str], list[int]]] = []
+
+    class Cold(CountingStore):
+        async def admit(self, admission: Admission) -> Decision:
+            if any(isinstance(take, RateTake) and take.seed_us is not None for take in admission.takes):
+                return await super().admit(admission)
+            return Decision(Status.COLD, NOON, cold=(1, 2))
+
+        async def recall(self, takes: Sequence[Take], cold: Sequence[int]) -> list[int | None]:
+            recalled.append(([take.limit.id for take in takes], list(cold)))
+            return [NOON + 59 * SECOND]
+
+    async def ask() -> Grant | ApiError:
+        world = World(tmp_path)
+        world.admitter._store = Cold(lambda: world.now)
+        return await world.ask()
+
+    assert isinstance(grant := asyncio.run(ask()), Grant)
+    assert recalled == [(["user.requests.minute", "user.tokens.minute", "tenant.tokens.day"], [1])]
+    assert [getattr(take, "seed_us", 0) for take in grant.admission.takes] == [None, NOON + 59 * SECOND, 0]
 
 
 def test_tokens_that_may_come_back_are_asked_for_once_a_second(tmp_path: Path) -> None:

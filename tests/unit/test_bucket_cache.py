@@ -126,6 +126,7 @@ def test_what_is_known_is_renewed_by_what_admissions_return() -> None:
     cache.learn(admission(take()), answer(Status.ADMITTED, [0], NOW + 2 * SECOND), NOW + 2 * SECOND)
     assert cache.refuses(admission(take()), NOW + 2 * SECOND) is None
 
+
 def test_slots_and_admissions_are_not_remembered() -> None:
     cache = BucketCache()
     slot = SlotTake("s", "slots", Concurrency(Scope.TENANT, 1, "tenant.slots"))

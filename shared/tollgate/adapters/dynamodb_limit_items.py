@@ -1,6 +1,6 @@
 """The items of the limits table, and the writes that move them. Pure: what to write, never writing it.
 
-    s#<subject>         everything that is counted for one subject (a hot global one: `#<shard>/<shards>` more)
+    s#<subject>         everything that is counted for one subject (what everyone shares, if hot: and `#1`, `#2` ...)
         r<rate>         a rate's TAT (µs)
         b<budget>       a budget's committed units (spent and held), in the window that its name ends with
         b<budget>:spent what of it is spent
@@ -66,8 +66,8 @@ CLOCKS_DIFFER_US = 2 * SECOND_US
 # -- names -------------------------------------------------------------------------------------------------------
 
 
-def subject_key(subject: str, shard: int = 0, shards: int = 1) -> str:
-    return f"s#{subject}#{shard}/{shards}" if shards > 1 else f"s#{subject}"
+def subject_key(subject: str, shard: int = 0) -> str:
+    return f"s#{subject}#{shard}" if shard else f"s#{subject}"
 
 
 def counter(take: Take) -> str:

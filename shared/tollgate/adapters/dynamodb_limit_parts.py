@@ -6,7 +6,7 @@ from dataclasses import field
 
 from tollgate.adapters.dynamodb_limit_items import DAY_S, SINGLE_CROWD, Item, counter, short_name, single
 from tollgate.domain.dataclass import dataclass
-from tollgate.domain.limits import SECOND_US, BudgetTake, RateTake, Take
+from tollgate.domain.limits import SECOND_US, BudgetTake, RateTake, Take, fits
 
 BUDGET_KEPT_S = 40 * DAY_S
 """How long an item with budgets outlives its last write: longer than any window but a life's."""
@@ -83,6 +83,10 @@ class Part:
     def look(self, item: Item, unknown: Unknown, now: int) -> None:
         self.seen = item
         self.values = [self.value(take, item, unknown, now) for take in self.takes]
+
+    def refuses(self, now: int) -> bool:
+        """Whether what was looked at has too little for it."""
+        return not all(fits(take, value, now) for take, value in zip(self.takes, self.values, strict=True))
 
     def found_taken(self, id: str, item: Item, unknown: Unknown, now: int) -> None:
         """Another call of the same id has taken this part: what its hold says, and the least of the rest."""

@@ -33,7 +33,6 @@ from tollgate.domain.limits import (
     Admission,
     BudgetTake,
     Decision,
-    RateTake,
     Scope,
     Settlement,
     Status,
@@ -215,13 +214,13 @@ class DynamoLimitStore:
 
     # -- what other stores know ----------------------------------------------------------------------------------
 
-    async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
-        wanted = [_items_of(take, takes) for take in takes]
+    async def recall(self, takes: Sequence[Take], cold: Sequence[int]) -> list[int | None]:
+        wanted = [_items_of(takes[i], takes) for i in cold]
         found = await self._subjects.find(pk for pks in wanted for pk in pks)
         now = self._now()
         return [
-            whole_tat((found.get(pk, Item()).numbers.get(counter(take)) for pk in pks), len(pks), now)
-            for take, pks in zip(takes, wanted, strict=True)
+            whole_tat((found.get(pk, Item()).numbers.get(counter(takes[i])) for pk in pks), len(pks), now)
+            for i, pks in zip(cold, wanted, strict=True)
         ]
 
     async def raise_floor(self, spent: Mapping[str, int]) -> None:
@@ -286,14 +285,14 @@ def _part(admission: Admission, places: list[int], *, other_shard: bool = False)
     takes = [admission.takes[i] for i in places]
     count = shards(takes)
     shard = pick(admission.id, count)[other_shard]
-    pk = subject_key(takes[0].subject, shard, count)
+    pk = subject_key(takes[0].subject, shard)
     return Part(pk, places, [share(take, shard, count) for take in takes], count)
 
 
-def _items_of(take: RateTake, takes: Iterable[Take]) -> list[str]:
-    """All items that count the subject of `take`, which is one of `takes`."""
+def _items_of(take: Take, takes: Iterable[Take]) -> list[str]:
+    """All items that count the subject of `take`, which is one of an admission's `takes`."""
     count = shards([other for other in takes if other.subject == take.subject])
-    return [subject_key(take.subject, shard, count) for shard in range(count)]
+    return [subject_key(take.subject, shard) for shard in range(count)]
 
 
 def _decided(parts: Iterable[Part], now: int) -> int:
@@ -330,4 +329,6 @@ def _refused(admission: Admission, parts: Sequence[Part], first: Marker | None, 
         answer.status, answer.cold = Status.COLD, tuple(cold)
     else:
         _show(answer, admission, parts, now, [0] * len(admission.takes))
+        if any(part.shards > 1 and part.refuses(now) for part in parts):
+            answer.firm_us = 0  # others may have room in another shard, or need less of this one
     return answer

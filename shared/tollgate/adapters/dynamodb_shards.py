@@ -2,7 +2,8 @@
 
 A limit in N shards is N limits of an Nth each, so their sum never exceeds it. A shard of a rate is the same bucket in
 which everything costs N times as much: the burst in microseconds stays, and no capacity is lost to rounding. A request
-is sent to a shard by its id, and to one other if that refuses. Pure.
+is sent to a shard by its id, and to one other if that refuses. N is a power of two, and a shard keeps its item when N
+changes: so a limit that is raised seldom gets new, full shards, and then they are half of it at most. Pure.
 """
 
 from __future__ import annotations
@@ -12,26 +13,38 @@ from collections.abc import Iterable
 from dataclasses import replace
 from hashlib import blake2b
 
-from tollgate.domain.limits import SECOND_US, RateTake, Scope, SlotTake, Take, Unit, fits
+from tollgate.domain.limits import SECOND_US, Concurrency, Rate, RateTake, Scope, SlotTake, Take, Unit, fits
 
 WRITES_PER_S = 400
 """Writes of one item that are aimed at; it can take 1,000 small ones."""
 TOKENS_PER_REQUEST = 250
-"""What a small request costs: where only tokens are limited, this says how many requests there may be."""
-LEAST_BURST = {Unit.REQUESTS: 8, Unit.TOKENS: 1 << 18}
-"""The burst that a shard keeps: one request, with the largest context of today, must fit into it."""
+"""What a small request costs: where no requests are limited, this says how many there may be."""
+SLOT_S = 1
+"""How long a short call keeps its slot: the same where only slots are limited."""
+LEAST = {Unit.REQUESTS: 8, Unit.TOKENS: 1 << 18, Unit.SLOTS: 8}
+"""What a shard keeps of a burst, or of slots: one request, with the largest context of today, must fit into it."""
 
 
 def shards(takes: Iterable[Take]) -> int:
-    """How many items count these limits of one subject; the same for every request, as its limits are."""
-    rates = [take.limit for take in takes if isinstance(take, RateTake) and take.limit.scope is Scope.GLOBAL]
-    if not rates:
-        return 1
-    requests = [r.amount * SECOND_US / r.period_us for r in rates if r.unit is Unit.REQUESTS]
-    tokens = [r.amount * SECOND_US / r.period_us / TOKENS_PER_REQUEST for r in rates if r.unit is not Unit.REQUESTS]
-    writes_per_s = min(requests or tokens) * (2 if tokens else 1)  # tokens are settled, too
-    most = min(rate.burst // LEAST_BURST.get(rate.unit, 1) for rate in rates)
-    return max(1, min(-(-int(writes_per_s) // WRITES_PER_S), most))
+    """How many items count these limits of one subject; the same for every request, as its limits are. Fewer than its
+    writes ask for where a burst (or the slots) would be cut too small."""
+    per_s: dict[Unit, list[float]] = {}
+    most, settled = 1 << 20, False
+    for take in takes:
+        limit = take.limit
+        if limit.scope is not Scope.GLOBAL:
+            return 1
+        if isinstance(limit, Rate):
+            each = TOKENS_PER_REQUEST if limit.unit is Unit.TOKENS else 1
+            per_s.setdefault(limit.unit, []).append(limit.amount * SECOND_US / limit.period_us / each)
+            most = min(most, limit.burst // LEAST[limit.unit])
+        elif isinstance(limit, Concurrency):
+            per_s.setdefault(limit.unit, []).append(limit.amount / SLOT_S)
+            most = min(most, limit.amount // LEAST[limit.unit])
+        settled = settled or limit.unit is not Unit.REQUESTS
+    requests_per_s = min(per_s.get(Unit.REQUESTS) or per_s.get(Unit.TOKENS) or per_s.get(Unit.SLOTS) or [0.0])
+    wanted = -(-int(requests_per_s) * (2 if settled else 1) // WRITES_PER_S)
+    return max(1, min(1 << max(0, wanted - 1).bit_length(), most))
 
 
 def pick(id: str, count: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from typing import Literal, Protocol, TypeVar
 from tollgate.adapters import telemetry
 from tollgate.adapters.breaker import Breaker
 from tollgate.adapters.lru import Lru
-from tollgate.domain.limits import Admission, Decision, RateTake, Settlement, Unit
+from tollgate.domain.limits import Admission, Decision, Settlement, Take, Unit
 from tollgate.domain.takes import Takes
 from tollgate.ports import CannotDecide, LimitStore, Overloaded, StoreClosed, StoreUnavailable
 
@@ -146,15 +146,15 @@ class FailoverLimitStore:
 
         return sum(await self._everywhere(own))
 
-    async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
+    async def recall(self, takes: Sequence[Take], cold: Sequence[int]) -> list[int | None]:
         """What the fallback counted while the primary was away; nothing, where there is none or it does not answer
         either: then rates start full, as they would without it."""
         if self._fallback is None:
-            return [None] * len(takes)
+            return [None] * len(cold)
         try:
-            return await self._fallback.recall(takes)
+            return await self._fallback.recall(takes, cold)
         except StoreUnavailable:
-            return [None] * len(takes)
+            return [None] * len(cold)
 
     async def raise_floor(self, spent: Mapping[str, int]) -> None:
         await self._everywhere(lambda store: store.raise_floor(spent))

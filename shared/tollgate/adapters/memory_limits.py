@@ -121,8 +121,8 @@ class MemoryLimitStore:
         known = [each for each in settlements if len(each.takes) == len(self._marks.get(each.id, (0, ()))[1])]
         return sum([await self.settle(each) for each in known])
 
-    async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
-        return [self._tats.get(take.key) for take in takes]
+    async def recall(self, takes: Sequence[Take], cold: Sequence[int]) -> list[int | None]:
+        return [self._tats.get(takes[i].key) for i in cold]
 
     async def raise_floor(self, spent: Mapping[str, int]) -> None:
         for key, amount in spent.items():

@@ -28,9 +28,9 @@ from tollgate.domain.limits import (
     FOREVER_US,
     Admission,
     Decision,
-    RateTake,
     Settlement,
     Status,
+    Take,
     hold_grid_us,
 )
 from tollgate.domain.takes import Footprint, Takes
@@ -63,9 +63,9 @@ class ScriptedStore:
         self._scripts = Scripts()
         self._repeated: Lru[bool] = Lru(MAX_REPEATED)
 
-    async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
+    async def recall(self, takes: Sequence[Take], cold: Sequence[int]) -> list[int | None]:
         """None of them: the scripts themselves know what this store has."""
-        return [None] * len(takes)
+        return [None] * len(cold)
 
     def _now(self) -> int:
         return 0 if self._clock is None else self._clock()

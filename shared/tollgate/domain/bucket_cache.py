@@ -16,7 +16,6 @@ from tollgate.domain.limits import (
     Admission,
     BudgetTake,
     Decision,
-    RateTake,
     SlotTake,
     Status,
     Take,

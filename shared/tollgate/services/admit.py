@@ -306,14 +306,14 @@ class Admitter:
     async def _loaded(self, admission: Admission, decision: Decision) -> list[Take]:
         """The takes with what the store lacks: what cold budgets have spent, of the ledger; where cold rates stand, of
         the other store. Raises `StoreUnavailable`."""
-        cold = [admission.takes[i] for i in decision.cold]
-        budgets = [take for take in cold if isinstance(take, BudgetTake)]
-        rates = [take for take in cold if isinstance(take, RateTake)]
+        takes = admission.takes
+        budgets = [take for i in decision.cold if isinstance(take := takes[i], BudgetTake)]
+        rates = [i for i in decision.cold if isinstance(takes[i], RateTake)]
         spent = await self._ledger.spent(budgets) if budgets else []
-        tats = await self._store.recall(rates) if rates else []
+        tats = await self._store.recall(takes, rates) if rates else []
         seeds = {take.key: amount for take, amount in zip(budgets, spent, strict=True)}
-        seeds |= {take.key: tat or 0 for take, tat in zip(rates, tats, strict=True)}
-        return [_seeded(take, seeds) for take in admission.takes]
+        seeds |= {takes[i].key: tat or 0 for i, tat in zip(rates, tats, strict=True)}
+        return [_seeded(take, seeds) for take in takes]
 
     async def _undo(self, admission: Admission, decision: Decision) -> None:
         """Give back what was taken by another moment's limits. (Also from a store that says that it has another day:

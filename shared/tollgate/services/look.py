@@ -17,10 +17,10 @@ async def look(takes: Sequence[Take], tenant: str, store: LimitStore, ledger: Sp
         return decision
     cold = set(decision.cold)
     budgets = [take for i, take in enumerate(takes) if i in cold and isinstance(take, BudgetTake)]
-    rates = [take for i, take in enumerate(takes) if i in cold and isinstance(take, RateTake)]
+    rates = [i for i, take in enumerate(takes) if i in cold and isinstance(take, RateTake)]
     values = dict(zip([take.key for take in budgets], await ledger.spent(budgets) if budgets else [], strict=True))
-    tats = await store.recall(rates) if rates else []
-    values |= {take.key: tat or 0 for take, tat in zip(rates, tats, strict=True)}
+    tats = await store.recall(takes, rates) if rates else []
+    values |= {takes[i].key: tat or 0 for i, tat in zip(rates, tats, strict=True)}
     warm = [take for i, take in enumerate(takes) if i not in cold]
     decision = await store.look(_admission(warm, tenant))
     seen = iter(decision.values)

@@ -166,7 +166,7 @@ class TestFailures:
             "raise_floor": store.raise_floor({budget().key: 1}),
             "publish": store.publish(policy=1),
             "ping": store.ping(),
-            "recall": store.recall([rate(Scope.USER)]),
+            "recall": store.recall([rate(Scope.USER)], [0]),
         }
         wanted = calls.pop(method)
         for other in calls.values():

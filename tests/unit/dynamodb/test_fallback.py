@@ -78,10 +78,10 @@ class TestRecall:
         world.admit(takes[0], takes[3])
         world.admit(takes[3])
         world.counted()
-        known = world.run(world.store.recall(takes))
+        known = world.run(world.store.recall(takes, range(4)))
         assert known == [NOON + takes[0].inc_us, None, None, NOON + 2 * takes[3].inc_us]
         assert world.counted() == ["BatchGetItem"]
-        assert world.run(world.store.recall([])) == []
+        assert world.run(world.store.recall([], [])) == []
 
     def test_a_spread_rate_is_recalled_as_a_whole(self, world: World) -> None:
         limit = Rate(Scope.GLOBAL, Unit.REQUESTS, 2000, SECOND, 2000, "global.requests.second")
@@ -89,8 +89,20 @@ class TestRecall:
         for i in range(40):
             decision = world.admit(take, id=f"{i}")
             assert (decision.status, decision.granted[0]) == (Status.ADMITTED, take.inc_us)
-        assert sorted(pk for pk in world.items() if pk.startswith("s#")) == [f"s#{{g}}#{i}/5" for i in range(5)]
-        assert world.run(world.store.recall([take])) == [NOON + 40 * take.inc_us]
+        shards = ["s#{g}", *(f"s#{{g}}#{i}" for i in range(1, 8))]
+        assert sorted(pk for pk in world.items() if pk.startswith("s#")) == shards
+        assert world.run(world.store.recall([take], [0])) == [NOON + 40 * take.inc_us]
+
+    def test_a_rate_is_recalled_from_where_all_takes_of_its_subject_are_counted(self, world: World) -> None:
+        """Also where the others are not cold: their bursts have passed since the other store was lost."""
+        subject = keys.global_subject()
+        limit = Rate(Scope.GLOBAL, Unit.REQUESTS, 2000, SECOND, 2000, "global.requests.second")
+        requests = RateTake(subject, f"{subject}:requests.second", limit, 1, 1)
+        limit = Rate(Scope.GLOBAL, Unit.TOKENS, 12 * 10**6, MINUTE, 12 * 10**6, "global.tokens.minute")
+        tokens = RateTake(subject, f"{subject}:tokens.minute", limit, 10_000, 10_000)
+        for i in range(40):
+            assert world.admit(requests, tokens, slot(100), id=f"{i}").admitted
+        assert world.run(world.store.recall([requests, tokens, slot(100)], [1])) == [NOON + 40 * tokens.inc_us]
 
     def test_a_seed_of_another_store_raises_a_rate_and_never_lowers_it(self, world: World) -> None:
         take = rate(Scope.USER, 10)

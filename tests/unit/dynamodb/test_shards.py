@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -45,12 +46,17 @@ def slots(amount: int) -> SlotTake:
         ([rate(10)], 1),
         ([rate(400)], 1),
         ([rate(401)], 2),
-        ([rate(100_000)], 250),
-        ([rate(2000), rate(10**6, Unit.TOKENS)], 3),  # settled, too; but 262,144 tokens must fit into one shard
-        ([rate(60 * 10**6, Unit.TOKENS, period_us=60 * SECOND)], 20),
+        ([rate(800)], 2),
+        ([rate(801)], 4),
+        ([rate(100_000)], 256),
+        ([rate(400), rate(10**7, Unit.TOKENS)], 2),  # settled, too
+        ([rate(2000), rate(10**6, Unit.TOKENS)], 3),  # 262,144 tokens must fit into one shard
+        ([rate(60 * 10**6, Unit.TOKENS, period_us=60 * SECOND)], 32),
         ([rate(10_000, burst=16)], 2),
-        ([slots(10**6)], 1),
-        ([rate(4000), slots(10**6)], 10),
+        ([slots(200)], 1),
+        ([slots(2000)], 16),
+        ([rate(4000), slots(10**6)], 32),
+        ([rate(10_000), slots(80)], 10),
     ],
 )
 def test_as_many_as_the_policys_rate_needs_and_its_burst_allows(takes: list[Take], count: int) -> None:
@@ -125,8 +131,26 @@ def test_false_refusals(load: float, most: float, burst: int) -> None:
     assert refused <= most
 
 
-def test_writes_of_one_item_stay_below_what_it_can_take() -> None:
-    for amount in (100, 1000, 12_345, 10**6):
-        for takes in ([rate(amount)], [rate(amount), rate(10**12, Unit.TOKENS)]):
-            count = shards(takes)
-            assert amount * len(takes) / count <= WRITES_PER_S < 500
+@pytest.mark.parametrize("requests_per_s", [100, 1000, 2000, 12_345, 10**6])
+@pytest.mark.parametrize(
+    ("also", "settled"),
+    [([], False), ([rate(10**12, Unit.TOKENS)], True), ([slots(10**8)], True)],
+    ids=["alone", "tokens", "slots"],
+)
+def test_writes_of_one_item_stay_below_what_it_can_take(requests_per_s: int, also: list[Take], settled: bool) -> None:
+    """One for each admission, and another for settling, where anything is settled."""
+    writes_per_s = requests_per_s * (1 + settled)
+    assert writes_per_s / shards([rate(requests_per_s), *also]) <= WRITES_PER_S < 500
+
+
+@pytest.mark.parametrize("requests_per_s", [100, 1000, 2000, 12_345])
+def test_without_a_rate_of_requests_they_are_taken_to_be_small_or_short(requests_per_s: int) -> None:
+    for only in (rate(250 * requests_per_s, Unit.TOKENS, burst=10**9), slots(requests_per_s)):
+        assert 2 * requests_per_s / shards([only]) <= WRITES_PER_S
+
+
+def test_a_raised_limit_seldom_has_more_shards() -> None:
+    """At powers of two; and as many again at most as there were, which is half of a burst anew."""
+    counts = [shards([rate(amount)]) for amount in range(400, 4000)]
+    assert sorted(set(counts)) == [1, 2, 4, 8, 16]
+    assert all(after in (before, 2 * before) for before, after in pairwise(counts))
