@@ -25,6 +25,10 @@ have been a charge, or found to have been none: the entry is older than the writ
 entry meanwhile, nobody can tell, and it is not charged again. Who has lost a reply expects to lose more, and for a
 while is told among those of the same seconds, whose place nobody takes. Some seconds later they are removed; but a busy
 item has a few KB of them, so nobody else is told there.
+
+Not told is a write that arrives only after it was made again, if it takes rates only and somebody else has taken its
+entry in between: it charges twice. (A hold of its own tells, and when that is settled the entry of the second write.)
+For that a connection has to break while its request is still on the way.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import field
 from hashlib import blake2b
 
-from tollgate.adapters.dynamodb import Plain, Write
+from tollgate.adapters.dynamodb import Plain, Unsure, Write
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.keys import digest
 from tollgate.domain.limits import SECOND_US, Admission, Take, hold_expiry_us
@@ -231,13 +235,17 @@ class Mark:
 
     def leave(self, write: Write, now: int) -> None:
         """Have the item remember who has written, and refuse the second time."""
+        self.ask(write, now)
+        self._set(write, now)
+
+    def ask(self, write: Write, now: int) -> None:
+        """Refuse whose mark is there."""
         entry, mine = write.name(self.entry), write.value(self.text)
         if self.at_us:
             write.conditions.append(f"NOT contains({entry}, {mine})")
         else:
             old = write.value(_moment(now - IDS_COUNT_US))
             write.conditions.append(f"(NOT contains({entry}, {mine}) OR {entry} < {old})")
-        self._set(write, now)
 
     def leave_unless(self, lost: Mark, since_us: int, write: Write, now: int) -> None:
         """The same, only if `lost`, whose reply was lost, has certainly not written since `since_us`."""
@@ -261,9 +269,9 @@ class Mark:
         return self.at_us < now - WINDOW_TELLS_US if self.at_us else since_us < now - TELLS_US
 
 
-def nobody_can_tell(what: str) -> StoreUnavailable:
+def nobody_can_tell(what: str) -> Unsure:
     """`what`: charged or settled."""
-    return StoreUnavailable(f"DynamoDB: nobody can tell whether this request has been {what}")
+    return Unsure(f"DynamoDB: nobody can tell whether this request has been {what}")
 
 
 def _moment(us: int) -> str:

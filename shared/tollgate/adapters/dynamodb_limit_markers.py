@@ -1,6 +1,9 @@
 """Markers of admitted requests. An admission on several items is committed by its marker, and settling claims it.
 
-h#<id>   e: expiry (µs), g: granted, w: where, n: which call, s: settler
+h#<id>   e: expiry (µs), g: granted, w: where (null: settled there), n: which call, s: settler
+
+What is claimed and then certainly cannot be settled everywhere is claimed no longer: it is settled later, where it was
+not. Where nobody can tell, it counts as settled.
 """
 
 from __future__ import annotations
@@ -8,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from tollgate.adapters.dynamodb import ConditionFailed, Expression, Plain, Table, Write, again
+from tollgate.adapters.dynamodb import ConditionFailed, Expression, Plain, Table, Unsure, Write, again
 from tollgate.adapters.dynamodb_limit_items import DAY_S
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.keys import digest
@@ -39,7 +42,8 @@ class Marker:
 
     expiry_us: int
     granted: list[int]
-    places: list[Place]
+    places: Sequence[Place | None]
+    """None where a settlement is done that failed elsewhere."""
     call: str
     """Which call admitted it."""
     settler: str = ""
@@ -48,21 +52,25 @@ class Marker:
     @classmethod
     def read(cls, plain: Plain) -> Marker:
         try:
-            granted, places = json.loads(plain["g"]), [Place(*place) for place in json.loads(plain["w"])]
+            granted, places = json.loads(plain["g"]), [place and Place(*place) for place in json.loads(plain["w"])]
             return cls(int(plain["e"]), [int(amount) for amount in granted], places, plain["n"], plain.get("s", ""))
         except (KeyError, TypeError, ValueError) as error:
             raise StoreUnavailable(f"DynamoDB: {plain.get('pk')} is not a marker that Tollgate wrote") from error
 
     def plain(self, pk: str) -> Plain:
-        places = [[place.pk, place.shards, place.expiry_s, place.own] for place in self.places]
         return {
             "pk": pk,
             "e": self.expiry_us,
             "g": json.dumps(self.granted, separators=(",", ":")),
-            "w": json.dumps(places, separators=(",", ":")),
+            "w": _where(self.places),
             "n": self.call,
             "ttl": self.expiry_us // SECOND_US + DAY_S,
         }
+
+
+def _where(places: Iterable[Place | None]) -> str:
+    found = [place and [place.pk, place.shards, place.expiry_s, place.own] for place in places]
+    return json.dumps(found, separators=(",", ":"))
 
 
 def marker_key(id: str) -> str:
@@ -83,10 +91,12 @@ class Markers:
         return {pks[plain["pk"]]: Marker.read(plain) for plain in found}
 
     async def put(self, id: str, marker: Marker, now: int) -> Marker | None:
-        """Commit; the marker of an earlier call of the same id, if it is there already and not settled."""
+        """Commit; the marker of an earlier call of the same id, if it is there already and not settled. (What this call
+        writes is refused if it arrives after its settlement.)"""
         pk, ex = marker_key(id), Expression()
-        expiry, settler = ex.name("e"), ex.name("s")
-        free = f"attribute_not_exists({ex.name('pk')}) OR {expiry} <= {ex.value(now)} OR attribute_exists({settler})"
+        settled = f"attribute_exists({ex.name('s')}) AND {ex.name('n')} <> {ex.value(marker.call)}"
+        gone = f"attribute_not_exists({ex.name('pk')}) OR {ex.name('e')} <= {ex.value(now)}"
+        free = f"{gone} OR ({settled})"
         try:
             async with self._turns:
                 await again(lambda: self._table.put(marker.plain(pk), condition=free, expression=ex))
@@ -117,3 +127,22 @@ class Markers:
         except ConditionFailed as failed:
             found = Marker.read(failed.item) if failed.item else None
             return found if found is not None and found.settler == call else None
+        except Unsure:  # it may have been claimed all the same
+            await self._unclaim(id, call)
+            raise
+
+    async def unclaim(self, id: str, marker: Marker, left: Sequence[bool]) -> None:
+        """Let it be settled later where it is `left` (parallel to its places). Where that fails, too, it stays settled:
+        holds expire, and metering brings what was used."""
+        places = [place if open else None for place, open in zip(marker.places, left, strict=True)]
+        await self._unclaim(id, marker.settler, places)
+
+    async def _unclaim(self, id: str, call: str, places: Sequence[Place | None] = ()) -> None:
+        write = Write()
+        settler = write.name("s")
+        write.conditions.append(f"{settler} = {write.value(call)}")
+        write.removes.append(settler)
+        if places:
+            write.sets.append(f"{write.name('w')} = {write.value(_where(places))}")
+        with suppress(ConditionFailed, StoreUnavailable):
+            await again(lambda: self._table.update({"pk": marker_key(id)}, write))

@@ -122,6 +122,8 @@ class SubjectItems:
                 plan.mark.leave_unless(lost[0].mark, lost[0].at_us, write, now)
             elif not plan.alone:
                 plan.mark.leave(write, now)
+            else:  # its hold tells, until it is settled; it may arrive after a second write, which has left a mark
+                plan.mark.ask(write, now)
             try:
                 item, done = Item.read(await self._table.update({"pk": pk}, write, returns="ALL_NEW")), True
             except ConditionFailed as failed:
@@ -186,48 +188,58 @@ class SubjectItems:
             crowd = crowd[len(some) :]
 
     async def _move(self, pk: str, moving: Sequence[Moving]) -> None:
+        """Raises `Unsure` where it may have been done, any other `StoreUnavailable` where it certainly was not."""
         now, only = max(one.now for one in moving), moving[0] if len(moving) == 1 else None
         undo, tells = only is not None and only.undo, only is not None and only.move.tells
         moves = [one.move for one in moving]
         known = guess = self._known.get(pk, Guess())
         mark = Mark(only.id if only is not None else os.urandom(8).hex(), self._window_us(guess))
-        lost, started = False, time.monotonic()
-        for _ in range(MAX_TRIES):
-            write = write_of(moves, guess, now)
-            if write is None:
-                return
-            if not undo and not tells:
-                if lost:
-                    mark.leave_unless(mark, now, write, now)
-                else:
-                    mark.leave(write, now)
-            forget(write, [one.id for one in moving if one.undo and one.named], now, None if undo else mark)
-            try:
-                item = Item.read(await self._table.update({"pk": pk}, write, returns="ALL_NEW"))
-            except ConditionFailed as failed:
-                item = Item.read(failed.item)
-                self._known.put(pk, known.after(item, now))
-                if not undo and (item.has(mark, now) or (lost and tells and moves[0].single not in item.holds)):
+        maybe_done, started = False, time.monotonic()
+        try:
+            for _ in range(MAX_TRIES):
+                write = write_of(moves, guess, now)
+                if write is None:
                     return
-                if lost and not tells and not item.has_not(mark, now, now):
-                    raise nobody_can_tell("settled") from None
-                left = dict[str, int]()
-                guess, lost, moves = Guess.right(item, now), False, [move.possible(item, left) for move in moves]
-                continue
-            except Unsure:
-                self._wary_until = time.monotonic() + WARY_S
-                if undo or time.monotonic() - started > AGAIN_WITHIN_S or self._too_late(mark):
-                    raise
-                lost = True
-                continue
-            self._known.put(pk, known.after(item, now))
-            # a deep debt must outlive the item's usual life, or it would be forgiven
-            rates = {name for move in moves for name in move.rates}
-            needed = max((item.numbers.get(name, 0) for name in rates), default=0) // SECOND_US + DAY_S
-            if needed > item.numbers.get("ttl", 0):
-                await self._mend(pk, writes.keep_until(needed))
-            return
-        raise StoreUnavailable(f"DynamoDB: what a subject has left changes faster than {MAX_TRIES} tries")
+                if not undo and not tells:
+                    if maybe_done:
+                        mark.leave_unless(mark, now, write, now)
+                    else:
+                        mark.leave(write, now)
+                forget(write, [one.id for one in moving if one.undo and one.named], now, None if undo else mark)
+                try:
+                    plain = await self._table.update({"pk": pk}, write, returns="ALL_NEW")
+                except ConditionFailed as failed:
+                    item = Item.read(failed.item)
+                    self._known.put(pk, known.after(item, now))
+                    gone = maybe_done and tells and moves[0].single not in item.holds
+                    if not undo and (item.has(mark, now) or gone):
+                        return
+                    if maybe_done and not tells and not item.has_not(mark, now, now):
+                        raise nobody_can_tell("settled") from None
+                    left = dict[str, int]()
+                    moves = [move.possible(item, left) for move in moves]
+                    guess, maybe_done = Guess.right(item, now), False
+                    continue
+                except Unsure:
+                    self._wary_until = time.monotonic() + WARY_S
+                    if undo or time.monotonic() - started > AGAIN_WITHIN_S or self._too_late(mark):
+                        raise
+                    maybe_done = True
+                    continue
+                maybe_done = True
+                item = Item.read(plain)
+                self._known.put(pk, known.after(item, now))
+                # a deep debt must outlive the item's usual life, or it would be forgiven
+                rates = {name for move in moves for name in move.rates}
+                needed = max((item.numbers.get(name, 0) for name in rates), default=0) // SECOND_US + DAY_S
+                if needed > item.numbers.get("ttl", 0):
+                    await self._mend(pk, writes.keep_until(needed))
+                return
+            raise StoreUnavailable(f"DynamoDB: what a subject has left changes faster than {MAX_TRIES} tries")
+        except StoreUnavailable as error:
+            if maybe_done and not isinstance(error, Unsure):
+                raise Unsure(str(error)) from error
+            raise
 
     def _too_late(self, mark: Mark) -> bool:
         """Whether the mark's window may be gone before another write asks for it."""

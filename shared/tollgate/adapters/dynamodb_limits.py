@@ -16,11 +16,11 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Literal, TypeVar
 
-from tollgate.adapters.dynamodb import Client, Table, together
+from tollgate.adapters.dynamodb import Client, Table, Unsure, together
 from tollgate.adapters.dynamodb_limit_crowds import Reads
 from tollgate.adapters.dynamodb_limit_items import Item, budget_counter, budget_keys, counter, spent_name, subject_key
 from tollgate.adapters.dynamodb_limit_markers import Marker, Markers, Place, marker_key
@@ -163,7 +163,7 @@ class DynamoLimitStore:
         places = [Place(part.pk, part.shards, part.expiry_s, part.own) for part in parts]
         marker = Marker(hold_expiry_us(now, admission.expires_us), granted, places, os.urandom(8).hex())
         if (first := await self._markers.put(admission.id, marker, now)) is not None:
-            twice = [part for part, place in zip(parts, first.places, strict=False) if place.own]
+            twice = [part for part, place in zip(parts, first.places, strict=False) if place is None or place.own]
             await self._give_back(admission.id, twice, now)
             granted = first.granted
         answer.now_us = _decided(parts, now)
@@ -192,14 +192,29 @@ class DynamoLimitStore:
         marker = await self._markers.claim(settlement.id, now)
         if marker is None:
             return False
-        work: list[Awaitable[None]] = []
-        for places, place in zip(_subjects(settlement.takes), marker.places, strict=True):
-            part = Part(place.pk, places, [settlement.takes[i] for i in places], place.shards, expiry_s=place.expiry_s)
-            part.granted = [marker.granted[i] for i in places]
-            move = settling(part, settlement.id, [settlement.used[i] for i in places])
-            work.append(self._subjects.move(place.pk, move, now, f"{settlement.id} settled"))
-        await together(work)
+        work = [
+            self._settle_part(settlement, places, place, marker, now)
+            for places, place in zip(_subjects(settlement.takes), marker.places, strict=True)
+        ]
+        failures = await asyncio.gather(*work, return_exceptions=True)
+        left = [isinstance(failure, StoreUnavailable) and not isinstance(failure, Unsure) for failure in failures]
+        if any(left):
+            await self._markers.unclaim(settlement.id, marker, left)
+        for failure in failures:
+            if failure is not None:
+                raise failure
         return True
+
+    async def _settle_part(
+        self, settlement: Settlement, places: list[int], place: Place | None, marker: Marker, now: int
+    ) -> None:
+        """Raises `Unsure` where it may have been done, any other `StoreUnavailable` where it certainly was not."""
+        if place is None:
+            return
+        part = Part(place.pk, places, [settlement.takes[i] for i in places], place.shards, expiry_s=place.expiry_s)
+        part.granted = [marker.granted[i] for i in places]
+        move = settling(part, settlement.id, [settlement.used[i] for i in places])
+        await self._subjects.move(place.pk, move, now, f"{settlement.id} settled")
 
     async def replay(self, settlements: Sequence[Settlement]) -> int:
         now = self._now()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from tests.records import NOON
 from tests.unit.dynamodb.world import EVERYTHING, MINUTE, SECOND, World, budget, loaded, rate, slot
 from tollgate.adapters import dynamodb_limit_subjects
 from tollgate.adapters.aws import AwsError
+from tollgate.adapters.dynamodb import Unsure
 from tollgate.adapters.http import ConnectFailed
 from tollgate.domain import keys
 from tollgate.domain.limits import (
@@ -77,6 +79,71 @@ class TestFailures:
             world.admit(take)
         world.calls.fault = None
         assert world.number(take) == world.now
+
+    @pytest.mark.parametrize("away", [{Scope.USER}, {Scope.TENANT}, {Scope.USER, Scope.TENANT}], ids=str)
+    def test_a_settlement_that_was_turned_away_is_made_later(self, world: World, away: set[Scope]) -> None:
+        """By the next who is asked to, or by metering; each subject once."""
+        user, tenant = (rate(scope, unit=Unit.TOKENS, cost=10) for scope in (Scope.USER, Scope.TENANT))
+        world.admit(budget(0), id="first")
+        takes = (user, tenant, loaded(budget(10)), slot())
+        assert world.admit(*takes, id="a").admitted
+        pks = {f"s#{take.subject}" for take in takes if take.limit.scope in away}
+
+        async def throttle(operation: str, payload: dict[str, Any]) -> None:
+            if operation == "UpdateItem" and payload["Key"]["pk"]["S"] in pks:
+                raise AwsError("ProvisionedThroughputExceededException", "hot", 400, {})
+
+        world.calls.fault = throttle
+        settlement = Settlement("a", takes, [30, 30, 7, 0], "acme", "dynamodb")
+        with pytest.raises(Overloaded):
+            world.run(world.store.settle(settlement))
+        world.calls.fault = None
+        assert world.run(world.store.replay([settlement])) == 1
+        assert world.run(world.store.replay([settlement])) == 0
+        assert not world.run(world.store.settle(settlement))
+        used = NOON + 3 * user.inc_us
+        assert [world.number(take) for take in takes] == [used, used, 7, 0]
+
+    def test_a_settlement_of_which_nobody_can_tell_is_not_made_again(self, world: World) -> None:
+        """Its write is done, and what follows is turned away: once is enough."""
+        take = rate(Scope.USER, 1000, unit=Unit.TOKENS, cost=10)
+        world.admit(take, id="a")
+        lost = 0
+
+        async def fault(operation: str, payload: dict[str, Any]) -> None:
+            nonlocal lost
+            if operation == "UpdateItem" and payload["Key"]["pk"]["S"].startswith("s#"):
+                if lost:
+                    raise AwsError("ThrottlingException", "slow down", 400, {})
+                lost += 1
+                await world.client.call(operation, payload)
+                raise AwsError("InternalServerError", "the reply is lost", 500, {})
+
+        world.calls.fault = fault
+        with pytest.raises(Unsure):
+            world.settle("a", (take, 30))
+        world.calls.fault = None
+        assert not world.settle("a", (take, 30))
+        assert world.number(take) == NOON + 3 * take.inc_us
+
+    def test_a_claim_whose_replies_are_lost_is_given_up(self, world: World) -> None:
+        take = rate(Scope.USER, 1000, unit=Unit.TOKENS, cost=10)
+        world.admit(take, id="a")
+        lost = 0
+
+        async def lose(operation: str, payload: dict[str, Any]) -> None:
+            nonlocal lost
+            if operation == "UpdateItem" and payload["Key"]["pk"]["S"].startswith("h#") and lost < 2:
+                lost += 1
+                with suppress(AwsError):
+                    await world.client.call(operation, payload)
+                raise AwsError("InternalServerError", "the reply is lost", 500, {})
+
+        world.calls.fault = lose
+        with pytest.raises(Unsure):
+            world.settle("a", (take, 30))
+        assert world.settle("a", (take, 30))
+        assert world.number(take) == NOON + 3 * take.inc_us
 
     def test_throttling_is_tried_again_but_not_for_long(self, world: World) -> None:
         left = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +21,7 @@ from tollgate.domain.limits import (
     Admission,
     RateTake,
     Scope,
+    Settlement,
     Status,
     Unit,
     hold_expiry_us,
@@ -215,6 +217,39 @@ class TestLostReplies:
         world.calls.fault = None
         assert world.admit(take, id="a").admitted
         assert world.number(take) == NOON + 5 * SECOND + take.inc_us
+
+    def hold_back(self, world: World, wanted: str) -> list[dict[str, Any]]:
+        """The first write of that kind seems to be lost, and stays on its way: what it was."""
+        held: list[dict[str, Any]] = []
+
+        async def fault(operation: str, payload: dict[str, Any]) -> None:
+            if operation == wanted and not held:
+                held.append(copy.deepcopy(payload))
+                raise ClosedEarly("reset; the request is still on its way", after_bytes=0)
+
+        world.calls.fault = fault
+        return held
+
+    def test_a_write_that_arrives_after_its_hold_was_settled_takes_nothing(self, world: World) -> None:
+        takes = (rate(Scope.TENANT), loaded(budget(10)), slot())
+        world.admit(budget(0), takes[0], id="first")
+        held = self.hold_back(world, "UpdateItem")
+        assert world.admit(*takes, id="a").admitted
+        assert world.settle("a", *zip(takes, (None, 7, 0), strict=True))
+        before = [world.number(take) for take in takes]
+        with pytest.raises(AwsError, match="ConditionalCheckFailed"):
+            world.run(world.client.call("UpdateItem", held[0]))
+        assert [world.number(take) for take in takes] == before
+
+    def test_a_marker_that_arrives_after_its_settlement_is_not_settled_again(self, world: World) -> None:
+        take = rate(Scope.USER, 1000, unit=Unit.TOKENS, cost=10)
+        held = self.hold_back(world, "PutItem")
+        assert world.admit(take, id="a").admitted
+        assert world.settle("a", (take, 30))
+        with pytest.raises(AwsError, match="ConditionalCheckFailed"):
+            world.run(world.client.call("PutItem", held[0]))
+        assert world.run(world.store.replay([Settlement("a", [take], [30], "acme")])) == 0
+        assert world.number(take) == NOON + 3 * take.inc_us
 
     def test_what_is_mended_beside_an_admission_is_mended_again(self, world: World) -> None:
         """Creating a budget, and releasing the hold of one who died: neither makes a request fail."""
