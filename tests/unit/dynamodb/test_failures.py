@@ -80,8 +80,8 @@ class TestFailures:
         world.calls.fault = None
         assert world.number(take) == world.now
 
-    @pytest.mark.parametrize("away", [{Scope.USER}, {Scope.TENANT}, {Scope.USER, Scope.TENANT}], ids=str)
-    def test_a_settlement_that_was_turned_away_is_made_later(self, world: World, away: set[Scope]) -> None:
+    @pytest.mark.parametrize("away", [(Scope.USER,), (Scope.TENANT,), (Scope.USER, Scope.TENANT)], ids="+".join)
+    def test_a_settlement_that_was_turned_away_is_made_later(self, world: World, away: tuple[Scope, ...]) -> None:
         """By the next who is asked to, or by metering; each subject once."""
         user, tenant = (rate(scope, unit=Unit.TOKENS, cost=10) for scope in (Scope.USER, Scope.TENANT))
         world.admit(budget(0), id="first")
