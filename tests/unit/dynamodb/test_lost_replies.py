@@ -232,7 +232,7 @@ class TestLostReplies:
 
     def test_a_write_that_arrives_after_its_hold_was_settled_takes_nothing(self, world: World) -> None:
         takes = (rate(Scope.TENANT), loaded(budget(10)), slot())
-        world.admit(budget(0), takes[0], id="first")
+        world.admit(takes[0], budget(0), id="first")
         held = self.hold_back(world, "UpdateItem")
         assert world.admit(*takes, id="a").admitted
         assert world.settle("a", *zip(takes, (None, 7, 0), strict=True))
