@@ -177,7 +177,7 @@ class RedisCluster:
             elif error.code == "TRYAGAIN":
                 await asyncio.sleep(MIGRATION_PAUSE)
                 connection, asking = await self._connected(call.slot), False
-            else:  # CLUSTERDOWN, LOADING, READONLY ...
+            else:  # CLUSTERDOWN, OOM ...
                 raise refused(error)
             allowed = connection.call("ASKING") if asking else None  # in one write with the call that it is for
             reply = connection.send(call.script.whole() if whole else call.script.by_digest)

@@ -48,16 +48,17 @@ Login = Callable[[], Awaitable[tuple[str, str]]]
 
 
 class RedisReplyError(Exception):
-    """Redis answered with an error; `code` is its first word (NOSCRIPT, MOVED, READONLY ...)."""
+    """Redis answered with an error; `code` is its first word (NOSCRIPT, MOVED, WRONGTYPE ...)."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.code = message.partition(" ")[0]
 
 
-_ABOUT_THE_SERVER = re.compile(
-    r"\b(LOADING|READONLY|OOM|MISCONF|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY|NOAUTH|WRONGPASS|NOPERM)\b"
-)
+_NO_MASTER = re.compile(r"\b(READONLY|MASTERDOWN|LOADING|NOREPLICAS)\b")
+"""What only a server answers that is no master any more, or not yet again: nothing was done, and perhaps another one is
+the master now, behind the same name."""
+_ABOUT_THE_SERVER = re.compile(r"\b(OOM|MISCONF|CLUSTERDOWN|TRYAGAIN|BUSY|NOAUTH|WRONGPASS|NOPERM)\b")
 
 
 def refused(error: RedisReplyError) -> StoreUnavailable:
@@ -69,7 +70,8 @@ def refused(error: RedisReplyError) -> StoreUnavailable:
 
 
 class ConnectionLost(StoreUnavailable):
-    """The server closed the connection: it restarted, or ended an idle one. A new connection may well work."""
+    """The server closed the connection (it restarted, or ended an idle one), or is no master any more. A new connection
+    may well work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +205,9 @@ class RedisConnection(asyncio.Protocol):
         self._reader.feed(data)
         try:
             while (reply := self._reader.gets()) is not _NOTHING:
+                if isinstance(reply, hiredis.ReplyError) and _NO_MASTER.search(str(reply)):
+                    self._break(ConnectionLost(f"Redis answered {reply}"))  # so whoever comes next finds the master
+                    return
                 _, future = self._pending.popleft()
                 if future.done():  # its caller was cancelled
                     continue

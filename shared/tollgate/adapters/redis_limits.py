@@ -158,12 +158,13 @@ class RedisLimitStore(ScriptedStore):
         before it is asked for anything."""
         try:
             await connection.call("EVAL", self._scripts.reopen.source, 2, EPOCH, SERVERS, -1, self._now())
-        except RedisReplyError as error:  # a replica, say, or a server that is loading
+        except RedisReplyError as error:  # out of memory, say
             raise StoreUnavailable(f"Redis answered {error}") from error
 
     async def _run(self, call: ScriptCall) -> Any:
         """One script call; all are idempotent. Where the connection breaks (it does not time out), the call is repeated
-        once, on a new one and with the whole script: Redis restarted, or closed an idle connection."""
+        once, on a new one and with the whole script: Redis restarted, closed an idle connection, or is no master any
+        more."""
         connection = self._node.connection or await self._node.connected()
         try:
             try:
