@@ -6,8 +6,9 @@ import asyncio
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.faults.rig import containers, load, outage_bound, run, say, until
 from tests.redis_cluster import Cluster, redis_cluster
 from tollgate.adapters.failover import FailoverLimitStore
 from tollgate.adapters.memory_limits import MemoryLimitStore
-from tollgate.adapters.redis_cluster import hash_tag, slot_of
+from tollgate.adapters.redis_cluster import Call, hash_tag, slot_of
 from tollgate.adapters.redis_cluster_limits import SUSPECT, RedisClusterLimitStore, _groups
 from tollgate.adapters.redis_limits import EPOCH
 from tollgate.domain import keys
@@ -35,7 +36,7 @@ from tollgate.domain.limits import (
     remaining,
 )
 from tollgate.domain.takes import Takes
-from tollgate.ports import StoreUnavailable
+from tollgate.ports import CannotDecide, Overloaded, StoreUnavailable
 
 TENANT_SLOT = slot_of(hash_tag(keys.tenant_subject("acme")))
 MINUTE = 60_000_000
@@ -91,6 +92,25 @@ def everywhere(amount: int) -> RateTake:
 
 def now_budget(cost: int, amount: int = 1000, seed: int | None = 0) -> Take:
     return budget(cost, amount=amount, seed=seed, at=time.time_ns() // 1000)
+
+
+@contextmanager
+def answering(store: RedisClusterLimitStore, failures: dict[int, StoreUnavailable], count: int = 3) -> Iterator[None]:
+    """The first round of so many calls is made, but some of its answers are replaced."""
+    real = store._cluster.run
+    waiting = [failures]
+
+    async def run_calls(calls: Sequence[Call], **options: bool) -> list[Any]:
+        replies = await real(calls, **options)
+        if waiting and len(calls) == count:
+            for place, failure in waiting.pop().items():
+                replies[place] = failure
+        return replies
+
+    store._cluster.run = run_calls  # type: ignore[method-assign]  # a spy
+    yield
+    store._cluster.run = real  # type: ignore[method-assign]
+    assert not waiting
 
 
 async def levels(store: RedisClusterLimitStore, *takes: Take) -> list[int]:
@@ -200,6 +220,21 @@ class TestAllOrNothing:
             found = refusal(call, decision)
             assert (found.take, found.wait_us) == (call.takes[0], DAY)
             assert decision.values[1] == ahead
+
+        run(scenario)
+
+    def test_a_budgets_window_is_told_on_the_clock_of_its_node(self) -> None:
+        """At midnight: whoever asks again with the window of another node's clock is told the same again."""
+        store = RedisClusterLimitStore("redis://127.0.0.1:1?cluster=yes")
+
+        async def scenario() -> None:
+            call = admission(by_address(10), now_budget(1))
+            footprint = Takes.of(call.takes).footprint
+            midnight = 1_000 * DAY
+            ahead, behind = midnight + 3_000_000, midnight - 3_000_000
+            answers = [Decision(Status.ADMITTED, ahead, [ahead], [1]), Decision(Status.WINDOW, behind)]
+            decision = store._merged(_groups(footprint), answers, "", footprint)
+            assert (decision.status, decision.now_us) == (Status.WINDOW, behind)
 
         run(scenario)
 
@@ -329,6 +364,44 @@ class TestFailures:
                 finally:
                     stalled.send_signal(signal.SIGCONT)
                 assert (await levels(store, takes[1])) == [99]
+
+        run(scenario)
+
+    @pytest.mark.parametrize("other", [CannotDecide("not ours"), Overloaded("too many")])
+    @pytest.mark.parametrize("lost", [0, 1])
+    def test_a_lost_answer_is_cancelled_whatever_other_groups_answer(
+        self, cluster: Cluster, other: StoreUnavailable, lost: int
+    ) -> None:
+        async def scenario() -> None:
+            second = MemoryLimitStore()
+            second.name = "second"
+            primary = RedisClusterLimitStore(cluster.url, reply_timeout=5)
+            store = FailoverLimitStore(primary, second, MemoryLimitStore(), lambda: "fallback")
+            takes = [requests(100), by_address(100)]
+            assert (await store.admit(admission(*takes))).store == "redis"
+            answers = {lost: StoreUnavailable("lost after it was done"), 1 - lost: other}
+            with answering(primary, answers):
+                assert (await store.admit(admission(*takes))).store == "second"
+            await until(lambda: store.deciding == "redis")
+            assert await levels(primary, *takes) == [99, 99]
+            await store.aclose()
+
+        run(scenario)
+
+    @pytest.mark.parametrize("other", [CannotDecide("not ours"), Overloaded("too many")])
+    def test_what_was_not_given_back_is_told_as_a_lost_answer(self, cluster: Cluster, other: StoreUnavailable) -> None:
+        """The address refuses, and giving back what the user's limits gave fails: it must be cancelled."""
+
+        async def scenario() -> None:
+            async with opened(cluster) as (store,):
+                blocked, user = by_address(1), requests(100)
+                assert (await store.admit(admission(blocked))).admitted
+                call = admission(user, blocked)
+                with answering(store, {0: other}, count=1), pytest.raises(StoreUnavailable) as raised:
+                    await store.admit(call)
+                assert type(raised.value) is StoreUnavailable
+                await store.cancel(call)
+                assert await levels(store, user) == [100]
 
         run(scenario)
 

@@ -37,7 +37,7 @@ from tollgate.domain import keys
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.limits import Admission, Decision, Settlement, Status
 from tollgate.domain.takes import Footprint, Takes
-from tollgate.ports import StoreUnavailable
+from tollgate.ports import CannotDecide, Overloaded, StoreUnavailable
 
 GLOBAL = hash_tag(POLICY_VERSION)
 SUSPECT = 1.0
@@ -192,18 +192,22 @@ class RedisClusterLimitStore(ScriptedStore):
         taken: list[_Group] = []
         for group, reply, own in zip(groups, replies, asked, strict=True):
             if isinstance(reply, StoreUnavailable):
-                failure = reply
+                failure = _graver(reply, failure)
                 continue
             answer = read_decision(reply, own, self.name)
             answers.append(answer)
             if answer.admitted and group.places and (not look or any(answer.granted)):
                 taken.append(group)
+        if failure is None:
+            decision = self._merged(groups, answers, tenant, takes.footprint)
+            if decision.admitted:
+                return decision
+        try:
+            await self._give_back(admission, takes, taken)
+        except (CannotDecide, Overloaded) as error:  # what is still taken must be cancelled
+            raise StoreUnavailable(str(error)) from error
         if failure is not None:
-            await self._give_back(admission, takes, taken)
             raise failure
-        decision = self._merged(groups, answers, tenant, takes.footprint)
-        if not decision.admitted:
-            await self._give_back(admission, takes, taken)
         return decision
 
     def _part(
@@ -225,10 +229,10 @@ class RedisClusterLimitStore(ScriptedStore):
         self, groups: Sequence[_Group], answers: Sequence[Decision], tenant: str, footprint: Footprint
     ) -> Decision:
         """One decision of all answers. Nodes' clocks differ a little, and a TAT is a moment of its own node's: it is
-        told on the clock that is ahead."""
-        found = {answer.status for answer in answers}
+        told on the clock that is ahead; but in which window a budget is, on that of its node."""
+        found = {answer.status: answer for answer in reversed(answers)}
         status = next(status for status in PRECEDENCE if status in found)
-        now = max(answer.now_us for answer in answers)
+        now = found[status].now_us if status is Status.WINDOW else max(answer.now_us for answer in answers)
         decision = Decision(status, now, store=self.name)
         until = asyncio.get_running_loop().time() + SUSPECT
         values, granted = [0] * len(footprint.keys), [0] * len(footprint.keys)
@@ -281,12 +285,20 @@ class RedisClusterLimitStore(ScriptedStore):
         await self._run([_to(tag, script.call(part, [values[name] for name in part])) for tag, part in parts.items()])
 
     async def _run(self, calls: Sequence[Call]) -> list[Any]:
-        """All replies; the first failure is raised after all calls were made."""
+        """All replies; the gravest failure is raised after all calls were made."""
         replies = await self._cluster.run(calls)
+        failure: StoreUnavailable | None = None
         for reply in replies:
             if isinstance(reply, StoreUnavailable):
-                raise reply
+                failure = _graver(reply, failure)
+        if failure is not None:
+            raise failure
         return replies
+
+
+def _graver(failure: StoreUnavailable, other: StoreUnavailable | None) -> StoreUnavailable:
+    """Which of two is told: that a reply was lost, because what was asked for may have been done."""
+    return failure if other is None or isinstance(other, (CannotDecide, Overloaded)) else other
 
 
 def _groups(footprint: Footprint, also: Sequence[str] = ()) -> Sequence[_Group]:
