@@ -233,7 +233,7 @@ def version_keys(policy: int, tenants: Mapping[str, int] | None) -> dict[str, in
 
 def nothing_used(admission: Admission) -> Settlement:
     """Gives back everything, requests included: that restores the buckets exactly, and forgets the request's id."""
-    return Settlement(admission.id, admission.takes, [0] * len(admission.takes), admission.tenant)
+    return Settlement(admission.id, admission.takes, [0] * len(admission.takes), admission.tenant, gives_back=True)
 
 
 # -- the scripts' arguments and results ------------------------------------------------------------------------------

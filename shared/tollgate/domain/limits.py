@@ -404,6 +404,8 @@ class Settlement:
     late: bool = False
     """Told after it had to wait, so that the ledger may know already what was used: a budget that was loaded from it
     since then is not charged again."""
+    gives_back: bool = False
+    """Undoes the admission, whose id may come again."""
 
     def __post_init__(self) -> None:
         for amount in self.used:
