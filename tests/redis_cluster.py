@@ -15,6 +15,9 @@ from pathlib import Path
 import redis
 
 from tests.servers import start_redis
+from tollgate.adapters.redis_cluster import hash_tag, slot_of
+from tollgate.adapters.redis_limits import EPOCH, SERVERS
+from tollgate.adapters.redis_scripts import Script
 
 SLOTS = 16_384
 MASTERS = 3
@@ -58,7 +61,7 @@ class Cluster:
         folder = self._folder / str(index)
         folder.mkdir(exist_ok=True)
         options = ["--cluster-enabled", "yes", "--dir", str(folder)]
-        options += ["--cluster-node-timeout", str(self._node_timeout_ms)]
+        options += ["--cluster-node-timeout", str(self._node_timeout_ms), "--repl-diskless-sync-delay", "0"]
         self.processes[index] = start_redis(self.ports[index], *options)
 
     def add_replica(self, master: int) -> int:
@@ -93,11 +96,19 @@ class Cluster:
         for node in self.nodes:
             node.flushall()
 
+    def begin(self) -> None:
+        """Empty it; its servers are known, and its epoch is long past, so that rates are believed."""
+        self.flush()
+        keeper = self.nodes[self.owner(slot_of(hash_tag(EPOCH)))]
+        source = Script("reopen").source.decode()
+        keeper.hset(SERVERS, mapping={node.eval(source, 0): 1 for node in self.nodes})
+        keeper.set(EPOCH, 1)
+
     # -- slots
 
-    def owner(self, slot: int) -> int:
-        """Which of the masters serves the slot."""
-        ranges = self.nodes[0].execute_command("CLUSTER", "SLOTS")
+    def owner(self, slot: int, asked: int = 0) -> int:
+        """Which of the masters serves the slot, as one of them thinks."""
+        ranges = self.nodes[asked].execute_command("CLUSTER", "SLOTS")
         return next(self.ports.index(node[1]) for first, last, node, *_ in ranges if first <= slot <= last)
 
     def open_migration(self, slot: int, source: int, target: int) -> None:

@@ -107,9 +107,7 @@ def make_driver(kind: str, runner: asyncio.Runner, request: pytest.FixtureReques
         driver = Driver(DynamoLimitStore(client, table, clock=lambda: driver.now), runner)
     elif kind == "cluster":
         cluster: Cluster = request.getfixturevalue("cluster")
-        cluster.flush()
-        with redis.cluster.RedisCluster.from_url(cluster.url) as client:
-            client.set(EPOCH, 1)
+        cluster.begin()
         driver = Driver(RedisClusterLimitStore(cluster.url, clock=lambda: driver.now, reply_timeout=5), runner)
     else:
         url = request.getfixturevalue("redis_url")

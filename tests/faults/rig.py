@@ -23,9 +23,11 @@ from tests.aws_fixture import ENVIRON, PATIENT, make_table
 from tests.servers import start_redis, wait_for_port
 from tollgate.adapters.aws import TIMEOUTS, AwsClient
 from tollgate.adapters.dynamodb_limits import DynamoLimitStore
-from tollgate.adapters.failover import FailoverLimitStore, FailureMode, Primary
+from tollgate.adapters.failover import FailoverLimitStore, FailureMode
 from tollgate.adapters.http import HttpClient, Timeouts
 from tollgate.adapters.memory_limits import MemoryLimitStore
+from tollgate.adapters.redis_cluster_limits import RedisClusterLimitStore
+from tollgate.adapters.redis_connection import RedisAddress
 from tollgate.adapters.redis_limits import RedisLimitStore
 from tollgate.adapters.redis_store import redis_limit_store
 from tollgate.domain import keys
@@ -222,10 +224,16 @@ class Container:
         return self.store
 
 
+def patient_store(redis_url: str, reply_timeout: float) -> RedisLimitStore | RedisClusterLimitStore:
+    """Waits for so many seconds, because the machine is busy."""
+    made = RedisClusterLimitStore if RedisAddress.parse(redis_url).cluster else RedisLimitStore
+    return made(redis_url, reply_timeout=reply_timeout)
+
+
 @asynccontextmanager
 async def direct(redis_url: str, *, reply_timeout: float = 5.0) -> AsyncIterator[Container]:
     """A container that knows Redis only."""
-    container = Container(RedisLimitStore(redis_url, reply_timeout=reply_timeout))
+    container = Container(patient_store(redis_url, reply_timeout))
     try:
         yield container
     finally:
@@ -248,11 +256,7 @@ async def containers(
         second = fallback() if fallback else None
         if isinstance(second, MemoryLimitStore):
             second.name = "second"  # settlements find their way by name
-        primary: Primary
-        if reply_timeout is None:
-            primary = redis_limit_store(redis_url, {})
-        else:
-            primary = RedisLimitStore(redis_url, reply_timeout=reply_timeout)
+        primary = patient_store(redis_url, reply_timeout) if reply_timeout else redis_limit_store(redis_url, {})
         begins = second.outage_begins if isinstance(second, DynamoLimitStore) else lambda: None
         store = FailoverLimitStore(primary, second, MemoryLimitStore(), lambda: mode, outage_begins=begins)
         made.append(Container(store, books))

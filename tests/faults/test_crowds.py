@@ -11,7 +11,6 @@ import pytest
 
 from tests.faults.rig import MINUTE, Container, Redis, direct, redis_to_hurt, requests, run, say
 from tests.redis_cluster import Cluster, redis_cluster
-from tollgate.adapters.redis_cluster import slot_of
 from tollgate.adapters.redis_cluster_limits import RedisClusterLimitStore
 from tollgate.adapters.redis_limits import EPOCH, RedisLimitStore
 from tollgate.domain.limits import RateTake, Status
@@ -90,7 +89,7 @@ def test_eight_processes_with_a_hundred_callers_each(kind: str, redis: Redis, cl
         with redis.client() as client:
             client.set(EPOCH, 1)
     else:
-        cluster.nodes[cluster.owner(slot_of("g"))].set(EPOCH, 1)
+        cluster.begin()
     url = redis.url if kind == "redis" else cluster.url
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         jobs = [(kind, url, time.time() + 6)] * PROCESSES

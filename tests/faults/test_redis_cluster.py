@@ -18,9 +18,8 @@ from tests.faults.rig import containers, load, outage_bound, run, say, until
 from tests.redis_cluster import Cluster, redis_cluster
 from tollgate.adapters.failover import FailoverLimitStore
 from tollgate.adapters.memory_limits import MemoryLimitStore
-from tollgate.adapters.redis_cluster import Call, hash_tag, slot_of
+from tollgate.adapters.redis_cluster import REFRESH_EVERY, Call, hash_tag, slot_of
 from tollgate.adapters.redis_cluster_limits import SUSPECT, RedisClusterLimitStore, _groups
-from tollgate.adapters.redis_limits import EPOCH
 from tollgate.domain import keys
 from tollgate.domain.limits import (
     Admission,
@@ -52,8 +51,7 @@ def running() -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(running: Cluster) -> Cluster:
-    running.flush()
-    running.nodes[running.owner(slot_of("g"))].set(EPOCH, 1)  # long ago, so that rates are believed
+    running.begin()
     return running
 
 
@@ -343,10 +341,15 @@ class TestFailures:
                     while True:
                         try:
                             await store.ping()
-                            assert (await store.admit(admission(*takes))).admitted
+                            cold = await store.admit(admission(*takes))
                             break
                         except StoreUnavailable:
                             await asyncio.sleep(0.05)
+                assert (cold.status, cold.cold) == (Status.COLD, (0, 1))  # it came back empty
+                for take in takes:
+                    take.seed_us = 0
+                assert (await store.admit(admission(*takes))).admitted
+                assert await levels(store, *takes) == [99, 98]
 
         run(scenario)
 
@@ -451,13 +454,40 @@ class TestFailures:
 
         run(scenario)
 
+    def test_an_epoch_that_begins_during_an_admission_has_it_decided_again(self, cluster: Cluster) -> None:
+        """A master was lost, say, and its successor has answered in its place."""
+
+        async def scenario() -> None:
+            async with opened(cluster) as (store,):
+                takes = [by_address(100), now_budget(1)]
+                assert (await store.admit(admission(*takes))).admitted
+                real = store._cluster.run
+                begun: list[None] = []
+
+                async def run_calls(calls: Sequence[Call], **options: bool) -> list[Any]:
+                    replies = await real(calls, **options)
+                    if not begun:
+                        begun.append(await store.reopen(0))
+                    return replies
+
+                store._cluster.run = run_calls  # type: ignore[method-assign]  # a spy
+                takes[1] = now_budget(1, seed=None)
+                cold = await store.admit(admission(*takes))
+                assert (cold.status, cold.cold) == (Status.COLD, (0, 1))
+                takes[0].seed_us = 0  # type: ignore[union-attr]  # a rate
+                takes[1] = now_budget(1)
+                assert (await store.admit(admission(*takes))).values[1] == 2, "what was taken meanwhile was given back"
+
+        run(scenario)
+
     def test_requests_of_addresses_leave_nothing_but_their_bucket_and_marker(self, cluster: Cluster) -> None:
         async def scenario() -> None:
             async with opened(cluster) as (store,):
                 assert (await store.admit(admission(by_address(5), requests(5), policy_version=3))).admitted
                 names = sorted(name.decode() for node in cluster.nodes for name in node.keys("*"))
                 assert [name.partition("}")[2].split(":")[0] for name in names if name.startswith("{i")] == ["", "m"]
-                assert [name for name in names if name.startswith("{g}")] == ["{g}epoch", "{g}policy"]
+                everywhere = [name for name in names if name.startswith("{g}")]
+                assert everywhere == ["{g}epoch", "{g}policy", "{g}servers"]
 
         run(scenario)
 
@@ -514,6 +544,39 @@ def test_a_replica_takes_over_from_a_master_that_is_killed() -> None:
     with redis_cluster(node_timeout_ms=1_000) as own:
         own.add_replica(own.owner(TENANT_SLOT))
         run(lambda: scenario(own))
+
+
+@pytest.mark.parametrize("who", ["who was there", "a newcomer"])
+def test_a_replica_takes_over_while_nobody_asks(who: str) -> None:
+    """And has not heard of half of what was spent. It is greeted, by who finds that its master is gone and by who never
+    knew it, and as another server it begins an epoch: nothing is spent twice, and nobody sees a failure."""
+
+    async def scenario(cluster: Cluster, master: int, replica: int) -> None:
+        others = [index for index in range(3) if index != master]
+        url = f"redis://127.0.0.1:{cluster.ports[others[0]]}?cluster=yes"
+        async with containers(url, MemoryLimitStore, count=2, reply_timeout=5) as (there, newcomer):
+            for _ in range(5):
+                await there.use(rig.budget(10, 100), used=[10])
+            with cluster.nodes[master].client() as client:
+                assert client.execute_command("WAIT", 1, 5_000) == 1
+                client.config_set("requirepass", "no replica knows it")
+                client.client_kill_filter(_type="replica")
+                await until(lambda: not client.info("replication")["connected_slaves"])
+            for _ in range(5):
+                assert (await there.use(rig.budget(10, 100), used=[10])).admitted
+            cluster.kill(master)
+            cluster.nodes[replica].execute_command("CLUSTER", "FAILOVER", "TAKEOVER")
+            await until(lambda: all(cluster.owner(TENANT_SLOT, each) == replica for each in others))
+            await asyncio.sleep(REFRESH_EVERY)  # so long nobody asks: the map may be read again
+            container = there if who == "who was there" else newcomer
+            decision = await container.use(rig.budget(10, 100), used=[10])
+            assert (decision.status, decision.store, decision.values[0]) == (Status.REFUSED, "redis", 100)
+            assert container.failover._breaker.doubts == 0
+
+    with redis_cluster(node_timeout_ms=1_000) as own:
+        master = own.owner(TENANT_SLOT)
+        replica = own.add_replica(master)
+        run(lambda: scenario(own, master, replica))
 
 
 def test_a_group_is_suspected_for_a_moment_only(cluster: Cluster) -> None:

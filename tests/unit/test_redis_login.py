@@ -264,6 +264,22 @@ class TestSlots:
 
         run(scenario)
 
+    def test_a_master_that_left_the_map_and_is_back_is_greeted_anew(self) -> None:
+        """The endpoint's own node, too: it has been a replica meanwhile."""
+
+        async def scenario() -> None:
+            cluster = RedisCluster(RedisAddress("127.0.0.1", 6379, tls=False))
+            seed = cluster._seed
+            owners = []
+            for port in (6379, 6380, 6379):
+                cluster._adopt([[0, 16383, [b"127.0.0.1", port, b"id"]]], seed)
+                owners.append(cluster._owners[0])
+            assert owners[0] is seed
+            assert owners[2] is cluster._seed
+            assert len(set(owners)) == 3
+
+        run(scenario)
+
     def test_the_map_is_read_once_however_many_ask(self) -> None:
         async def scenario() -> None:
             with socket.create_server(("127.0.0.1", 0)) as closed:

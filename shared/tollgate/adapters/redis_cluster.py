@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from binascii import crc_hqx
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from tollgate.adapters.redis_connection import (
     REPLY_TIMEOUT,
     ConnectionLost,
+    Greet,
     Login,
     RedisAddress,
     RedisConnection,
@@ -49,6 +50,10 @@ def slot_of(tag: str) -> int:
     return crc_hqx(tag.encode(), 0) % SLOTS
 
 
+Reach = Callable[[RedisNode], Awaitable[RedisConnection]]
+"""How a node is connected to: greeted (`RedisNode.connected`) or not (`RedisNode.opened`)."""
+
+
 @dataclass(slots=True)
 class Call:
     """One script call, all of whose keys are in `slot`."""
@@ -58,12 +63,20 @@ class Call:
 
 
 class RedisCluster:
-    """Belongs to one event loop. `address` is any node, or the endpoint that stands for all."""
+    """Belongs to one event loop. `address` is any node, or the endpoint that stands for all. Masters are greeted before
+    they are used; `greet` may call `tell`."""
 
-    def __init__(self, address: RedisAddress, reply_timeout: float = REPLY_TIMEOUT, login: Login | None = None) -> None:
+    def __init__(
+        self,
+        address: RedisAddress,
+        reply_timeout: float = REPLY_TIMEOUT,
+        login: Login | None = None,
+        greet: Greet | None = None,
+    ) -> None:
         self._reply_timeout = reply_timeout
         self._login = login
-        self._seed = RedisNode(address, reply_timeout, login)
+        self._greet = greet
+        self._seed = self._made(address)
         self._nodes: dict[tuple[str, int], RedisNode] = {}
         self._owners: list[RedisNode | None] = [None] * SLOTS
         self._refreshing: asyncio.Future[None] | None = None
@@ -106,6 +119,14 @@ class RedisCluster:
                     replies.append(final)
         return replies
 
+    async def tell(self, call: Call) -> Any:
+        """The reply to one call, of a node that may not have been greeted yet. Raises `StoreUnavailable`."""
+        connection = await self._connected(call.slot, RedisNode.opened)
+        try:
+            return await connection.send(call.script.whole())
+        except (RedisReplyError, StoreUnavailable) as error:
+            return await self._repeat(call, connection, error, RedisNode.opened)
+
     async def ping(self) -> None:
         """Raises `StoreUnavailable` unless every slot has a master, and every master answers."""
         for connection in await self.masters():
@@ -142,26 +163,28 @@ class RedisCluster:
 
     # -- where to
 
-    async def _connected(self, slot: int) -> RedisConnection:
+    async def _connected(self, slot: int, reach: Reach = RedisNode.connected) -> RedisConnection:
         """A connection to the slot's master; where that cannot be reached, to the one that has taken its place."""
         owner, failure = self._owners[slot], StoreUnavailable("no node of the Redis Cluster owns the slot")
         if owner is not None:
             try:
-                return await owner.connected()
+                return await reach(owner)
             except StoreUnavailable as error:
                 failure = error
         await self.refresh()
         successor = self._owners[slot]
         if successor is None or successor is owner:
             raise failure
-        return await successor.connected()
+        return await reach(successor)
 
-    async def _repeat(self, call: Call, connection: RedisConnection, error: Exception) -> Any:
+    async def _repeat(
+        self, call: Call, connection: RedisConnection, error: Exception, reach: Reach = RedisNode.connected
+    ) -> Any:
         """The reply to a call that was answered with `error`; raises `StoreUnavailable` where it stays without."""
         whole = asking = False
         for _ in range(MAX_REPEATS):
             if isinstance(error, ConnectionLost):
-                connection, asking = await self._connected(call.slot), False
+                connection, asking = await self._connected(call.slot, reach), False
                 call.script.repeated = True
             elif not isinstance(error, RedisReplyError):
                 raise error
@@ -173,10 +196,10 @@ class RedisCluster:
                 if not asking:
                     self._owners[call.slot] = node
                     self._refresh()
-                connection = await node.connected()
+                connection = await reach(node)
             elif error.code == "TRYAGAIN":
                 await asyncio.sleep(MIGRATION_PAUSE)
-                connection, asking = await self._connected(call.slot), False
+                connection, asking = await self._connected(call.slot, reach), False
             else:  # CLUSTERDOWN, OOM ...
                 raise refused(error)
             allowed = connection.call("ASKING") if asking else None  # in one write with the call that it is for
@@ -193,7 +216,7 @@ class RedisCluster:
     def _named(self, error: RedisReplyError, asked: RedisConnection) -> RedisNode:
         """The node that a redirection names (``MOVED 3999 host:port``); without a host, the one that was asked."""
         host, _, port = str(error).rpartition(" ")[2].rpartition(":")
-        asked_node = next((n for n in (*self._nodes.values(), self._seed) if n.connection is asked), self._seed)
+        asked_node = next((n for n in (*self._nodes.values(), self._seed) if n.stranger is asked), self._seed)
         return self._node(host or asked_node.address.host, int(port))
 
     def _node(self, host: str, port: int, hostname: str | None = None) -> RedisNode:
@@ -207,10 +230,12 @@ class RedisCluster:
                 node = self._seed
             else:
                 name = (hostname or seed.host) if _is_address(host) and not _is_address(seed.host) else None
-                own = replace(seed, host=host, port=port, server_name=name)
-                node = RedisNode(own, self._reply_timeout, self._login)
+                node = self._made(replace(seed, host=host, port=port, server_name=name))
             self._nodes[place] = node
         return node
+
+    def _made(self, address: RedisAddress) -> RedisNode:
+        return RedisNode(address, self._reply_timeout, self._login, self._greet)
 
     # -- the slot map
 
@@ -230,9 +255,9 @@ class RedisCluster:
     async def _read_map(self) -> None:
         failure: Exception = StoreUnavailable("nobody was asked")
         known = dict.fromkeys((*self._nodes.values(), self._seed))
-        for node in sorted(known, key=lambda node: node.connection is None):
+        for node in sorted(known, key=lambda node: node.stranger is None):
             try:
-                connection = await node.connected()
+                connection = await node.opened()
                 self._adopt(await connection.call("CLUSTER", "SLOTS"), node)
             except (RedisReplyError, StoreUnavailable) as error:
                 failure = error
@@ -257,8 +282,9 @@ class RedisCluster:
         serving = {node for node in owners if node is not None}
         for place in [place for place, node in self._nodes.items() if node not in serving]:
             gone = self._nodes.pop(place)
-            if gone is not self._seed:
-                loop.call_later(RETIRE_AFTER, gone.close)
+            loop.call_later(RETIRE_AFTER, gone.close)
+            if gone is self._seed:  # when it is a master again, it is another server's successor, and greeted anew
+                self._seed = self._made(gone.address)
 
 
 def _is_address(host: str) -> bool:

@@ -14,7 +14,14 @@ from typing import Any
 
 from tollgate.adapters.lru import Lru
 from tollgate.adapters.redis_cluster import Call, RedisCluster, hash_tag, slot_of
-from tollgate.adapters.redis_connection import REPLY_TIMEOUT, Login, RedisAddress
+from tollgate.adapters.redis_connection import (
+    REPLY_TIMEOUT,
+    Login,
+    RedisAddress,
+    RedisConnection,
+    RedisReplyError,
+    refused,
+)
 from tollgate.adapters.redis_limits import (
     BUDGET_KEYS,
     EPOCH,
@@ -77,11 +84,13 @@ class RedisClusterLimitStore(ScriptedStore):
         login: Login | None = None,
     ) -> None:
         super().__init__(clock)
-        self._cluster = RedisCluster(RedisAddress.parse(url), reply_timeout, login)
+        self._cluster = RedisCluster(RedisAddress.parse(url), reply_timeout, login, self._greet)
         self._epoch = 1
         """The newest that we have seen (µs); 1 is before any."""
         self._empty = False
         """Whether the cluster was found without an epoch: new, or emptied."""
+        self._servers: set[bytes] = set()
+        """The masters that we have greeted, by what they call themselves."""
         self._suspects: Lru[float] = Lru(MAX_SUSPECTS)
 
     async def admit(self, admission: Admission) -> Decision:
@@ -152,9 +161,8 @@ class RedisClusterLimitStore(ScriptedStore):
 
     async def reopen(self, outage_us: int) -> None:
         """After an outage that began `outage_us` ago: have every budget loaded again before it is trusted."""
-        call = self._scripts.reopen.call([EPOCH, SERVERS], [outage_us, self._now()])
-        (epoch,) = await self._run([_to(GLOBAL, call)])
-        self._epoch = max(self._epoch, epoch)
+        call = self._scripts.reopen.call([EPOCH, SERVERS], [outage_us, self._now(), *self._servers])
+        self._epoch = max(self._epoch, await self._cluster.tell(_to(GLOBAL, call)))
 
     async def cancel(self, admission: Admission) -> None:
         """Undo an admission whose answer was lost, as on a single node."""
@@ -171,12 +179,21 @@ class RedisClusterLimitStore(ScriptedStore):
     async def aclose(self) -> None:
         self._cluster.close()
 
+    async def _greet(self, connection: RedisConnection) -> None:
+        """As on a single node; but only the server itself knows who it is, and the epoch is in the global slot."""
+        try:
+            self._servers.add(await connection.call("EVAL", self._scripts.reopen.source, 0))
+        except RedisReplyError as error:
+            raise refused(error) from error
+        await self.reopen(-1)
+
     # -- one round
 
     async def _decide(
         self, admission: Admission, takes: Takes, groups: Sequence[_Group], tenant: str, *, look: bool
     ) -> Decision:
         """Ask all groups together; unless all admit, give back what any took."""
+        epoch = self._epoch
         calls: list[Call] = []
         asked: list[Takes] = []
         for group in groups:
@@ -198,7 +215,9 @@ class RedisClusterLimitStore(ScriptedStore):
             answers.append(answer)
             if answer.admitted and group.places and (not look or any(answer.granted)):
                 taken.append(group)
-        if failure is None:
+        if failure is None and epoch != self._epoch:  # of a master's successor, perhaps, which answered in its place
+            decision = Decision(Status.STALE, max(answer.now_us for answer in answers), store=self.name)
+        elif failure is None:
             decision = self._merged(groups, answers, tenant, takes.footprint)
             if decision.admitted:
                 return decision

@@ -293,41 +293,61 @@ class RedisNode:
         self._login = login
         self._greet = greet
         self._connection: RedisConnection | None = None
+        self._greeted: RedisConnection | None = None
         self._opening: asyncio.Future[RedisConnection] | None = None
+        self._greeting: asyncio.Future[RedisConnection] | None = None
         self._renewal: asyncio.TimerHandle | asyncio.Task[None] | None = None
 
     @property
     def connection(self) -> RedisConnection | None:
-        """The connection, where there is a usable one."""
+        """The connection, where there is a usable one that was greeted."""
+        connection = self._greeted
+        return connection if connection is not None and connection.usable else None
+
+    @property
+    def stranger(self) -> RedisConnection | None:
+        """The connection, greeted or not."""
         connection = self._connection
         return connection if connection is not None and connection.usable else None
 
     async def connected(self) -> RedisConnection:
-        """The connection, opened if need be; one attempt, however many wait for it. Raises `StoreUnavailable`."""
+        """The connection, opened and greeted if need be; one attempt, however many wait for it. Raises
+        `StoreUnavailable`."""
         if (connection := self.connection) is not None:
             return connection
+        if self._greeting is None:
+            self._greeting = asyncio.ensure_future(self._welcome())
+            self._greeting.add_done_callback(self._welcomed)
+        return await asyncio.shield(self._greeting)
+
+    async def opened(self) -> RedisConnection:
+        """The connection, opened if need be, but perhaps not greeted: for the greeting itself, and for who asks nothing
+        that needs it. Raises `StoreUnavailable`."""
+        if (connection := self.stranger) is not None:
+            return connection
         if self._opening is None:
-            self._opening = asyncio.ensure_future(self._open())
+            self._opening = asyncio.ensure_future(RedisConnection.open(self.address, self._reply_timeout, self._login))
             self._opening.add_done_callback(self._opened)
         return await asyncio.shield(self._opening)
 
     def close(self) -> None:
-        for running in (self._opening, self._renewal):
+        for running in (self._opening, self._greeting, self._renewal):
             if running is not None:
                 running.cancel()
         if self._connection is not None:
             self._connection.close()
-        self._connection = self._renewal = None
+        self._connection = self._greeted = self._renewal = None
 
-    async def _open(self) -> RedisConnection:
-        connection = await RedisConnection.open(self.address, self._reply_timeout, self._login)
+    async def _welcome(self) -> RedisConnection:
+        connection = await self.opened()
         if self._greet is not None:
-            try:
-                await self._greet(connection)
-            except BaseException:
-                connection.close()
-                raise
+            await self._greet(connection)
         return connection
+
+    def _welcomed(self, greeting: asyncio.Future[RedisConnection]) -> None:
+        self._greeting = None
+        if not greeting.cancelled() and greeting.exception() is None:
+            self._greeted = greeting.result()
 
     def _opened(self, opening: asyncio.Future[RedisConnection]) -> None:
         self._opening = None
@@ -347,7 +367,7 @@ class RedisNode:
         self._renewal = loop.call_later(seconds, start)
 
     async def _renew(self, login: Login) -> None:
-        connection, wait = self.connection, RENEW_LOGIN
+        connection, wait = self.stranger, RENEW_LOGIN
         if connection is None:
             return  # the next one logs in when it is opened
         try:
