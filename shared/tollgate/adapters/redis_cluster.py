@@ -140,7 +140,7 @@ class RedisCluster:
         await self.refresh()
         if None in self._owners:
             raise StoreUnavailable("some slots of the Redis Cluster have no master")
-        return [await node.connected() for node in list(self._nodes.values())]
+        return await asyncio.gather(*(node.connected() for node in self._nodes.values()))
 
     async def owned(self, keys: Iterable[str]) -> dict[RedisConnection, list[str]]:
         """The keys by the connection to the master that has them. Raises `StoreUnavailable`."""
