@@ -1,6 +1,6 @@
 -- Replace what a request held by what it used. Once per id: the first settlement removes the request's marker, and
 -- without the marker nothing moves. Where the admission was sent twice, an empty marker stays for a while, so that a copy
--- which is still on its way takes nothing.
+-- which is still on its way takes nothing; and where nothing moves, so that a request teaches once.
 --
 -- A rate moves by (used - granted): a give-back lowers its TAT; more than was granted is debt, taken from now on. A
 -- missing rate stays missing. The hold of a budget or a slot is dropped and what was really used is spent, unless the hold
@@ -9,6 +9,7 @@
 --
 -- It may bring what the call used, for the estimates of its tenant and model: four packed doubles, prompt bytes, prompt
 -- tokens, a running median of answers, their number. Formulas and constants are those of domain/estimates.py.
+-- A request that took nothing here (on a cluster: nothing of its tenant's) has no marker, and teaches, too.
 --
 -- KEYS  1 marker, then those to be moved: rates, budgets, concurrency limits; then the estimates, if there is a sample
 -- ARGV  1 numbers, packed as little-endian doubles:
@@ -19,7 +20,7 @@
 -- Result 1 settled, 0 nothing to do
 
 local MINUTE, DEBTS, LARGEST = 60000000, 1200000000, 2 ^ 53 - 1 -- as in admit.lua
-local COPIES_MS = 60000 -- no network holds a command back for longer
+local EMPTY_MS = 60000 -- for how long an empty marker stays: no network holds a command back for longer
 local MOST_ANSWERED = 1000000
 local NUMBERS = '<dddddddddddddddddddddddddddddddd' -- 32, to cut formats from
 local call, try, tonumber, sub, max, min = redis.call, redis.pcall, tonumber, string.sub, math.max, math.min
@@ -28,13 +29,17 @@ local pack, read = codec.pack, codec.unpack
 
 local found = call('MGET', unpack(KEYS))
 local mark = found[1]
-if not mark or #mark % 8 ~= 0 or #mark < 24 then return 0 end -- nothing was taken, or it is not ours
-local marked, asked = #mark / 8, #ARGV[1] / 8
-local granted = {read(marked <= 32 and sub(NUMBERS, 1, 1 + marked) or '<' .. string.rep('d', marked), mark)} -- from the third on
+local held = mark and #mark % 8 == 0 and #mark >= 24
+local asked, marked = #ARGV[1] / 8, held and #mark / 8
 local n = {read(asked <= 32 and sub(NUMBERS, 1, 1 + asked) or '<' .. string.rep('d', asked), ARGV[1])}
-local taken, expiry, now, rates, samples, late, copies = granted[1], granted[2], unpack(n, 1, 5)
-if copies > 0 then
-  call('SET', KEYS[1], pack('<dd', 0, LARGEST), 'PX', COPIES_MS)
+local now, rates, samples, late, copies = unpack(n, 1, 5)
+local teaches_only = samples == 1 and #KEYS == 2
+if not held and (mark or not teaches_only) then return 0 end -- nothing was taken, or it is not ours
+local granted = {0, LARGEST} -- what was taken begins with the third
+if held then granted = {read(marked <= 32 and sub(NUMBERS, 1, 1 + marked) or '<' .. string.rep('d', marked), mark)} end
+local taken, expiry = granted[1], granted[2]
+if copies > 0 or teaches_only then
+  call('SET', KEYS[1], pack('<dd', 0, LARGEST), 'PX', EMPTY_MS)
 else
   call('DEL', KEYS[1])
 end

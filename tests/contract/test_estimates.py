@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.contract.conftest import Driver, make_driver
-from tests.contract.test_limit_store import slot, tokens
+from tests.contract.test_limit_store import MINUTE, slot, tokens
 from tollgate.domain import keys
 from tollgate.domain.estimates import Learned, Sample
-from tollgate.domain.limits import Admission, Settlement
+from tollgate.domain.limits import Admission, Rate, RateTake, Scope, Settlement, Take, Unit
 
 KEY = keys.estimate_key("acme", "small")
 samples = st.builds(Sample, st.integers(0, 300_000), st.integers(0, 80_000), st.integers(0, 5_000))
@@ -49,6 +49,25 @@ def test_a_settlement_teaches_once(driver: Driver) -> None:
     again = Settlement("a", takes, [0, 0], "acme", sample=Sample(9, 9, 9), learn=KEY)
     assert not driver.run(driver.store.settle(again))
     assert asked(driver) == Learned(400, 100, 50, 1)
+
+
+@pytest.mark.parametrize("scope", [Scope.IP, Scope.GLOBAL, None])
+def test_who_has_no_limits_of_their_own_teaches_too(driver: Driver, scope: Scope | None) -> None:
+    """None: no limits at all."""
+    takes: list[Take] = []
+    if scope is not None:
+        subject = keys.ip_subject("192.0.2.7") if scope is Scope.IP else keys.global_subject()
+        limit = Rate(scope, Unit.REQUESTS, 10, MINUTE, 10, f"{scope}.requests.minute")
+        takes.append(RateTake(subject, f"{subject}:requests.minute", limit, 1, 1))
+    used: list[int | None] = [None] * len(takes)
+    for id, ask in (("a", KEY), ("b", "")):
+        assert driver.run(driver.store.admit(Admission(id, takes, MINUTE, "acme", 3, ask=ask))).admitted
+        sample = Settlement(id, takes, used, "acme", sample=Sample(400, 100, 50), learn=KEY)
+        for taught in (True, False):
+            assert driver.run(driver.store.settle(sample)) == taught
+    told = driver.run(driver.store.admit(Admission("c", takes, MINUTE, "acme", 3, ask=KEY))).told
+    assert told is not None
+    assert told.answers == 2
 
 
 def test_every_store_learns_as_the_domain_does(driver: Driver) -> None:

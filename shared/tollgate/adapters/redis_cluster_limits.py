@@ -123,8 +123,9 @@ class RedisClusterLimitStore(ScriptedStore):
         raise StoreUnavailable("the Redis Cluster changes its epoch too often")
 
     async def settle(self, settlement: Settlement) -> bool:
-        takes, copies = Takes.of(settlement.takes), bool(self._repeated.pop(settlement.id))
-        return await self._settle(settlement, takes, _groups(takes.footprint), copies=copies)
+        takes, copies = Takes.of(settlement.takes), self._copies_of(settlement)
+        also = (hash_tag(settlement.learn),) if settlement.sample is not None else ()  # be it without takes
+        return await self._settle(settlement, takes, _groups(takes.footprint, also), copies=copies)
 
     async def replay(self, settlements: Sequence[Settlement]) -> int:
         settled = 0

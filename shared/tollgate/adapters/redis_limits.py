@@ -75,6 +75,10 @@ class ScriptedStore:
         if call.repeated:
             self._repeated.put(id, True)
 
+    def _copies_of(self, settlement: Settlement) -> bool:
+        """Whether a copy of the admission may come after this, which must not find its id unknown."""
+        return not settlement.gives_back and self._repeated.pop(settlement.id) is not None
+
 
 class RedisLimitStore(ScriptedStore):
     """Shared buckets on a single Redis or Valkey node (6.2 to 9)."""
@@ -104,7 +108,7 @@ class RedisLimitStore(ScriptedStore):
         return await self.admit(admission)
 
     async def settle(self, settlement: Settlement) -> bool:
-        copies = bool(self._repeated.pop(settlement.id))
+        copies = self._copies_of(settlement)
         prepared, numbers = settle_call(self._scripts.settle, settlement, self._now(), copies=copies)
         return bool(await self._run(prepared.call(_names(settlement.tenant)[0] + settlement.id, numbers)))
 

@@ -319,7 +319,8 @@ class Admitter:
         """Give back what was taken by another moment's limits. (Also from a store that says that it has another day:
         it may have taken before, while that day lasted, in an answer that was lost with its connection.)"""
         nothing: list[int | None] = [0] * len(admission.takes)
-        await self.settle(Settlement(admission.id, admission.takes, nothing, admission.tenant, decision.store))
+        taken = Settlement(admission.id, admission.takes, nothing, admission.tenant, decision.store, gives_back=True)
+        await self.settle(taken)
 
 
 def _cut(guess: int, request: Request) -> int:
