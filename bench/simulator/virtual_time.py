@@ -31,6 +31,10 @@ class VirtualTimeLoop(base_events.BaseEventLoop):
     def time(self) -> float:
         return self._now_s
 
+    def freeze(self, seconds: float) -> None:
+        """Nothing runs for so long: every timer that was due meanwhile is late."""
+        self._now_s += seconds
+
     def select(self, timeout: float | None) -> list[Any]:
         """Wait for `timeout` seconds, by being there at once. None: nothing will ever happen again."""
         if timeout is None:

@@ -6,8 +6,9 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
@@ -28,7 +29,7 @@ class Server:
         self.address = RedisAddress("127.0.0.1", self._listener.getsockname()[1], tls=False)
         self.reply = b"+PONG\r\n"
         self.answered = threading.Event()
-        self._thread = threading.Thread(target=self._serve)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
@@ -39,7 +40,7 @@ class Server:
                 self.answered.set()
 
     def stop(self) -> None:
-        self._thread.join()
+        self._thread.join(10)  # a test that failed may have left its connection open
         self._listener.close()
 
 
@@ -70,6 +71,28 @@ def test_a_process_that_was_held_up_finds_the_reply_that_is_there(server: Server
             connection.close()
 
     assert run(main()) in (b"PONG", "PONG")
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_process_that_was_held_up_while_it_connected_is_connected(
+    server: Server, monkeypatch: pytest.MonkeyPatch, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    monkeypatch.setattr(redis_connection, "CONNECT_TIMEOUT", 0.1)
+
+    async def main() -> bytes | str:
+        opening = asyncio.ensure_future(RedisConnection.open(replace(server.address, password="secret")))
+        for _ in range(3):
+            await asyncio.sleep(0)  # it is on its way
+        time.sleep(0.3)  # noqa: ASYNC251 - what a starved or frozen process looks like
+        connection = await opening
+        try:
+            found: bytes | str = await connection.call("PING")
+            return found
+        finally:
+            connection.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        assert runner.run(main()) in (b"PONG", "PONG")
 
 
 def test_a_process_that_is_slow_itself_does_not_count_that_against_redis(

@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import hiredis
 
 from tollgate.adapters import telemetry
+from tollgate.adapters.patience import LOOK_AGAIN, within
 from tollgate.domain.dataclass import dataclass
 from tollgate.ports import CannotDecide, Overloaded, StoreUnavailable
 
@@ -34,8 +35,6 @@ MAX_QUEUE = 10.0
 """The same where they come without a pause: as fast as Redis can, or as we can read. A crowd is no failure."""
 PAUSE = 0.025
 """Seconds without a reply that end a queue which is older than `QUEUE`."""
-READ_FIRST = 0.001
-"""Seconds from a command's deadline until the connection is given up: for one more look at the socket."""
 MAX_PENDING = 20_000
 """Commands in flight. More are turned away at once: a process that is ahead of Redis must not grow."""
 RENEW_LOGIN = 10 * 3600.0
@@ -157,21 +156,27 @@ class RedisConnection(asyncio.Protocol):
             credentials = await login()
         elif address.password is not None:
             credentials = (address.username, address.password) if address.username else (address.password,)
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                _, connection = await loop.create_connection(
-                    lambda: cls(reply_timeout), address.host, address.port, ssl=context, server_hostname=server_name
-                )
+
+        async def connect() -> RedisConnection:
+            _, connection = await loop.create_connection(
+                lambda: cls(reply_timeout), address.host, address.port, ssl=context, server_hostname=server_name
+            )
+            try:
                 if credentials:
                     await connection.call("AUTH", *credentials)
                 if address.db:
                     await connection.call("SELECT", address.db)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
+        try:
+            return await within(CONNECT_TIMEOUT, connect())
         except (OSError, TimeoutError) as error:
             raise StoreUnavailable(f"cannot connect to Redis: {type(error).__name__}") from error
         except RedisReplyError as error:
-            connection.close()
             raise StoreUnavailable(f"Redis refused the connection: {error.code}") from error
-        return connection
 
     @property
     def usable(self) -> bool:
@@ -252,7 +257,7 @@ class RedisConnection(asyncio.Protocol):
             self._break(StoreUnavailable("Redis did not answer in time"))
             return
         else:
-            self._looked_at, left = now, READ_FIRST
+            self._looked_at, left = now, LOOK_AGAIN
         self._timer = self._loop.call_later(left, self._check_deadline)
 
     def _break(self, reason: StoreUnavailable) -> None:
