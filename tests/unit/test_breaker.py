@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tollgate.adapters.breaker import CALM, DOUBT_WINDOW, DOUBTS_TO_OPEN, MAX_CALM, OPEN_AFTER, RELAPSE, Breaker
+from tollgate.adapters.breaker import CALM, DOUBT_WINDOW, DOUBTS_TO_OPEN, MAX_CALM, OPEN_AFTER, RELAPSE, STALE, Breaker
 
 
 class Clock:
@@ -112,3 +112,42 @@ def test_a_store_that_flaps_must_stay_calm_for_longer_up_to_a_bound() -> None:
     clock.now += RELAPSE
     opened(breaker, clock)
     assert calm_until_closing(breaker, clock) == CALM
+
+
+def test_it_is_stale_when_nobody_has_probed_for_long_unless_it_is_closed() -> None:
+    clock = Clock()
+    breaker = Breaker(clock)
+    clock.now += 3600
+    assert not breaker.is_stale
+    opened(breaker, clock)
+    clock.now += STALE
+    assert not breaker.is_stale
+    clock.now += 0.01
+    assert breaker.is_stale
+    breaker.probed(False)
+    assert not breaker.is_stale
+
+
+def test_one_answer_closes_a_stale_one_which_is_stale_until_then() -> None:
+    clock = Clock()
+    breaker = Breaker(clock)
+    opened(breaker, clock)
+    clock.now += 3600
+    assert breaker.probed(True)
+    assert breaker.is_stale, "what must come first has not come yet"
+    assert breaker.outage_seconds() > 3600
+    breaker.close()
+    assert not breaker.is_stale
+
+
+def test_a_failure_of_a_stale_one_begins_another_outage() -> None:
+    clock = Clock()
+    breaker = Breaker(clock)
+    opened(breaker, clock)
+    assert not breaker.probed(True)
+    clock.now += 3600
+    assert not breaker.probed(False)
+    assert breaker.outage_seconds() == 0
+    clock.now += 0.25
+    assert not breaker.probed(True), "the calm begins anew, too"
+    assert CALM <= calm_until_closing(breaker, clock) < CALM + 0.3

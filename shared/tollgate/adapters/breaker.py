@@ -22,6 +22,9 @@ CALM = 1.0
 MAX_CALM = 3.0
 """Each opening within RELAPSE seconds of a closing doubles the calm that is asked for, up to this."""
 RELAPSE = 60.0
+STALE = 1.0
+"""Seconds without a probe after which nothing is known any more. There is one every 0.75 s at least, so the process was
+held up, or frozen (as on Lambda between two requests)."""
 
 
 class Breaker:
@@ -35,9 +38,15 @@ class Breaker:
         """So far; a call remembers it, so that a failure of a call from before the last doubt is no new one."""
         self._doubted_at: deque[float] = deque(maxlen=DOUBTS_TO_OPEN)
         self._failing_since = 0.0
+        self._asked_at = 0.0
         self._calm_since: float | None = None
         self._calm = CALM
         self._closed_at = float("-inf")
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether it is long ago that somebody found out how the store is; never while it is closed."""
+        return not self.is_closed and self._clock() - self._asked_at > STALE
 
     def failed(self, doubts: int) -> bool:
         """A call failed that was made after so many doubts; True if that is a new doubt."""
@@ -46,25 +55,32 @@ class Breaker:
         now = self._clock()
         self.is_closed = False
         self.doubts += 1
-        self._failing_since = now
+        self._failing_since = self._asked_at = now
         self._doubted_at.append(now)
         if len(self._doubted_at) == DOUBTS_TO_OPEN and now - self._doubted_at[0] < DOUBT_WINDOW:
             self._open(now)
         return True
 
     def probed(self, answered: bool) -> bool:
-        """Count a probe; True if it may close now. Closing is `close`, after whatever must come first."""
-        now = self._clock()
-        if not answered:
-            self._calm_since = None
-            if not self.is_closed and not self.is_open and now - self._failing_since >= OPEN_AFTER:
-                self._open(now)
-            return False
-        if not self.is_open:
+        """Count a probe; True if it may close now. Closing is `close`, after whatever must come first.
+
+        Of a stale breaker the next probe decides: an answer closes it, and a failure begins another outage."""
+        now, stale = self._clock(), self.is_stale
+        if answered and stale:
             return True
-        if self._calm_since is None:
-            self._calm_since = now
-        return now - self._calm_since >= self._calm
+        self._asked_at = now
+        if answered:
+            if not self.is_open:
+                return True
+            if self._calm_since is None:
+                self._calm_since = now
+            return now - self._calm_since >= self._calm
+        self._calm_since = None
+        if stale:
+            self._failing_since = now
+        if not self.is_closed and not self.is_open and now - self._failing_since >= OPEN_AFTER:
+            self._open(now)
+        return False
 
     def outage_seconds(self) -> float:
         """Since the first failure; 0 while it is closed."""
