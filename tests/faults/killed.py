@@ -63,6 +63,8 @@ async def redis_is_killed(redis: Redis, url: str, most_rps: float) -> None:
             await until(lambda: all(c.failover.deciding == "redis" for c in four))
             back = loop.time()
             await asyncio.sleep(1)
+            for container in four:
+                assert (await container.ask(roomy))[1].store == "redis"
         overlap = (opened - died - first) + (back - some_back)
         bound = outage_bound(scarce.limit, t=loop.time() - began, overlap=overlap, outages=1, share=0.5)
         say(
