@@ -25,7 +25,7 @@ from tests.faults.rig import (
 from tollgate.adapters.failover import FailoverLimitStore, FailureMode
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.redis_limits import RedisLimitStore
-from tollgate.domain.limits import Admission, Decision
+from tollgate.domain.limits import Admission, Decision, Settlement
 from tollgate.ports import StoreUnavailable
 
 
@@ -168,8 +168,6 @@ def test_settlements_of_an_outage_are_made_when_it_is_over(mode: FailureMode) ->
     """2,000 holds, and as many settlements that Redis does not hear: afterwards the budget says what was used."""
 
     async def scenario(redis: Redis) -> None:
-        from tollgate.domain.limits import Settlement
-
         async with containers(redis.url, MemoryLimitStore, mode=mode) as (container,):
             take = budget(100, 1_000_000)
             held = await asyncio.gather(*(container.ask(take) for _ in range(2_000)))
@@ -187,6 +185,38 @@ def test_settlements_of_an_outage_are_made_when_it_is_over(mode: FailureMode) ->
             container.books.spent_of[take.key] = 60_000
             _, decision = await container.ask(budget(0, 1_000_000))
             assert decision.values[0] == 60_000
+
+    with redis_to_hurt() as redis:
+        run(lambda: scenario(redis))
+
+
+def test_what_the_ledger_has_told_meanwhile_is_not_spent_again() -> None:
+    """One container is asleep when Redis returns; another begins the epoch, and loads the budget from a ledger that
+    knows all calls. Then the first one wakes, and tells what it could not tell before."""
+
+    async def scenario(redis: Redis) -> None:
+        async with containers(redis.url, MemoryLimitStore, count=2) as (asleep, awake):
+            take, look = budget(100, 1_000_000), budget(0, 1_000_000)
+            held = [await asleep.ask(take) for _ in range(10)]
+            await awake.ask(look)
+            redis.stall()
+            for admission, decision in held:
+                settlement = Settlement(admission.id, admission.takes, [60], "acme", decision.store)
+                assert not await asleep.store.settle(settlement)
+            await awake.ask(look)
+            await until(lambda: all(each.failover._breaker.is_open for each in (asleep, awake)))
+            watcher = asleep.failover._watcher
+            assert watcher is not None
+            watcher.cancel()
+            awake.books.spent_of[take.key] = 600
+            redis.wake()
+            await until(lambda: awake.failover.deciding == "redis")
+            _, decision = await awake.ask(look)
+            assert decision.values[0] == 600 + 10 * 100, "what is held may be used beyond what the ledger knows"
+            asleep.failover._watch_it()
+            await until(lambda: asleep.failover.deciding == "redis")
+            _, decision = await awake.ask(look)
+            assert decision.values[0] == 600
 
     with redis_to_hurt() as redis:
         run(lambda: scenario(redis))
