@@ -129,6 +129,10 @@ class MemoryLimitStore:
             if key in self._budgets:
                 self._budgets[key].spent = max(self._budgets[key].spent, amount)
 
+    async def known_spent(self, budgets: Sequence[str]) -> dict[str, int]:
+        """As the other stores tell it to who reconciles them, so that they can be compared with this one."""
+        return {key: self._budgets[key].spent for key in budgets if key in self._budgets}
+
     async def publish(self, *, policy: int = 0, tenants: Mapping[str, int] | None = None) -> None:
         self._policy_version = max(self._policy_version, policy)
         for tenant, version in (tenants or {}).items():
