@@ -28,6 +28,8 @@ from tests.faults.rig import (
     scarcely,
 )
 from tests.redis_cluster import redis_cluster
+from tollgate.adapters.dynamodb_limit_items import counter, subject_key
+from tollgate.adapters.dynamodb_limit_markers import marker_key
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.redis_cluster_limits import RedisClusterLimitStore
 from tollgate.adapters.redis_connection import RedisAddress, RedisConnection
@@ -35,6 +37,7 @@ from tollgate.adapters.redis_limits import (
     EPOCH,
     POLICY_VERSION,
     SERVERS,
+    _names,
     admit_call,
     packed,
     plan_numbers,
@@ -43,7 +46,10 @@ from tollgate.adapters.redis_limits import (
 from tollgate.adapters.redis_scripts import Scripts
 from tollgate.domain import keys
 from tollgate.domain.bucket_cache import CAPACITY, BucketCache
+from tollgate.domain.identity import Identity
 from tollgate.domain.limits import (
+    DAY_US,
+    PERIOD_US,
     Admission,
     BudgetTake,
     Concurrency,
@@ -55,14 +61,34 @@ from tollgate.domain.limits import (
     SlotTake,
     Status,
     Unit,
+    Window,
 )
-from tollgate.domain.takes import Takes
+from tollgate.domain.policy import (
+    BudgetSpec,
+    GlobalSpec,
+    LimitSpec,
+    ModelSpec,
+    PlanSpec,
+    Policy,
+    RouteSpec,
+    TenantRecord,
+)
+from tollgate.domain.takes import Cost, Takes
+from tollgate.domain.terms import Claim, compile_terms
 from tollgate.ports import LimitStore
 
 ADDRESSES = 1_000_000
+MODELS = ("a", "b", "a.b", "b.a", "a-b", "a/b", "day", "tokens.day.a", "day.a", "life", "m", "e", "version", "slots")
+"""Named like what stands beside them in a key."""
+PERSONAL = (Scope.USER, Scope.KEY, Scope.TEAM, Scope.TENANT)
+COUNTED = ("requests", "tokens")
+LISTS: tuple[tuple[str, ...] | None, ...] = (
+    None, ("a",), ("b",), ("a", "b"), ("b", "a", "a"), ("a.b",), ("b.a",), ("day",), ("day", "a"), ("day.a",),
+    ("tokens.day.a",), ("life",), ("a", "b", "day"),
+)  # fmt: skip
 
 
-def test_no_two_hostile_ids_share_a_key() -> None:
+def hostile_pairs() -> list[tuple[str, str]]:
     """2,000 pairs of ids that differ in little, or would be the same if parts were joined by a separator."""
     odd = ["", *":/{}* %\0\n", "}{", "::", "{}", "é", "e\u0301", "\u202e", "\ud800", "ß", "SS"]
     words = [a + b + c for a, b, c in itertools.product(odd, ("", "a", "u"), odd)]
@@ -70,8 +96,12 @@ def test_no_two_hostile_ids_share_a_key() -> None:
     pairs = [(ids[i], ids[(i * 7 + 1) % len(ids)]) for i in range(len(ids))]
     pairs += [(a[:-1], a[-1:] + b) for a, b in pairs]  # the same characters, split elsewhere
     assert len(pairs) >= 2_000
+    return pairs
+
+
+def test_no_two_hostile_ids_share_a_key() -> None:
     made: dict[str, tuple[str, ...]] = {}
-    for tenant, name in pairs:
+    for tenant, name in hostile_pairs():
         mine: list[tuple[str, tuple[str, ...]]] = [(keys.tenant_subject(tenant), ("tenant", tenant))]
         mine += [(keys.member_subject(tenant, kind, name), (kind, tenant, name)) for kind in ("u", "k", "t")]
         mine += [(keys.global_subject(name), ("global", name)), (keys.ip_subject("192.0.2.1"), ("ip",))]
@@ -80,6 +110,54 @@ def test_no_two_hostile_ids_share_a_key() -> None:
             assert key.count("{") == key.count("}") == 1
             assert not set(key) & set(":/*\0 \n")
     assert keys.global_subject("") == "{g}"
+
+
+def test_no_two_whole_keys_are_alike() -> None:
+    """Of all that is kept for hostile callers: every kind of limit in every scope, budgets of similar lists of models and
+    in two windows, markers of requests, estimates, versions; in Redis, and as items and attributes in DynamoDB."""
+    rates = [LimitSpec(scope=s, **{unit: 5}, per=p) for s in PERSONAL for unit in COUNTED for p in PERIOD_US]
+    slots = [LimitSpec(scope=s, concurrent=5) for s in PERSONAL]
+    budgets = [
+        BudgetSpec(scope=s, tokens=5, per=window, models=models)
+        for s in PERSONAL
+        for window in Window
+        for models in LISTS
+    ]
+    budgets += [BudgetSpec(scope=s, requests=5, per=Window.DAY) for s in PERSONAL]
+    route = (RouteSpec(upstream="here", model="m"),)
+    models = {name: ModelSpec(route=route, limits=(LimitSpec(requests=5, per="day"),)) for name in MODELS}
+    plan = PlanSpec(models=MODELS, limits=(*rates, *slots), budgets=tuple(budgets))
+    everyone = GlobalSpec(limits=(LimitSpec(requests=5, per="day"),))
+    policy = Policy(version=1, models=models, plans={"all": plan}, everyone=everyone)
+    made: dict[tuple[str, ...], tuple[object, ...]] = {}
+
+    def note(key: tuple[str, ...], *meaning: object) -> None:
+        assert made.setdefault(key, meaning) == meaning, f"{key} stands for {made[key]} and {meaning}"
+
+    for name in (POLICY_VERSION, EPOCH, SERVERS):
+        note((name,), name)
+    for number, (tenant, name) in enumerate(hostile_pairs()):
+        note((keys.tenant_subject(tenant) + "version",), "version", tenant)
+        note((_names(tenant)[0] + name,), "marker", tenant, name)
+        note((marker_key(name),), "item of a marker", name)
+        for model in (name, *MODELS):
+            note((keys.estimate_key(tenant, model),), "estimates", tenant, model)
+        if number % 20:  # the rest is made of the same subjects
+            continue
+        who = Identity(tenant, name, team=name, key=name)
+        for model in ("a", "day"):
+            terms = compile_terms(policy, TenantRecord(tenant="t", plan="all"), who, model, 0)
+            for at in (0, 40 * DAY_US):
+                for take in Claim(terms.bounds).takes(Cost(1, 1, 1, 1), at):
+                    scope, limit = take.limit.scope, take.limit
+                    whose = () if scope is Scope.GLOBAL else (tenant,) if scope is Scope.TENANT else (tenant, name)
+                    shared = model if take.subject != keys.global_subject() and scope is Scope.GLOBAL else ""
+                    label = take.label if isinstance(take, BudgetTake) else ""
+                    meaning = (take.kind, limit.id, *whose, shared, label)
+                    note((take.key,), *meaning)
+                    note((subject_key(take.subject), counter(take)), *meaning)
+                    assert take.key.count("{") == take.key.count("}") == 1
+                    assert not set(take.key) & set("/*\0 \n")
 
 
 def test_a_million_addresses(redis: Redis) -> None:
