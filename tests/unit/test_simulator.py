@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,9 @@ from tollgate.domain.limits import Admission, Decision, Rate, RateTake, Scope, S
 SMALL = {"tenants": 2_000, "containers": 300, "minutes": 0.25, "rps": 20.0}
 GREEDY = replace(SCENARIOS["steady"], **SMALL, flood=Flood(60, 5, 0.1, 0.8, users=5, plan="enterprise"))
 """With a tenant that asks for three times its limit, so that a bucket that can overflow does."""
+
+SHORT = {"tenants": 2_000, "containers": 2_000, "minutes": 0.03, "rps": 200.0}
+"""Of a scenario with a flood of its own."""
 
 
 class NeverRefuses(RedisMemory):
@@ -82,6 +86,18 @@ def test_on_dynamodb_neither(name: str) -> None:
     assert figures["over_admission"]["rates"]["beyond"] == 0
     assert share(figures, "missing") < 0.01
     assert figures["writes_per_subject"] >= 1
+
+
+@pytest.mark.parametrize("changes", [SHORT, pytest.param({}, marks=pytest.mark.long)], ids=["short", "whole"])
+def test_one_hot_tenant_starves_nobody(changes: dict[str, Any]) -> None:
+    """It sends 2,000 requests a second to items of 1,000 writes a second: others are served, 99.9 % of them."""
+    figures = simulate(replace(SCENARIOS["throttle"], **changes), seed=1)
+    others = figures["groups"]["others"]
+    assert others["ideal_admits"] > 250
+    assert others["admitted"] >= 0.999 * others["ideal_admits"]
+    turned_away = dict(figures["throttled_items"])
+    assert turned_away.pop("limits of tenant") > 500
+    assert not turned_away, "none of what is shared"
 
 
 def test_an_outage_fails_no_request_and_is_judged() -> None:
