@@ -20,7 +20,7 @@ WRITES_PER_S = 400
 TOKENS_PER_REQUEST = 250
 """What a small request costs: where no requests are limited, this says how many there may be."""
 SLOT_S = 1
-"""How long a short call keeps its slot: the same where only slots are limited."""
+"""How long a short call keeps its slot: where only slots are limited, this says how many there may be in a second."""
 LEAST = {Unit.REQUESTS: 8, Unit.TOKENS: 1 << 18, Unit.SLOTS: 8}
 """What a shard keeps of a burst, or of slots: one request, with the largest context of today, must fit into it."""
 

@@ -68,7 +68,7 @@ class BucketCache:
                 self._seen.popitem(last=False)
 
     def _knows(self, admission: Admission) -> bool:
-        return not self._seen.keys().isdisjoint(Takes.of(admission.takes).footprint.keys)
+        return bool(self._seen) and not self._seen.keys().isdisjoint(Takes.of(admission.takes).footprint.keys)
 
     def refuses(self, admission: Admission, local_us: int) -> tuple[Admission, Decision] | None:
         """A refusal that the store would certainly give too, or None: ask it. The admission returned holds only the
