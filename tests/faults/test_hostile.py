@@ -113,8 +113,8 @@ def test_no_two_hostile_ids_share_a_key() -> None:
 
 
 def test_no_two_whole_keys_are_alike() -> None:
-    """Of all that is kept for hostile callers: every kind of limit in every scope, budgets of similar lists of models and
-    in two windows, markers of requests, estimates, versions; in Redis, and as items and attributes in DynamoDB."""
+    """Of all that is kept for hostile callers: every kind of limit in every scope, budgets of similar lists of models
+    and in two windows, markers of requests, estimates, versions; in Redis, and as items and attributes in DynamoDB."""
     rates = [LimitSpec(scope=s, **{unit: 5}, per=p) for s in PERSONAL for unit in COUNTED for p in PERIOD_US]
     slots = [LimitSpec(scope=s, concurrent=5) for s in PERSONAL]
     budgets = [

@@ -409,5 +409,5 @@ class Settlement:
 
     def __post_init__(self) -> None:
         for amount in self.used:
-            if amount is not None and not 0 <= amount <= FOREVER_US:
+            if amount and not 0 < amount <= FOREVER_US:
                 raise ValueError(f"what a request used is 0 to 2^53 - 1, not {amount}")

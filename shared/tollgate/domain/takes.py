@@ -107,7 +107,7 @@ class Takes(Sequence[Take]):
     ) -> None:
         """Of a `cost`, or of `items` that are there already. Raises ValueError for costs that would give something
         away: below 0, or below their floors."""
-        if min(floors, default=0) < 0 or (floors is not costs and not all(map(le, floors, costs))):
+        if (floors and min(floors) < 0) or (floors is not costs and not all(map(le, floors, costs))):
             raise ValueError(f"a take costs 0 or more, and as much as it needs: not {costs} where {floors} are needed")
         self.footprint, self.costs, self.floors, self.seeds = footprint, costs, floors, seeds
         self._cost, self._items = cost, items
