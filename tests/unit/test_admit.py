@@ -142,6 +142,23 @@ def test_a_flood_of_a_blocked_caller_hardly_reaches_the_store(tmp_path: Path, fi
     assert max(calls.values()) <= 3
 
 
+def test_a_refusal_that_is_read_late_does_not_last_longer(tmp_path: Path) -> None:
+    async def ask() -> list[bool]:
+        world = World(tmp_path)
+
+        class Late(CountingStore):
+            async def admit(self, admission: Admission) -> Decision:
+                decision = await super().admit(admission)
+                if decision.status is Status.REFUSED:
+                    world.now += 5 * SECOND
+                return decision
+
+        world.admitter._store = Late(lambda: world.now)
+        return [isinstance(await world.ask(), Grant) for _ in range(12)]
+
+    assert asyncio.run(ask()) == [True] * 10 + [False, True]
+
+
 def test_what_a_container_refused_alone_ends_with_the_outage(tmp_path: Path) -> None:
     async def ask() -> list[bool]:
         world = World(tmp_path, POLICY.replace("free:", "free:\n    when_stores_fail: open", 1))
