@@ -15,6 +15,7 @@ import asyncio
 import json
 import random
 import socket
+import ssl
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -29,7 +30,9 @@ _QUEUE = 256
 class FaultProxy:
     """Stands before the server at `target`, on a port of its own. Settings hold for bytes that arrive from then on."""
 
-    def __init__(self, target: int, port: int = 0) -> None:
+    def __init__(self, target: int, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
+        """`tls`: clients speak TLS to it, and the server hears none of it."""
+        self._tls = tls
         self.target = target
         """The server's port; may be changed, for new connections: as a DNS name that moves to another server."""
         self.port = port
@@ -71,7 +74,7 @@ class FaultProxy:
     async def accept(self) -> None:
         """Listen, (again) on the same port."""
         if self._server is None:
-            self._server = await asyncio.start_server(self._accepted, "127.0.0.1", self.port)
+            self._server = await asyncio.start_server(self._accepted, "127.0.0.1", self.port, ssl=self._tls)
             self.port = self._server.sockets[0].getsockname()[1]
 
     def refuse(self) -> None:
