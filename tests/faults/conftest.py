@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.rig import Redis, redis_to_hurt
+from tests.redis_cluster import Cluster, redis_cluster
 from tollgate.adapters.redis_limits import EPOCH
 
 
@@ -23,6 +24,12 @@ def server() -> Iterator[Redis]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def running_cluster() -> Iterator[Cluster]:
+    with redis_cluster() as running:
+        yield running
+
+
 @pytest.fixture
 def redis(server: Redis) -> Redis:
     """A server without data, whose epoch is long past."""
@@ -30,3 +37,16 @@ def redis(server: Redis) -> Redis:
         client.flushall()
         client.set(EPOCH, 1)  # long ago, so that rates are believed
     return server
+
+
+@pytest.fixture
+def cluster(running_cluster: Cluster) -> Cluster:
+    """As `redis`, of three masters."""
+    running_cluster.begin()
+    return running_cluster
+
+
+@pytest.fixture(params=["redis", "cluster"])
+def either(request: pytest.FixtureRequest) -> Redis | Cluster:
+    found: Redis | Cluster = request.getfixturevalue(request.param)
+    return found

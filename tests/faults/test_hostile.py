@@ -27,7 +27,7 @@ from tests.faults.rig import (
     say,
     scarcely,
 )
-from tests.redis_cluster import redis_cluster
+from tests.redis_cluster import Cluster, redis_cluster
 from tollgate.adapters.dynamodb_limit_items import counter, subject_key
 from tollgate.adapters.dynamodb_limit_markers import marker_key
 from tollgate.adapters.memory_limits import MemoryLimitStore
@@ -206,7 +206,7 @@ def test_a_million_addresses(redis: Redis) -> None:
 
 @pytest.mark.parametrize("offset_s", [-300, 300])
 def test_a_container_whose_clock_is_off_decides_as_the_others(
-    redis: Redis, tmp_path_factory: pytest.TempPathFactory, offset_s: int
+    either: Redis | Cluster, tmp_path_factory: pytest.TempPathFactory, offset_s: int
 ) -> None:
     """Two containers, one of them 5 minutes off: each bucket is one bucket for both, to the request."""
     from tests.unit.test_admit import ALICE, POLICY, Spent
@@ -219,7 +219,7 @@ def test_a_container_whose_clock_is_off_decides_as_the_others(
     path.write_text(POLICY.replace("requests: 60, per: minute, burst: 10", "requests: 1, per: minute, burst: 40"))
 
     async def scenario() -> None:
-        async with direct(redis.url) as right, direct(redis.url) as wrong:
+        async with direct(either.url) as right, direct(either.url) as wrong:
             admitters = []
             for container, offset in ((right, 0), (wrong, offset_s)):
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 
 import pytest
@@ -24,9 +24,14 @@ from tests.faults.rig import (
     scarcely,
     until,
 )
+from tests.redis_cluster import Cluster
 from tollgate.adapters.memory_limits import MemoryLimitStore
+from tollgate.adapters.redis_cluster import hash_tag, slot_of
+from tollgate.adapters.redis_cluster_limits import RedisClusterLimitStore
+from tollgate.adapters.redis_connection import RedisNode
 from tollgate.adapters.redis_limits import RedisLimitStore
-from tollgate.domain.limits import Admission, Settlement
+from tollgate.domain import keys
+from tollgate.domain.limits import Admission, Rate, RateTake, Scope, Settlement, Unit
 from tollgate.ports import StoreUnavailable
 
 LOST = 1_000
@@ -79,6 +84,68 @@ def test_who_asks_again_with_the_same_id_is_charged_once(redis: Redis) -> None:
         assert decision.values[1] == LOST * 30
 
     run(scenario)
+
+
+def test_on_a_cluster_too_who_asks_again_with_the_same_id_is_charged_once(cluster: Cluster) -> None:
+    """The same in two slots of two nodes, of which the one and the other loses replies: what the other took is given
+    back, and taken again."""
+
+    async def scenario() -> None:
+        user, everyone = slot_of(hash_tag(scarcely().key)), slot_of(hash_tag(by_address().key))
+        losing = [cluster.owner(user), cluster.owner(everyone)]
+        assert losing[0] != losing[1]
+
+        async def client(share: int) -> None:
+            async with AsyncExitStack() as stack:
+                ways = [await stack.enter_async_context(FaultProxy(port)) for port in cluster.ports]
+                store = RedisClusterLimitStore(f"redis://127.0.0.1:{ways[0].port}?cluster=yes", reply_timeout=0.04)
+                stack.push_async_callback(store.aclose)
+                lead_through(store, ways)
+                await answered(store.ping)
+
+                async def insist(act: Callable[[], Awaitable[object]], number: int) -> None:
+                    """Make a call of which one node's first reply is lost, until there is an answer."""
+                    way = ways[losing[number % 2]]
+                    lost = way.dropped
+                    way.drop_replies(1, close=number % 4 < 2)
+                    await answered(act)
+                    assert way.dropped == lost + 1
+
+                for i in range(share):
+                    tokens = budget(100, 10_000_000)
+                    tokens.seed = 0
+                    call = Admission(uuid.uuid4().hex, [scarcely(), by_address(), tokens], MINUTE, "acme")
+                    used = Settlement(call.id, call.takes, [None, None, 30], "acme")
+                    await insist(partial(store.admit, call), i)
+                    await insist(partial(store.settle, used), i // 2)
+
+        await asyncio.gather(*(client(LOST // 20) for _ in range(20)))
+        async with direct(cluster.url) as reader:
+            rates = [scarcely(), by_address()]
+            _, decision = await reader.ask(*rates, budget(0, 10_000_000))
+        found = [charged(rate, tat, decision.now_us) for rate, tat in zip(rates, decision.values, strict=False)]
+        say(f"{2 * LOST} replies of a cluster lost: {found[0] - 1} and {found[1] - 1} requests charged")
+        assert found == [LOST + 1, LOST + 1]
+        assert decision.values[2] == LOST * 30
+
+    run(scenario)
+
+
+def by_address() -> RateTake:
+    """As `scarcely`, in another slot."""
+    subject = keys.ip_subject("192.0.2.3")
+    limit = Rate(Scope.IP, Unit.REQUESTS, 1, MINUTE, 100_000, "ip.requests.minute")
+    return RateTake(subject, f"{subject}:{limit.id}", limit, 1, 1)
+
+
+def lead_through(store: RedisClusterLimitStore, ways: list[FaultProxy]) -> None:
+    """Have the store reach each node through its proxy, as if that were the place that the slot map tells."""
+    ports, node = {way.target: way.port for way in ways}, store._cluster._node
+
+    def through(host: str, port: int, hostname: str | None = None) -> RedisNode:
+        return node(host, ports.get(port, port), hostname)
+
+    store._cluster._node = through  # type: ignore[method-assign]  # where nodes are
 
 
 def test_what_the_fallback_decided_instead_is_charged_once_in_all(redis: Redis) -> None:
@@ -169,20 +236,21 @@ def test_an_admission_is_not_asked_for_again_where_it_is_being_cancelled(redis: 
     run(scenario)
 
 
-def test_scripts_are_forgotten_all_the_time(redis: Redis) -> None:
-    """SCRIPT FLUSH every 50 ms for 10 s: no error, and every request charged once."""
+def test_scripts_are_forgotten_all_the_time(either: Redis | Cluster) -> None:
+    """SCRIPT FLUSH every 50 ms for 30 s, on every node: no error, and every request charged once."""
 
     async def scenario() -> None:
-        async with containers(redis.url, None, count=4, reply_timeout=5) as four:
+        async with containers(either.url, None, count=4, reply_timeout=5) as four:
             over, admitted = asyncio.Event(), 0
 
             async def flush() -> int:
                 flushes = 0
-                with redis.client() as client:
-                    while not over.is_set():
-                        await asyncio.to_thread(client.script_flush)
-                        flushes += 1
-                        await asyncio.sleep(0.05)
+                nodes = either.nodes if isinstance(either, Cluster) else [either.client()]
+                while not over.is_set():
+                    for node in nodes:
+                        await asyncio.to_thread(node.script_flush)
+                    flushes += 1
+                    await asyncio.sleep(0.05)
                 return flushes
 
             async def call(container: Container) -> None:
@@ -195,7 +263,7 @@ def test_scripts_are_forgotten_all_the_time(redis: Redis) -> None:
 
             flushing = asyncio.create_task(flush())
             calls = [asyncio.create_task(call(container)) for container in four for _ in range(3)]
-            await asyncio.sleep(10)
+            await asyncio.sleep(30)
             over.set()
             await asyncio.gather(*calls)
             say(f"SCRIPT FLUSH: {await flushing} times during {admitted} requests")

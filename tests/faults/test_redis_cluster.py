@@ -43,18 +43,6 @@ DAY = 1440 * MINUTE
 """The period of the limits here: they do not refill while a test runs."""
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Cluster]:
-    with redis_cluster() as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def cluster(running: Cluster) -> Cluster:
-    running.begin()
-    return running
-
-
 @asynccontextmanager
 async def opened(
     cluster: Cluster, count: int = 1, reply_timeout: float = 2
