@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from bench.simulator.simulation import Simulation
 
 
+CUT_OFF = 3
+"""One in so many containers is cut off from Redis while the network is parted."""
+
+
 class Container:
     """Awake while it serves; Lambda freezes it in between, and then nothing of it runs."""
 
@@ -42,7 +46,7 @@ class Container:
         self.dynamodb = Watched(dynamodb, world.now_us, world.judge)
         self.store: LimitStore = self.dynamodb
         if behind:
-            redis = RedisLink(world.redis, chance, self._awake.wait)
+            redis = RedisLink(world.redis, chance, self._awake, reaches=self._reaches)
             self.store = FailoverLimitStore(
                 redis, self.dynamodb, local, lambda: "fallback", outage_begins=dynamodb.outage_begins
             )
@@ -57,6 +61,14 @@ class Container:
     @property
     def full(self) -> bool:
         return self._serving >= self._world.scenario.at_once
+
+    def end(self) -> None:
+        """The run is over: nobody has to wait for this one any more."""
+        self._awake.set()
+
+    def _reaches(self) -> bool:
+        """Whether the network lets it reach Redis."""
+        return not (self._world.parted and self.number % CUT_OFF == 0)
 
     def take(self) -> None:
         """A request more. Some containers wake with the clock that they fell asleep with, until the next one."""

@@ -32,8 +32,8 @@ def figures(world: Simulation) -> Figures:
         "one_budget_loaded": max(world.loading.values(), default=0),
         "series": tally.series,
     }
-    if scenario.outage is not None:
-        at, length_s = scenario.outage
+    if (away := scenario.outage or scenario.partition) is not None:
+        at, length_s = away
         found["outage"] = {
             "start_s": round(at * world.seconds, 3),
             "seconds": length_s,

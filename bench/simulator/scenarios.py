@@ -45,6 +45,8 @@ class Scenario:
     """The share of requests that meet a container which never served any."""
     outage: tuple[float, float] | None = None
     """When Redis dies, as a share of the run, and for how many seconds; it comes back empty."""
+    partition: tuple[float, float] | None = None
+    """When a third of the containers is cut off from Redis, as a share of the run, and for how many seconds."""
     flood: Flood | None = None
     greedy: int = 0
     """Users who always ask for twice their limit."""
@@ -78,6 +80,14 @@ _ALL = (
         minutes=4,
         rps=50,
         outage=(0.25, 60),
+        greedy=20,
+    ),
+    Scenario(
+        "partition",
+        "a third of the containers cannot reach Redis for 30 s; DynamoDB decides for those",
+        minutes=4,
+        rps=50,
+        partition=(0.25, 30),
         greedy=20,
     ),
     Scenario(

@@ -66,6 +66,8 @@ class Simulation:
         self._running: dict[asyncio.Task[None], None] = {}
         self._idle: list[Container] = []
         self.made: list[Container] = []
+        self.parted = False
+        """Whether some containers cannot reach Redis."""
         self.back_s: float | None = None
         """When Redis came back."""
         self.changed_s = 0.0
@@ -89,6 +91,8 @@ class Simulation:
             self._arrive(tenant, user, group)
         while self._running:
             await asyncio.wait(list(self._running))
+        for container in self.made:
+            container.end()
         for task in background:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -145,6 +149,12 @@ class Simulation:
             self.redis.restart()
             self.redis.health = "up"
             self.back_s = self._loop.time()
+        if scenario.partition is not None:
+            at, length_s = scenario.partition
+            await asyncio.sleep(at * self.seconds)
+            self.parted = True
+            await asyncio.sleep(length_s)
+            self.parted, self.back_s = False, self._loop.time()
         if scenario.boost is not None:
             start, end = scenario.boost
             await asyncio.sleep(start * self.seconds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeVar
 
 from bench.simulator.chance import Delay
@@ -104,13 +104,15 @@ class RedisLink:
         self,
         server: RedisServer,
         chance: random.Random,
-        awake: Callable[[], Awaitable[object]],
+        awake: asyncio.Event,
         round_trip: Delay = ROUND_TRIP,
+        reaches: Callable[[], bool] = lambda: True,
     ) -> None:
         self._server = server
         self._chance = chance
         self._awake = awake
         self._round_trip = round_trip
+        self._reaches = reaches
 
     async def admit(self, admission: Admission) -> Decision:
         return await self._call(lambda: at_once(self._server.store.admit(admission)))
@@ -139,16 +141,28 @@ class RedisLink:
     async def aclose(self) -> None:
         """Nothing is open."""
 
+    async def _thawed(self) -> None:
+        """Wait until the container is awake. Nothing of a frozen one runs: what is over meanwhile, by a timeout say, is
+        over when it wakes."""
+        over: asyncio.CancelledError | None = None
+        while not self._awake.is_set():
+            try:
+                await self._awake.wait()
+            except asyncio.CancelledError as error:
+                over = error
+        if over is not None:
+            raise over
+
     async def _call(self, act: Callable[[], T]) -> T:
         """Half a round trip there, the server's moment, and half a round trip back. What takes too long happens all the
         same, but nobody hears of it."""
-        await self._awake()
+        await self._thawed()
         COSTS.get().redis += 1
         server, seconds = self._server, self._round_trip.draw(self._chance)
         if server.health == "refusing":
             await asyncio.sleep(REFUSED_S)
             raise StoreUnavailable("connection refused")
-        if server.health == "stalled":
+        if server.health == "stalled" or not self._reaches():
             await asyncio.sleep(REPLY_TIMEOUT)
             raise StoreUnavailable("no answer in time")
         if seconds > REPLY_TIMEOUT:
@@ -157,7 +171,7 @@ class RedisLink:
             await asyncio.sleep(REPLY_TIMEOUT)
             raise StoreUnavailable("no answer in time")
         await asyncio.sleep(seconds / 2)
-        if server.health != "up":
+        if server.health != "up" or not self._reaches():
             raise StoreUnavailable("connection reset")
         result = act()
         await asyncio.sleep(seconds / 2)
