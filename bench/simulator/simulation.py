@@ -22,12 +22,13 @@ from bench.simulator.stores import MakeStore, RedisMemory, RedisServer
 from bench.simulator.table import Items
 from bench.simulator.tally import Tally
 from bench.simulator.virtual_time import WALL_CLOCK
-from tollgate.domain.estimates import Sample
-from tollgate.domain.limits import BudgetTake, Settlement
+from tollgate.domain.limits import BudgetTake, RateTake, Settlement, Take, Unit
 from tollgate.domain.usage import tokens_of
 from tollgate.ports import StoreUnavailable
 from tollgate.services.admit import Grant, Request
+from tollgate.services.bills import sample_of
 from tollgate.services.estimates import Estimate
+from tollgate.wire import routes
 from tollgate.wire.errors import ApiError
 
 HOLD_US = 15 * 60 * 1_000_000
@@ -277,7 +278,7 @@ class Simulation:
         tally.group(group).admitted[call.tenant] += 1
         tally.waits.append(now_s - at_s)
         tally.holds["guessed" if call.max_tokens is None else "given"].append(
-            grant.cost.tokens / call.usage.total_tokens
+            held_tokens(grant.admission.takes, decision.granted, grant.cost.tokens) / call.usage.total_tokens
         )
         tally.point(f"decided by {decision.store}", now_s)
         if decision.store == "dynamodb" and self.back_s is not None:
@@ -290,9 +291,8 @@ class Simulation:
         price = grant.entitlement.terms.price
         microusd = price.cost(call.usage) if price is not None else 0
         settlement = grant.settlement(call.usage.total_tokens, microusd, counts=True)
-        answer = call.usage.output_tokens if call.max_tokens is None else 0
-        sample = Sample(call.prompt_bytes, call.usage.input_tokens, answer)
-        if likely.learn(sample, container.clock_us()):
+        sample = sample_of(asked(call), call.usage)
+        if sample is not None and likely.learn(sample, container.clock_us()):
             settlement.sample, settlement.learn = sample, likely.key
         self.judge.ended(settlement, self.now_us())
         await container.admitter.settle(settlement)
@@ -326,3 +326,18 @@ class Simulation:
         COSTS.get().records += 1
         await asyncio.sleep(READ.draw(self.chance))
         return self.operators.record(int(name[1:]))
+
+
+def asked(call: Call) -> routes.Call:
+    """As the gateway reads it from a body: a text, and one answer."""
+    route = routes.ROUTES["/v1/chat/completions"]
+    return routes.Call(
+        route, call.model, False, call.prompt_bytes, 0, 1, call.max_tokens, "max_tokens", withhold_usage=False
+    )
+
+
+def held_tokens(takes: Sequence[Take], granted: Sequence[int], wanted: int) -> int:
+    """The tokens that a call holds of the limit that granted it the fewest: a guess shrinks to what is left."""
+    of_tokens = [pair for pair in zip(takes, granted, strict=True) if pair[0].limit.unit is Unit.TOKENS]
+    held = [take.limit.units(got) if isinstance(take, RateTake) else got for take, got in of_tokens]
+    return min(held, default=wanted)

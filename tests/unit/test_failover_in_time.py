@@ -547,9 +547,9 @@ class TestRecall:
             world.redis.admit = cold  # type: ignore[method-assign]
             assert (await world.ask(take)).cold == (0,)
             asked_us = now_us() + ahead
-            assert await world.store.recall([take]) == [None], "it answers that it knows nothing: then there is nothing"
+            assert await world.store.recall([take], [0]) == [None], "it answers that it knows nothing: then there is nothing"
             world.second.health = Overloaded("throttled")
-            assert await world.store.recall([take, tokens(1)]) == [
+            assert await world.store.recall([take, tokens(1)], [0, 1]) == [
                 asked_us + take.limit.burst_us // 2,
                 asked_us + tokens(1).limit.burst_us // 2,
             ]

@@ -163,7 +163,7 @@ def test_any_data_is_read_or_refused(value: object) -> None:
 
 
 LIMITS = st.fixed_dictionaries(
-    {"scope": st.sampled_from(["user", "key", "team", "tenant"]), "requests": st.integers(1, 10**6)},
+    {"scope": st.sampled_from(["user", "key", "team", "tenant"]), "requests": st.integers(1, 10**5)},
     optional={"burst": st.integers(1, 100), "until": st.datetimes(timezones=st.just(UTC)).map(to_json)},
 ).map(lambda limit: {**limit, "per": "minute"})
 

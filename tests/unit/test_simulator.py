@@ -12,15 +12,33 @@ import pytest
 
 from bench.simulator.__main__ import simulate
 from bench.simulator.judge import Judge
+from bench.simulator.population import Call
 from bench.simulator.report import Figures, table
 from bench.simulator.scenarios import SCENARIOS, Flood, Scenario
+from bench.simulator.simulation import asked, held_tokens
 from bench.simulator.stores import RedisMemory
 from bench.simulator.table import Items
 from bench.simulator.virtual_time import run
 from tollgate.adapters.aws import AwsError
 from tollgate.adapters.breaker import MAX_CALM
 from tollgate.adapters.dynamodb import Write, encode_item
-from tollgate.domain.limits import Admission, Decision, Rate, RateTake, Scope, Settlement, Status, Unit
+from tollgate.domain.estimates import LEAST_PROMPT, Sample
+from tollgate.domain.identity import Identity
+from tollgate.domain.limits import (
+    Admission,
+    Budget,
+    BudgetTake,
+    Decision,
+    Rate,
+    RateTake,
+    Scope,
+    Settlement,
+    Status,
+    Unit,
+    Window,
+)
+from tollgate.domain.usage import Usage
+from tollgate.services.bills import sample_of
 
 SMALL = {"tenants": 2_000, "containers": 300, "minutes": 0.25, "rps": 20.0}
 GREEDY = replace(SCENARIOS["steady"], **SMALL, flood=Flood(60, 5, 0.1, 0.8, users=5, plan="enterprise"))
@@ -166,6 +184,27 @@ def test_the_judge_knows_debts_and_gifts() -> None:
         judge.admitted("b", "redis", 0, [take], granted)
         judge.settled(Settlement("b", [take], [90], store="dynamodb"), 0, 0)  # of another store: nobody's
         assert judge.verdicts()["rates"].beyond == beyond
+
+
+def test_the_fleet_learns_as_the_gateway_does() -> None:
+    """From long prompts only (a short one is mostly what a message costs beside its text), and from free answers."""
+    for prompt_bytes, maximum, learned in (
+        (LEAST_PROMPT - 1, 50, None),
+        (LEAST_PROMPT - 1, None, Sample(LEAST_PROMPT - 1, 0, 40)),
+        (LEAST_PROMPT, 50, Sample(LEAST_PROMPT, 120, 0)),
+    ):
+        call = Call("r", 1, Identity("t1", "u1"), "10.0.0.1", "small", prompt_bytes, maximum, Usage(120, 0, 0, 40), 1.0)
+        assert sample_of(asked(call), call.usage) == learned
+
+
+def test_a_hold_is_what_was_granted() -> None:
+    """Where a guess shrank, that is less than was wanted."""
+    limit = Rate(Scope.USER, Unit.TOKENS, 60, 60_000_000, 60, "user.tokens.minute")
+    day = Budget(Scope.USER, Unit.TOKENS, 1_000, Window.DAY, "user.tokens.day")
+    takes = [RateTake("s", "k", limit, 100, 10), BudgetTake("s", "b", day, 100, 10, *Window.DAY.bounds(0))]
+    for granted, tokens in (([limit.inc_us(60), 100], 60), ([limit.inc_us(60), 25], 25)):
+        assert held_tokens(takes, granted, 100) == tokens
+    assert held_tokens([], [], 100) == 100
 
 
 def test_an_hour_passes_at_once() -> None:
