@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +26,7 @@ from tollgate.adapters.failover import (
     FailoverLimitStore,
 )
 from tollgate.adapters.memory_limits import MemoryLimitStore
-from tollgate.domain.limits import Admission, Decision, RateTake, Settlement, Status
+from tollgate.domain.limits import Admission, Decision, RateTake, Settlement, Status, Take
 from tollgate.ports import CannotDecide, Overloaded, StoreUnavailable
 
 NOON_US = 1_795_262_400_000_000
@@ -75,9 +75,9 @@ class Store(MemoryLimitStore):
         self.told.append(settlement)
         return await super().settle(settlement)
 
-    async def recall(self, takes: Any) -> list[int | None]:
+    async def recall(self, takes: Sequence[Take], cold: Sequence[int]) -> list[int | None]:
         await self._asked("recall")
-        return await super().recall(takes)
+        return await super().recall(takes, cold)
 
     async def ping(self) -> None:
         await self._asked("ping")
@@ -547,7 +547,9 @@ class TestRecall:
             world.redis.admit = cold  # type: ignore[method-assign]
             assert (await world.ask(take)).cold == (0,)
             asked_us = now_us() + ahead
-            assert await world.store.recall([take], [0]) == [None], "it answers that it knows nothing: then there is nothing"
+            assert await world.store.recall([take], [0]) == [None], (
+                "it answers that it knows nothing: then there is nothing"
+            )
             world.second.health = Overloaded("throttled")
             assert await world.store.recall([take, tokens(1)], [0, 1]) == [
                 asked_us + take.limit.burst_us // 2,
