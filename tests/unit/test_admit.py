@@ -106,7 +106,7 @@ def test_a_caller_who_floods_costs_a_call_for_each_that_is_admitted(tmp_path: Pa
     assert calls <= answers[True] + 2, "and one is refused at first; the first also finds the budget cold"
 
 
-@pytest.mark.parametrize("firm_us", [FIRM_US, SECOND])
+@pytest.mark.parametrize("firm_us", [SECOND, pytest.param(FIRM_US, marks=pytest.mark.long)])
 def test_a_flood_of_a_blocked_caller_hardly_reaches_the_store(tmp_path: Path, firm_us: int) -> None:
     """100,000 requests in ten seconds from 200 tasks, over a store that takes 5 ms and forgets nothing: one call
     each time that trust ends, however many ask at that moment."""
