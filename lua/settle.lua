@@ -52,7 +52,7 @@ if expiry <= now then return 0 end -- the hold has expired, and is released
 local last = #KEYS - samples
 local PLACE, USED = 4, 3 + last -- where the columns begin, for the keys from the second on
 for k = 2, 1 + rates do
-  local key, raw, move = KEYS[k], found[k], n[USED + k] - granted[2 + n[PLACE + k]]
+  local key, raw, move = KEYS[k], found[k], n[USED + k] - (granted[2 + n[PLACE + k]] or 0)
   if raw and move ~= 0 then
     local old, epoch = tonumber(raw), ''
     if not old then
@@ -72,7 +72,7 @@ for k = 2, 1 + rates do
   end
 end
 for k = 2 + rates, last do
-  local key, raw, used, amount = KEYS[k], found[k], n[USED + k], granted[2 + n[PLACE + k]]
+  local key, raw, used, amount = KEYS[k], found[k], n[USED + k], granted[2 + n[PLACE + k]] or 0
   if raw and #raw >= 24 and #raw % 16 == 8 then
     local spent, loaded, made = read('<ddd', raw)
     for at = 25, made <= taken and #raw or 0, 16 do

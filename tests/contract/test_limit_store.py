@@ -142,6 +142,16 @@ class TestIdempotency:
             assert (again.status, again.values, again.granted) == (first.status, first.values, first.granted)
         assert driver.admit(tokens(900)).admitted
 
+    def test_a_repeated_admission_is_granted_nothing_more(self, driver: Driver) -> None:
+        """Asked for more limits than before, by a policy that has changed meanwhile, say."""
+        takes = [tokens(100), budget(10)]
+        assert driver.admit(*takes, id="a").admitted
+        more = [tokens(100), budget(10), slot()]
+        again = driver.admit(*more, id="a")
+        assert (again.status, list(again.granted)) == (Status.ADMITTED, [tokens(100).inc_us, 10, 0])
+        assert driver.settle("a", list(more), [50, 5, 0])
+        assert list(driver.admit(tokens(0), budget(0)).values) == [driver.now + tokens(50).inc_us, 5]
+
     def test_a_repeated_settlement_moves_once(self, driver: Driver) -> None:
         takes = [tokens(1000), budget(100)]
         driver.admit(*takes, id="a")

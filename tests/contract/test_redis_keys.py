@@ -16,6 +16,7 @@ from tests.contract.test_limit_store import MINUTE, SECOND, TENANT, USER, budget
 from tollgate.adapters.redis_connection import ConnectionLost
 from tollgate.adapters.redis_limits import EPOCH, RedisLimitStore
 from tollgate.domain.limits import Admission, BudgetTake, Rate, RateTake, Scope, Settlement, Status, Take, Unit
+from tollgate.ports import StoreUnavailable
 
 HOUR, DAY = 60 * MINUTE, 1440 * MINUTE
 DEBTS = 20 * MINUTE
@@ -197,6 +198,23 @@ def test_slots_are_kept_as_long_as_the_longest_hold_whoever_comes_after(client: 
 
 
 @pytest.mark.parametrize("kind", ["redis", "cluster"])
+def test_a_late_settlement_does_not_charge_what_a_floor_brought(
+    kind: str, runner: asyncio.Runner, request: pytest.FixtureRequest
+) -> None:
+    """Metering was there first: its batch could not be settled again, but was entered, and its total pushed."""
+    driver = make_driver(kind, runner, request)
+    for late, spent in ((True, 60), (False, 120)):
+        taken = budget(100, amount=1_000, at=driver.now)
+        taken.key += str(late)
+        assert driver.admit(taken, id=f"{late}").admitted
+        driver.now += SECOND
+        driver.run(driver.store.raise_floor({taken.key: 60}))
+        assert driver.run(driver.store.settle(Settlement(f"{late}", [taken], [60], "acme", late=late)))
+        assert driver.run(driver.store.look(Admission("look", [taken], 0, "acme"))).values == [spent]
+    driver.run(driver.store.aclose())
+
+
+@pytest.mark.parametrize("kind", ["redis", "cluster"])
 def test_a_late_settlement_does_not_charge_what_the_ledger_may_have_told(
     kind: str, runner: asyncio.Runner, request: pytest.FixtureRequest
 ) -> None:
@@ -238,11 +256,20 @@ def test_a_copy_of_an_admission_that_comes_after_its_settlement_takes_nothing(
             lost.set_exception(ConnectionLost("the connection to Redis was lost"))
             return lost
 
+        def unanswered(packed: bytes) -> asyncio.Future[object]:
+            lost: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+            lost.set_exception(StoreUnavailable("Redis did not answer in time"))
+            return lost
+
         monkeypatch.setattr(connection, "send", lose)
         assert (await store.admit(Admission("a", takes, MINUTE, "acme"))).admitted
+        again = await store._node.connected()
+        with monkeypatch.context() as patch:  # the first try of its settlement fails
+            patch.setattr(again, "send", unanswered)
+            with pytest.raises(StoreUnavailable):
+                await store.settle(Settlement("a", takes, [10, 0], "acme"))
         assert await store.settle(Settlement("a", takes, [10, 0], "acme"))
         before = client.get(takes[0].key)
-        again = await store._node.connected()
         await again.send(held_back[0])
         assert client.get(takes[0].key) == before
         assert (await store.look(Admission("look", takes, 0, "acme"))).values[1] == 0

@@ -29,7 +29,7 @@ from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.policy_file import FilePolicySource
 from tollgate.adapters.redis_limits import EPOCH, RedisLimitStore
 from tollgate.domain.identity import Identity
-from tollgate.domain.limits import Concurrency, RateTake, Scope, SlotTake
+from tollgate.domain.limits import Concurrency, RateTake, Scope, SlotTake, Take
 from tollgate.ports import Overloaded
 from tollgate.services.admit import Admitter, Request
 from tollgate.services.directory import Directory
@@ -123,10 +123,10 @@ def test_what_dynamodb_cannot_tell_when_redis_is_back_is_half_empty(broken: bool
     class Standby(MemoryLimitStore):
         broken = False
 
-        async def recall(self, takes: Sequence[RateTake]) -> list[int | None]:
+        async def recall(self, takes: Sequence[Take], cold: Sequence[int]) -> list[int | None]:
             if self.broken:
                 raise Overloaded("throttled")
-            return await super().recall(takes)
+            return await super().recall(takes, cold)
 
     async def scenario(redis: Redis) -> None:
         second, loop = Standby(), asyncio.get_running_loop()

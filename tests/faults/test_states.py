@@ -16,6 +16,7 @@ import redis as redis_py
 
 from tests.faults.rig import Redis, containers, redis_to_hurt, requests, run, until
 from tests.servers import start_redis
+from tests.waiting import wait
 from tollgate.adapters.memory_limits import MemoryLimitStore
 
 OPENED, CLOSED = "Redis does not answer; the breaker is open", "Redis answers again; the breaker is closed"
@@ -87,13 +88,12 @@ def _no_password(redis: Redis) -> None:
 
 def _cannot_save(redis: Redis) -> None:
     """Its snapshot's place is taken by a folder, and the last snapshot failed."""
-    (Path(redis.folder) / "dump.rdb").mkdir()
     with redis.client() as client:
+        (Path(redis.folder) / client.config_get("dbfilename")["dbfilename"]).mkdir()
         client.config_set("save", "3600 1")
         client.set("something", "to save")
         client.bgsave()
-        while client.info("persistence")["rdb_last_bgsave_status"] == "ok":
-            pass
+        wait(lambda: client.info("persistence")["rdb_last_bgsave_status"] != "ok")
 
 
 def _loading(redis: Redis) -> None:

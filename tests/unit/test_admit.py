@@ -446,3 +446,28 @@ def test_what_nobody_settles_is_held_until_the_call_must_have_ended(tmp_path: Pa
 
     assert asyncio.run(held(900 * SECOND)) == (2 * 300 + 30) * SECOND
     assert asyncio.run(held(60 * SECOND)) == (60 + 30) * SECOND
+
+
+def test_what_was_undone_refuses_nobody_afterwards(tmp_path: Path) -> None:
+    """A boost of another limit ends between the container's moment and the store's: what was taken is given back, and
+    the bucket, which had refused before, is full again for whoever comes next."""
+    boost = '[{scope: user, tokens: 200000, per: minute, until: "2026-11-21T12:00:06Z"}]'
+    text = POLICY.replace("requests: 60, per: minute, burst: 10", "requests: 12, per: minute, burst: 1")
+    text = text.replace("tenants: {acme: {plan: free}}", f"tenants: {{acme: {{plan: free, limits: {boost}}}}}")
+
+    async def ask() -> list[bool]:
+        world = World(tmp_path, text)
+        world.admitter._local.name = "local"
+        answers = [await world.ask(), await world.ask()]
+        world.now = NOON + 6 * SECOND - 100
+        decide, late = world.store.admit, [200]
+
+        async def admit(admission: Admission) -> Decision:
+            world.now += late.pop() if late else 0
+            return await decide(admission)
+
+        world.store.admit = admit  # type: ignore[method-assign]
+        answers += [await world.ask(), await world.ask()]
+        return [isinstance(answer, Grant) for answer in answers]
+
+    assert asyncio.run(ask()) == [True, False, True, False]

@@ -106,6 +106,28 @@ def test_when_trust_ends_one_asks_and_the_others_wait_for_what_it_hears() -> Non
     assert cache.refuses(admission(take()), later) is None
 
 
+def test_an_answer_that_decides_nothing_makes_nobody_wait() -> None:
+    """Not who asked, either: they come again with what was missing (a newer policy). Nor while no store answers."""
+    cache, asked = BucketCache(), NOW + FIRM_US
+    stale = answer(Status.STALE, [], asked)
+    alone = answer(Status.ADMITTED, [NOW], asked)
+    alone.local = True
+    for told in (stale, alone):
+        refused(cache, take())
+        assert cache.refuses(admission(take()), asked) is None
+        assert cache.refuses(admission(take()), asked) is not None, "somebody asks"
+        cache.learn(admission(take()), told, asked)
+        assert cache.refuses(admission(take()), asked) is None
+
+
+def test_what_was_undone_is_forgotten() -> None:
+    cache = BucketCache()
+    refused(cache, take("a"), take("b"))
+    cache.forget(admission(take("a"), take("c")))
+    assert cache.refuses(admission(take("a")), NOW) is None
+    assert cache.refuses(admission(take("b")), NOW) is not None
+
+
 def test_who_is_refused_by_another_limit_does_not_ask_for_the_others() -> None:
     """Bob is blocked, and floods; Alice finds out that what both share has room again."""
     cache = BucketCache()

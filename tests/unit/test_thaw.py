@@ -55,7 +55,7 @@ async def ask(store: FailoverLimitStore) -> Decision:
     take = copy.copy(TAKE)
     admission = Admission(uuid.uuid4().hex, [take], 60_000_000, "acme")
     while (decision := await store.admit(admission)).status is Status.COLD:
-        (known,) = await store.recall([take])
+        (known,) = await store.recall([take], [0])
         take.seed_us = known or 0
     return decision
 

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from tollgate.adapters.dynamodb import ConditionFailed, Expression, Plain, Table, Unsure, Write, again
+from tollgate.adapters.dynamodb import ConditionFailed, Expression, Plain, Table, Write, again
 from tollgate.adapters.dynamodb_limit_items import DAY_S
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.keys import digest
@@ -127,7 +127,7 @@ class Markers:
         except ConditionFailed as failed:
             found = Marker.read(failed.item) if failed.item else None
             return found if found is not None and found.settler == call else None
-        except Unsure:  # it may have been claimed all the same
+        except StoreUnavailable:  # the last try need not be the one that may have claimed it
             await self._unclaim(id, call)
             raise
 

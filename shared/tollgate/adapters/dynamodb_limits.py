@@ -211,6 +211,7 @@ class DynamoLimitStore:
         """Raises `Unsure` where it may have been done, any other `StoreUnavailable` where it certainly was not."""
         if place is None:
             return
+        places = [i for i in places if i < len(marker.granted)]  # a repeated id may have asked for more
         part = Part(place.pk, places, [settlement.takes[i] for i in places], place.shards, expiry_s=place.expiry_s)
         part.granted = [marker.granted[i] for i in places]
         move = settling(part, settlement.id, [settlement.used[i] for i in places])
@@ -324,7 +325,9 @@ def _in_order(parts: Sequence[Part], of_each: Sequence[Sequence[T]]) -> list[T]:
 
 
 def _show(answer: Decision, admission: Admission, parts: Sequence[Part], now: int, granted: Sequence[int]) -> None:
-    """Let the answer say what each limit was left with, and granted (parallel to the admission's takes)."""
+    """Let the answer say what each limit was left with, and granted (parallel to the admission's takes). A repeated id
+    was granted nothing of what it did not ask for before."""
+    granted = [*granted, *[0] * (len(admission.takes) - len(granted))]
     found: list[list[tuple[int, int]]] = []
     for part in parts:
         shown = zip(part.places, part.takes, part.values, strict=True)

@@ -3,7 +3,7 @@
 A limit in N shards is N limits of an Nth each, so their sum never exceeds it. A shard of a rate is the same bucket in
 which everything costs N times as much: the burst in microseconds stays, and no capacity is lost to rounding. A request
 is sent to a shard by its id, and to one other if that refuses. N is a power of two, and a shard keeps its item when N
-changes: so a limit that is raised seldom gets new, full shards, and then they are half of it at most. Pure.
+changes: so a limit that is raised seldom gets new, full shards, and they are half of it for each doubling of N. Pure.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def shards(takes: Iterable[Take]) -> int:
         settled = settled or limit.unit is not Unit.REQUESTS
     requests_per_s = min(per_s.get(Unit.REQUESTS) or per_s.get(Unit.TOKENS) or per_s.get(Unit.SLOTS) or [0.0])
     wanted = -(-int(requests_per_s) * (2 if settled else 1) // WRITES_PER_S)
-    return max(1, min(1 << max(0, wanted - 1).bit_length(), most))
+    return min(1 << max(0, wanted - 1).bit_length(), 1 << max(0, most.bit_length() - 1))
 
 
 def pick(id: str, count: int) -> tuple[int, int]:

@@ -81,6 +81,8 @@ class FailoverLimitStore:
         self._probed_once = asyncio.Event()
         """Lets go, at the end of each probe, who waits for one."""
         self._closing = False
+        self._returning = False
+        """Whether the primary answers, and is being told what it has missed."""
         self._spared_until = 0.0
         """When the fallback is waited for again; 0: it answers, as far as is known."""
         self._heard_at = -math.inf
@@ -271,7 +273,7 @@ class FailoverLimitStore:
         if self._breaker.is_stale:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._probed_once.wait(), FIRST_PROBE)
-            if self._breaker.is_stale:
+            if self._breaker.is_stale and not self._returning:
                 self._probed(answered=False)
         return self._breaker.is_closed
 
@@ -293,12 +295,14 @@ class FailoverLimitStore:
         """Ask once. A mistake of ours must not end the watch: then nobody would ever ask the primary again."""
         try:
             if self._probed(await self._primary_answers()):
+                self._returning = True
                 await self._close()
         except StoreUnavailable:
             self._probed(answered=False)
         except Exception as error:  # noqa: BLE001 - see above
             _mistaken(error)
             self._probed(answered=False)
+        self._returning = False
         self._probed_once.set()
         self._probed_once.clear()
 

@@ -76,7 +76,8 @@ class MemoryLimitStore:
             return answer
         mark = self._marks.get(admission.id)
         if mark is not None and mark[0] > now:
-            answer.values, answer.granted = [self._value(take, now) for take in takes], mark[1]
+            answer.values = [self._value(take, now) for take in takes]
+            answer.granted = _padded(mark[1], len(takes))
             return answer
         for take in budgets:
             if take.seed is not None:
@@ -103,6 +104,7 @@ class MemoryLimitStore:
         expiry, granted = self._marks.pop(settlement.id, (0, []))
         if expiry <= now:
             return False
+        granted = _padded(granted, len(settlement.takes))
         for take, amount, used in zip(settlement.takes, granted, settlement.used, strict=True):
             if isinstance(take, RateTake):
                 if used is not None and take.key in self._tats:
@@ -185,3 +187,8 @@ class MemoryLimitStore:
         self._tats = {k: v for k, v in self._tats.items() if v > now - 3_600_000_000}
         self._budgets = {k: v for k, v in self._budgets.items() if v.end_us + 3_600_000_000 > now}
         self._slots = {k: v for k, v in self._slots.items() if v}
+
+
+def _padded(granted: list[int], count: int) -> list[int]:
+    """What a repeated id was granted: nothing of what it did not ask for before."""
+    return [*granted, *[0] * (count - len(granted))]

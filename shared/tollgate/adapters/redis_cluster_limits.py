@@ -32,7 +32,6 @@ from tollgate.adapters.redis_limits import (
     ScriptedStore,
     admit_call,
     in_portions,
-    nothing_used,
     read_decision,
     scanned,
     settle_call,
@@ -42,7 +41,7 @@ from tollgate.adapters.redis_limits import (
 from tollgate.adapters.redis_scripts import Script, ScriptCall
 from tollgate.domain import keys
 from tollgate.domain.dataclass import dataclass
-from tollgate.domain.limits import Admission, Decision, Settlement, Status
+from tollgate.domain.limits import Admission, Decision, Settlement, Status, undone
 from tollgate.domain.takes import Footprint, Takes
 from tollgate.ports import CannotDecide, Overloaded, StoreUnavailable
 
@@ -144,7 +143,7 @@ class RedisClusterLimitStore(ScriptedStore):
         return settled
 
     async def raise_floor(self, spent: Mapping[str, int]) -> None:
-        await self._for_each_tag(self._scripts.raise_floor, spent)
+        await self._for_each_tag(self._scripts.raise_floor, spent, self._now())
 
     async def budget_keys(self) -> AsyncIterator[Sequence[str]]:
         for connection in await self._cluster.masters():
@@ -204,7 +203,8 @@ class RedisClusterLimitStore(ScriptedStore):
             calls.append(_to(group.tag, prepared.call(_marker(group.tag, admission.id), numbers)))
         replies = await self._cluster.run(calls, all_or_none=True)
         for call in calls:
-            self._noted(admission.id, call.script)
+            if call.script.repeated:
+                self._repeated.put(admission.id, True)
         answers: list[Decision] = []
         failure: StoreUnavailable | None = None
         taken: list[_Group] = []
@@ -282,7 +282,7 @@ class RedisClusterLimitStore(ScriptedStore):
     async def _give_back(self, admission: Admission, takes: Takes, taken: Sequence[_Group]) -> None:
         """Settle these groups as if nothing had been used. Idempotent, as settling is."""
         if taken:
-            await self._settle(nothing_used(admission), takes, taken)
+            await self._settle(undone(admission), takes, taken)
 
     async def _settle(
         self, settlement: Settlement, takes: Takes, groups: Sequence[_Group], *, copies: bool = False
@@ -298,11 +298,13 @@ class RedisClusterLimitStore(ScriptedStore):
             calls.append(_to(group.tag, prepared.call(_marker(group.tag, settlement.id), numbers)))
         return any(await self._run(calls))
 
-    async def _for_each_tag(self, script: Script, values: Mapping[str, int]) -> None:
+    async def _for_each_tag(self, script: Script, values: Mapping[str, int], *first: int) -> None:
         parts: dict[str, list[str]] = {}
         for name in values:
             parts.setdefault(hash_tag(name), []).append(name)
-        await self._run([_to(tag, script.call(part, [values[name] for name in part])) for tag, part in parts.items()])
+        await self._run(
+            [_to(tag, script.call(part, [*first, *(values[name] for name in part)])) for tag, part in parts.items()]
+        )
 
     async def _run(self, calls: Sequence[Call]) -> list[Any]:
         """All replies; the gravest failure is raised after all calls were made."""

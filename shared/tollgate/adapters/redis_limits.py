@@ -32,6 +32,7 @@ from tollgate.domain.limits import (
     Status,
     Take,
     hold_grid_us,
+    undone,
 )
 from tollgate.domain.takes import Footprint, Takes
 from tollgate.ports import StoreUnavailable
@@ -70,14 +71,9 @@ class ScriptedStore:
     def _now(self) -> int:
         return 0 if self._clock is None else self._clock()
 
-    def _noted(self, id: str, call: ScriptCall) -> None:
-        """Remember an admission that was sent twice until it is settled: then a copy may still come."""
-        if call.repeated:
-            self._repeated.put(id, True)
-
     def _copies_of(self, settlement: Settlement) -> bool:
-        """Whether a copy of the admission may come after this, which must not find its id unknown."""
-        return not settlement.gives_back and self._repeated.pop(settlement.id) is not None
+        """Whether the admission was sent twice: then a copy may come after this, and must not find its id unknown."""
+        return bool(self._repeated) and not settlement.gives_back and self._repeated.get(settlement.id, False)
 
 
 class RedisLimitStore(ScriptedStore):
@@ -99,7 +95,8 @@ class RedisLimitStore(ScriptedStore):
         prepared, numbers = admit_call(self._scripts.admit, admission, head, self._now())
         call = prepared.call(markers + admission.id, numbers)
         reply = await self._run(call)
-        self._noted(admission.id, call)
+        if call.repeated:
+            self._repeated.put(admission.id, True)
         decision = read_decision(reply, Takes.of(admission.takes), self.name)
         decision.firm_us = FIRM_US
         return decision
@@ -122,7 +119,7 @@ class RedisLimitStore(ScriptedStore):
 
     async def raise_floor(self, spent: Mapping[str, int]) -> None:
         if spent:
-            await self._run(self._scripts.raise_floor.call(list(spent), list(spent.values())))
+            await self._run(self._scripts.raise_floor.call(list(spent), [self._now(), *spent.values()]))
 
     async def budget_keys(self) -> AsyncIterator[Sequence[str]]:
         async for page in scanned(await self._node.connected(), BUDGET_KEYS):
@@ -142,7 +139,7 @@ class RedisLimitStore(ScriptedStore):
     async def cancel(self, admission: Admission) -> None:
         """Undo an admission whose answer was lost. It may have been made, or be made later: what a stalled server or
         network holds back is not gone with its connection."""
-        nothing = nothing_used(admission)
+        nothing = undone(admission)
         forget = self._scripts.forget.call([_names(admission.tenant)[0] + admission.id], [NOTHING_GRANTED, FORGET_MS])
         while not await self._run(forget):
             await self.settle(nothing)
@@ -235,11 +232,6 @@ def version_keys(policy: int, tenants: Mapping[str, int] | None) -> dict[str, in
     return versions | ({POLICY_VERSION: policy} if policy else {})
 
 
-def nothing_used(admission: Admission) -> Settlement:
-    """Gives back everything, requests included: that restores the buckets exactly, and forgets the request's id."""
-    return Settlement(admission.id, admission.takes, [0] * len(admission.takes), admission.tenant, gives_back=True)
-
-
 # -- the scripts' arguments and results ------------------------------------------------------------------------------
 
 
@@ -249,15 +241,14 @@ def admit_call(
     """The call of `lua/admit.lua`, which lacks the key of the request's marker, and the numbers of this one. `head`:
     the keys of the policy's version, the tenant's version, and the epoch; `epoch_us`: the epoch of rates, where that is
     not the one in the last of these keys."""
-    takes = Takes.of(admission.takes)
+    takes, ask = Takes.of(admission.takes), admission.ask
     memo = takes.footprint.memo
-    prepared: Prepared | None = memo.get((head, admission.ask))
+    prepared: Prepared | None = memo.get(("admit", head, ask))
     if prepared is None:
-        names = memo.get(head) or memo.setdefault(head, Bulks.of(*head, *takes.footprint.keys))
-        asks = Bulks.of(admission.ask) if admission.ask else NO_PARTS
-        prepared = memo[head, admission.ask] = Prepared(
-            script, names, asks, _as_argument(plan_numbers(takes.footprint))
-        )
+        names = memo.get(("names", head)) or Bulks.of(*head, *takes.footprint.keys)
+        plan = _as_argument(plan_numbers(takes.footprint))
+        prepared = Prepared(script, names, Bulks.of(ask) if ask else NO_PARTS, plan)
+        memo["names", head], memo["admit", head, ask] = names, prepared
     life = admission.expires_us
     versions = admission.policy_version, admission.tenant_version
     numbers = [now_us, life, hold_grid_us(life), *versions, epoch_us, *takes.costs]
@@ -291,14 +282,14 @@ def settle_call(script: Script, settlement: Settlement, now_us: int, *, copies: 
     rates, budgets = footprint.rates, footprint.budgets
     moved = tuple([place for place in range(rates) if used[place] is not None])
     learn = settlement.learn if sample is not None else ""
-    prepared: Prepared | None = footprint.memo.get((moved, learn))
-    positions = _settled(moved, rates, len(takes.costs))
-    if prepared is None:
-        names = footprint.memo.get(moved)
-        if names is None:
-            names = footprint.memo[moved] = Bulks.of(*[footprint.keys[place - 1] for place in positions])
-        learns = Bulks.of(learn) if learn else NO_PARTS
-        prepared = footprint.memo[moved, learn] = Prepared(script, names, learns, NO_PARTS)
+    memo = footprint.memo
+    known: tuple[Prepared, tuple[int, ...]] | None = memo.get(("settle", moved, learn))
+    if known is None:
+        positions = _settled(moved, rates, len(takes.costs))
+        names = memo.get(("moved", moved)) or Bulks.of(*[footprint.keys[place - 1] for place in positions])
+        known = Prepared(script, names, Bulks.of(learn) if learn else NO_PARTS, NO_PARTS), positions
+        memo["moved", moved], memo["settle", moved, learn] = names, known
+    prepared, positions = known
     numbers = [now_us, len(moved), sample is not None, settlement.late, copies, *positions]
     numbers += settlement.rates_us or takes.settled_us(used)
     numbers += [amount or 0 for amount in used[rates : rates + budgets]]

@@ -51,10 +51,13 @@ class BucketCache:
 
     def learn(self, admission: Admission, decision: Decision, asked_us: int) -> None:
         """Remember what a store's decision shows; `asked_us` is this container's clock when it was asked. What this
-        container has decided alone tells nothing of the stores' buckets."""
+        container has decided alone tells nothing of the stores' buckets, nor does an answer that decides nothing."""
         self._offset_us = decision.now_us - asked_us
         refused = decision.status is Status.REFUSED
-        if decision.local or not (refused or (decision.admitted and self._knows(admission))):
+        if decision.local or not (refused or decision.admitted):
+            self.forget(admission)  # others need not wait for what nobody was told
+            return
+        if not refused and not self._knows(admission):
             return
         for take, value in zip(admission.takes, decision.values, strict=True):
             known = self._seen.pop(take.key, None) is not None
@@ -66,6 +69,12 @@ class BucketCache:
                 self._seen[take.key] = (value, decision.now_us + trust)
             if len(self._seen) > self._capacity:
                 self._seen.popitem(last=False)
+
+    def forget(self, admission: Admission) -> None:
+        """What is known of these limits is no longer so."""
+        if self._seen:
+            for key in Takes.of(admission.takes).footprint.keys:
+                self._seen.pop(key, None)
 
     def _knows(self, admission: Admission) -> bool:
         return bool(self._seen) and not self._seen.keys().isdisjoint(Takes.of(admission.takes).footprint.keys)

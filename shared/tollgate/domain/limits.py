@@ -411,3 +411,9 @@ class Settlement:
         for amount in self.used:
             if amount and not 0 < amount <= FOREVER_US:
                 raise ValueError(f"what a request used is 0 to 2^53 - 1, not {amount}")
+
+
+def undone(admission: Admission, store: str = "") -> Settlement:
+    """Gives back everything, requests included: that restores the buckets exactly, and forgets the request's id."""
+    nothing: list[int | None] = [0] * len(admission.takes)
+    return Settlement(admission.id, admission.takes, nothing, admission.tenant, store, gives_back=True)

@@ -47,7 +47,7 @@ def settlement_of(close: UsageClose) -> Settlement | None:
                 return None
         takes.append(take)
         used.append(amount)
-    return Settlement(close.id, takes, used, close.tenant, close.store) if takes else None
+    return Settlement(close.id, takes, used, close.tenant, close.store, late=True) if takes else None
 
 
 def _scope(subject: re.Match[str]) -> Scope:

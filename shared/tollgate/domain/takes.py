@@ -7,7 +7,8 @@ look at one limit after the other (refusals, stores that work by subject): they 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from operator import le
 from typing import Any, overload
 
@@ -143,6 +144,19 @@ class Takes(Sequence[Take]):
         floors = costs if self.floors is self.costs else [self.floors[i] for i in places]
         seeds = self.seeds and [self.seeds[i] for i in places]
         return Takes(footprint, costs, floors, seeds, cost=self._cost, items=self._items and [self[i] for i in places])
+
+    def seeded(self, known: Mapping[str, int]) -> Takes:
+        """These, with what was loaded of some of them: by their keys, µs of TAT or units."""
+
+        def seeded(take: Take) -> Take:  # a copy: takes may be shared between requests
+            seed = known.get(take.key)
+            if seed is None or isinstance(take, SlotTake):
+                return take
+            return replace(take, seed_us=seed) if isinstance(take, RateTake) else replace(take, seed=seed)
+
+        seeds = [known.get(key) for key in self.footprint.keys]
+        items = [seeded(take) for take in self]
+        return Takes(self.footprint, self.costs, self.floors, seeds, cost=self._cost, items=items)
 
     @property
     def possible(self) -> bool:

@@ -24,10 +24,10 @@ from tollgate.domain.limits import (
     Limit,
     RateTake,
     Settlement,
-    SlotTake,
     Status,
     Take,
     Unit,
+    undone,
 )
 from tollgate.domain.policy import DegradeSpec, Policy, TenantRecord
 from tollgate.domain.restrictions import restrictions
@@ -154,6 +154,7 @@ class Admitter:
             status = decision.status
             if status is Status.WINDOW or not entitlement.since_us <= decision.now_us < entitlement.until_us:
                 await self._undo(admission, decision)
+                self._cache.forget(admission)
                 continue
             lower = None
             if rule is not None and status in (Status.ADMITTED, Status.REFUSED):
@@ -303,7 +304,7 @@ class Admitter:
             decision.local = True
             return decision
 
-    async def _loaded(self, admission: Admission, decision: Decision) -> list[Take]:
+    async def _loaded(self, admission: Admission, decision: Decision) -> Takes:
         """The takes with what the store lacks: what cold budgets have spent, of the ledger; where cold rates stand, of
         the other store. Raises `StoreUnavailable`."""
         takes = admission.takes
@@ -313,14 +314,15 @@ class Admitter:
         tats = await self._store.recall(takes, rates) if rates else []
         seeds = {take.key: amount for take, amount in zip(budgets, spent, strict=True)}
         seeds |= {takes[i].key: tat or 0 for i, tat in zip(rates, tats, strict=True)}
-        return [_seeded(take, seeds) for take in takes]
+        return Takes.of(takes).seeded(seeds)
 
     async def _undo(self, admission: Admission, decision: Decision) -> None:
         """Give back what was taken by another moment's limits. (Also from a store that says that it has another day:
         it may have taken before, while that day lasted, in an answer that was lost with its connection.)"""
-        nothing: list[int | None] = [0] * len(admission.takes)
-        taken = Settlement(admission.id, admission.takes, nothing, admission.tenant, decision.store, gives_back=True)
-        await self.settle(taken)
+        try:
+            await self._store.settle(undone(admission, decision.store))
+        except StoreUnavailable as error:  # the same id would be told what it holds already
+            raise errors.unavailable("The limits change at this moment. Try again.", RETRY_AFTER_US) from error
 
 
 def _cut(guess: int, request: Request) -> int:
@@ -335,14 +337,6 @@ def _hold_us(request: Request, entitlement: Entitlement) -> int:
     """How long what a call takes is held if nobody settles it: until it must have ended, and a while for a slow
     settlement. Longer would keep what a killed process held from its tenant for nothing."""
     return min(request.longest_us, entitlement.longest_us) + HOLD_MARGIN_US
-
-
-def _seeded(take: Take, seeds: Mapping[str, int]) -> Take:
-    """The take with what was loaded for it. (Takes of rates may be shared between requests, and are not changed.)"""
-    seed = seeds.get(take.key)
-    if seed is None or isinstance(take, SlotTake):
-        return take
-    return replace(take, seed_us=seed) if isinstance(take, RateTake) else replace(take, seed=seed)
 
 
 def impossible(admission: Admission, now_us: int) -> tuple[Admission, Decision] | None:

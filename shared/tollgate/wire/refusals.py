@@ -132,7 +132,7 @@ def _reset(take: BudgetTake) -> str:
     if take.limit.window is not Window.LIFE:
         end = f"{datetime.fromtimestamp(take.end_us // SECOND_US, UTC):%Y-%m-%dT%H:%M:%SZ}"
         return f"It resets at {end}; calls in flight may free some of it sooner. {_WHERE}"
-    if take.floor > take.limit.amount:
+    if take.floor > take.limit.amount - take.limit.before:
         return f"It does not reset; it has to be topped up. {_WHERE}"
     return f"It does not reset; calls in flight may free some of it, or it has to be topped up. {_WHERE}"
 

@@ -6,6 +6,8 @@ import random
 from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tollgate.adapters.dynamodb_shards import WRITES_PER_S, pick, shards, share, whole, whole_tat
 from tollgate.domain import keys
@@ -50,13 +52,13 @@ def slots(amount: int) -> SlotTake:
         ([rate(801)], 4),
         ([rate(100_000)], 256),
         ([rate(400), rate(10**7, Unit.TOKENS)], 2),  # settled, too
-        ([rate(2000), rate(10**6, Unit.TOKENS)], 3),  # 262,144 tokens must fit into one shard
+        ([rate(2000), rate(10**6, Unit.TOKENS)], 2),  # 262,144 tokens must fit into one shard
         ([rate(60 * 10**6, Unit.TOKENS, period_us=60 * SECOND)], 32),
         ([rate(10_000, burst=16)], 2),
         ([slots(200)], 1),
         ([slots(2000)], 16),
         ([rate(4000), slots(10**6)], 32),
-        ([rate(10_000), slots(80)], 10),
+        ([rate(10_000), slots(80)], 8),
     ],
 )
 def test_as_many_as_the_policys_rate_needs_and_its_burst_allows(takes: list[Take], count: int) -> None:
@@ -109,9 +111,9 @@ def test_a_shards_refusal_is_told_as_the_wholes() -> None:
 @pytest.mark.parametrize("burst", [2000, 200])
 @pytest.mark.parametrize(("load", "most"), [(0.5, 0.0), (0.8, 0.001), (0.95, 0.005), (1.0, 0.01), (1.5, 0.005)])
 def test_false_refusals(load: float, most: float, burst: int) -> None:
-    """2,000 requests a second in five shards, beside an ideal limiter of the whole, for 20 s of arrivals: what is
+    """2,000 requests a second in eight shards, beside an ideal limiter of the whole, for 20 s of arrivals: what is
     refused beyond what the ideal refuses, as a share of what it admits."""
-    chance, take, count = random.Random(7), rate(2000, burst=burst), 5
+    chance, take, count = random.Random(7), rate(2000, burst=burst), 8
     parts = [share(take, shard, count) for shard in range(count)]
     tats, ideal_tat = [0] * count, 0
     now, ideal, sharded = float(NOW), 0, 0
@@ -154,3 +156,11 @@ def test_a_raised_limit_seldom_has_more_shards() -> None:
     counts = [shards([rate(amount)]) for amount in range(400, 4000)]
     assert sorted(set(counts)) == [1, 2, 4, 8, 16]
     assert all(after in (before, 2 * before) for before, after in pairwise(counts))
+
+
+@given(st.integers(1, 10**5), st.integers(1, 10**4), st.integers(1, 10**4))
+def test_whatever_binds_there_are_as_many_shards_as_a_power_of_two(amount: int, burst: int, in_flight: int) -> None:
+    """Else each small raise would bring new, full ones."""
+    count = shards([rate(amount, burst=burst), slots(in_flight)])
+    assert count.bit_count() == 1
+    assert count == 1 or (burst // count >= 8 and in_flight // count >= 8)
