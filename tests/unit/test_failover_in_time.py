@@ -49,6 +49,7 @@ class Store(MemoryLimitStore):
         self.health: BaseException | None = None
         """What every call raises; `hanging`: after a long wait."""
         self.hanging = False
+        self.call_s = CALL_S
         self.refuses: dict[str, BaseException] = {}
         """What single settlements raise, by their ids."""
         self.reopening: BaseException | None = None
@@ -58,7 +59,7 @@ class Store(MemoryLimitStore):
 
     async def _asked(self, what: str) -> None:
         self.asked[what] += 1
-        await asyncio.sleep(HANG_S if self.hanging else CALL_S)
+        await asyncio.sleep(HANG_S if self.hanging else self.call_s)
         if self.hanging:
             raise StoreUnavailable("it hangs")
         if self.health is not None:
@@ -386,6 +387,29 @@ class TestThaw:
             assert world.loop.time() - woke < FIRST_PROBE
             assert world.redis.asked["ping"] <= 2  # one may have been under way when it was frozen
             assert world.redis.outages_us[0] >= HOUR_S * 1e6
+
+        play(story)
+
+    def test_one_that_is_being_told_what_waits_has_answered(self) -> None:
+        """That takes longer than anybody waits for a probe; it is no failed probe, which would begin another outage."""
+
+        async def story(world: World) -> None:
+            await world.open()
+            for number in range(2_000):
+                await world.settle(f"s{number}")
+            world.redis.call_s = 0.01
+            world.loop.freeze(HOUR_S)
+            world.redis.health = None
+
+            async def later(after_s: float) -> str:
+                await asyncio.sleep(after_s)
+                return await world.who_decides()
+
+            await asyncio.gather(*(later(0.02 * i) for i in range(15)))
+            await world.close()
+            assert len(world.begun) == 2, "the old one, and the freeze"
+            assert len(world.redis.outages_us) == 1
+            assert len(world.redis.told) == 2_000
 
         play(story)
 
