@@ -78,6 +78,8 @@ class RedisCluster:
         self._greet = greet
         self._seed = self._made(address)
         self._nodes: dict[tuple[str, int], RedisNode] = {}
+        self._retiring: set[RedisNode] = set()
+        """Those that left the map, and may still answer what they were asked."""
         self._owners: list[RedisNode | None] = [None] * SLOTS
         self._refreshing: asyncio.Future[None] | None = None
         self._refreshed_at = float("-inf")
@@ -158,7 +160,7 @@ class RedisCluster:
     def close(self) -> None:
         if self._refreshing is not None:
             self._refreshing.cancel()
-        for node in {self._seed, *self._nodes.values()}:
+        for node in {self._seed, *self._nodes.values(), *self._retiring}:
             node.close()
 
     # -- where to
@@ -282,9 +284,14 @@ class RedisCluster:
         serving = {node for node in owners if node is not None}
         for place in [place for place, node in self._nodes.items() if node not in serving]:
             gone = self._nodes.pop(place)
-            loop.call_later(RETIRE_AFTER, gone.close)
+            self._retiring.add(gone)
+            loop.call_later(RETIRE_AFTER, self._retired, gone)
             if gone is self._seed:  # when it is a master again, it is another server's successor, and greeted anew
                 self._seed = self._made(gone.address)
+
+    def _retired(self, gone: RedisNode) -> None:
+        self._retiring.discard(gone)
+        gone.close()
 
 
 def _is_address(host: str) -> bool:
