@@ -75,11 +75,19 @@ class Cluster:
         self.wait()
         replica.execute_command("CLUSTER", "REPLICATE", self._id(master))
         deadline = time.monotonic() + 20
-        while replica.info("replication").get("master_link_status") != "up":
+        while not self.follows(index):
             if time.monotonic() > deadline:
                 raise TimeoutError("the replica does not follow")
             time.sleep(0.05)
         return index
+
+    def follows(self, index: int) -> bool:
+        """Whether it is a replica that is connected to its master, and known to it."""
+        info = self.nodes[index].info("replication")
+        if info.get("master_link_status") != "up":
+            return False
+        master = self.ports.index(info["master_port"])
+        return bool(self.nodes[master].execute_command("CLUSTER", "REPLICAS", self._id(master)))
 
     def kill(self, index: int) -> None:
         process = self.processes.pop(index)
@@ -107,9 +115,13 @@ class Cluster:
     # -- slots
 
     def owner(self, slot: int, asked: int = 0) -> int:
-        """Which of the masters serves the slot, as one of them thinks."""
+        """Which of the masters serves the slot, as one of them thinks; -1: none does."""
         ranges = self.nodes[asked].execute_command("CLUSTER", "SLOTS")
-        return next(self.ports.index(node[1]) for first, last, node, *_ in ranges if first <= slot <= last)
+        return next((self.ports.index(node[1]) for first, last, node, *_ in ranges if first <= slot <= last), -1)
+
+    def agrees(self, slot: int, owner: int) -> bool:
+        """Whether all that live think that this one serves the slot."""
+        return all(self.owner(slot, index) == owner for index in self.processes)
 
     def open_migration(self, slot: int, source: int, target: int) -> None:
         self.nodes[target].execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", self._id(source))

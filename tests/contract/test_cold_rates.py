@@ -10,8 +10,14 @@ import pytest
 import redis
 
 from tests.contract.conftest import Driver, make_driver
-from tests.contract.test_limit_store import MINUTE, SECOND, budget, requests, tokens
+from tests.contract.test_limit_store import MINUTE, SECOND, USER, budget, requests, tokens
+from tests.redis_cluster import Cluster
+from tollgate.adapters.redis_cluster import hash_tag, slot_of
+from tollgate.adapters.redis_cluster_limits import RedisClusterLimitStore
+from tollgate.adapters.redis_limits import EPOCH, SERVERS, RedisLimitStore
+from tollgate.adapters.redis_scripts import Script
 from tollgate.domain.limits import RateTake, Status
+from tollgate.ports import LimitStore
 
 
 @pytest.fixture(params=["redis", "cluster"])
@@ -104,6 +110,41 @@ def test_an_emptied_store_begins_an_epoch_by_itself(driver: Driver, request: pyt
     empty(request)
     driver.admit(seeded(tokens(1), 0))  # on a cluster, whoever finds it empty may still be admitted
     assert driver.admit(requests(10)).status is Status.COLD
+
+
+@pytest.mark.parametrize("kind", ["redis", "cluster"])
+def test_a_server_that_is_not_known_begins_an_epoch_once(
+    kind: str, runner: asyncio.Runner, request: pytest.FixtureRequest
+) -> None:
+    """On a cluster it is one of three, and the others keep who is known."""
+    drivers = [make_driver(kind, runner, request)]
+    if kind == "cluster":
+        cluster: Cluster = request.getfixturevalue("cluster")
+        stranger, keeper = (cluster.nodes[cluster.owner(slot_of(hash_tag(key)))] for key in (USER, SERVERS))
+        assert stranger is not keeper
+    else:
+        stranger = keeper = redis.Redis.from_url(request.getfixturevalue("redis_url"))
+    keeper.hset(SERVERS, "another", 1)
+    keeper.hdel(SERVERS, stranger.eval(Script("reopen").source.decode(), 0))
+    assert drivers[0].admit(requests(10)).status is Status.COLD
+    epoch = keeper.get(EPOCH)
+    drivers.append(newcomer(kind, drivers[0], runner, request))
+    assert drivers[1].admit(requests(10)).status is Status.COLD
+    assert drivers[1].admit(seeded(requests(10), 0)).admitted
+    assert drivers[0].admit(requests(10)).admitted
+    assert keeper.get(EPOCH) == epoch
+    for driver in drivers:
+        driver.run(driver.store.aclose())
+
+
+def newcomer(kind: str, old: Driver, runner: asyncio.Runner, request: pytest.FixtureRequest) -> Driver:
+    """A later container on the same data."""
+    store: LimitStore
+    if kind == "cluster":
+        store = RedisClusterLimitStore(request.getfixturevalue("cluster").url, clock=lambda: old.now, reply_timeout=5)
+    else:
+        store = RedisLimitStore(request.getfixturevalue("redis_url"), clock=lambda: old.now, reply_timeout=5)
+    return Driver(store, runner)
 
 
 def empty(request: pytest.FixtureRequest) -> None:

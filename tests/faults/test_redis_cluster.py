@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -534,6 +535,30 @@ def test_a_replica_takes_over_from_a_master_that_is_killed() -> None:
         run(lambda: scenario(own))
 
 
+def test_a_planned_failover_is_followed() -> None:
+    """The replica takes over from a master that lives and keeps its connections: the slot is followed, its new owner is
+    greeted, and nobody sees a failure."""
+
+    async def scenario(cluster: Cluster, master: int, replica: int) -> None:
+        async with containers(cluster.url, MemoryLimitStore, reply_timeout=5) as (container,):
+            limits = [rig.requests(100), rig.budget(10, 1_000)]
+            assert (await container.use(*limits, used=[None, 10])).admitted
+            for new in (replica, master):
+                await until(partial(cluster.follows, new))
+                cluster.nodes[new].execute_command("CLUSTER", "FAILOVER")
+                await until(partial(cluster.agrees, TENANT_SLOT, new))
+                decision = await container.use(*limits, used=[None, 10])
+                assert (decision.admitted, decision.store) == (True, "redis")
+                await asyncio.sleep(REFRESH_EVERY)  # the map may be read again
+            assert (await container.ask(rig.budget(0, 1_000)))[1].values[0] == 30
+            assert container.failover._breaker.doubts == 0
+
+    with redis_cluster(node_timeout_ms=1_000) as own:
+        master = own.owner(TENANT_SLOT)
+        replica = own.add_replica(master)
+        run(lambda: scenario(own, master, replica))
+
+
 @pytest.mark.parametrize("who", ["who was there", "a newcomer"])
 def test_a_replica_takes_over_while_nobody_asks(who: str) -> None:
     """And has not heard of half of what was spent. It is greeted, by who finds that its master is gone and by who never
@@ -554,7 +579,7 @@ def test_a_replica_takes_over_while_nobody_asks(who: str) -> None:
                 assert (await there.use(rig.budget(10, 100), used=[10])).admitted
             cluster.kill(master)
             cluster.nodes[replica].execute_command("CLUSTER", "FAILOVER", "TAKEOVER")
-            await until(lambda: all(cluster.owner(TENANT_SLOT, each) == replica for each in others))
+            await until(partial(cluster.agrees, TENANT_SLOT, replica))
             await asyncio.sleep(REFRESH_EVERY)  # so long nobody asks: the map may be read again
             container = there if who == "who was there" else newcomer
             decision = await container.use(rig.budget(10, 100), used=[10])

@@ -15,7 +15,7 @@ import pytest
 import uvloop
 
 from tollgate.adapters import redis_connection
-from tollgate.adapters.redis_connection import RedisAddress, RedisConnection
+from tollgate.adapters.redis_connection import ConnectionLost, RedisAddress, RedisConnection, RedisReplyError
 from tollgate.ports import Overloaded, StoreUnavailable
 
 T = TypeVar("T")
@@ -125,6 +125,35 @@ def test_a_reply_that_does_not_come_is_given_up_in_time(server: Server) -> None:
             connection.close()
 
     assert 0.05 <= run(main()) < 10
+
+
+@pytest.mark.parametrize(
+    ("answer", "lost"),
+    [
+        ("READONLY You can't write against a read only replica.", True),
+        ("ERR Error running script: @user_script:9: -READONLY You can't write against a read only replica.", True),
+        ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", True),
+        ("LOADING Redis is loading the dataset in memory", True),
+        ("NOREPLICAS Not enough good replicas to write.", True),
+        ("OOM command not allowed when used memory > 'maxmemory'.", False),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", False),
+    ],
+)
+def test_who_is_no_master_any_more_is_left(server: Server, answer: str, lost: bool) -> None:
+    """With all that it was asked: it has done nothing of it."""
+    server.reply = f"-{answer}\r\n".encode()
+
+    async def main() -> None:
+        connection = await RedisConnection.open(server.address, reply_timeout=5)
+        first = connection.call("PING")
+        others = [connection.call("PING") for _ in range(3)] if lost else []
+        for call in (first, *others):
+            with pytest.raises(ConnectionLost if lost else RedisReplyError, match=answer.partition(" ")[0]):
+                await call
+        assert connection.usable is not lost
+        connection.close()
+
+    run(main())
 
 
 class TestQueue:
