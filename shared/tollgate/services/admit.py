@@ -174,9 +174,8 @@ class Admitter:
     async def settle(self, settlement: Settlement) -> None:
         """Replace what was held by what was used. A store that does not answer is not the caller's problem: the hold
         expires by itself, and metering brings what was used."""
-        store = self._local if settlement.store == self._local.name else self._store
         try:
-            await store.settle(settlement)
+            await self._store_of(settlement).settle(settlement)
         except StoreUnavailable:
             return
 
@@ -265,6 +264,9 @@ class Admitter:
 
     # -- internals
 
+    def _store_of(self, settlement: Settlement) -> LimitStore:
+        return self._local if settlement.store == self._local.name else self._store
+
     async def _entitlement(self, who: Identity, ip: str, request: Request) -> Entitlement:
         """What the caller may do with the model, read anew. Raises `ApiError`."""
         directory = self._directory
@@ -319,8 +321,9 @@ class Admitter:
     async def _undo(self, admission: Admission, decision: Decision) -> None:
         """Give back what was taken by another moment's limits. (Also from a store that says that it has another day:
         it may have taken before, while that day lasted, in an answer that was lost with its connection.)"""
+        settlement = undone(admission, decision.store)
         try:
-            await self._store.settle(undone(admission, decision.store))
+            await self._store_of(settlement).settle(settlement)
         except StoreUnavailable as error:  # the same id would be told what it holds already
             raise errors.unavailable("The limits change at this moment. Try again.", RETRY_AFTER_US) from error
 
