@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from tollgate.adapters.audit_table import AuditTable
     from tollgate.adapters.dynamodb_ledger import DynamoLedger
     from tollgate.adapters.event_bus import EventBridge
-    from tollgate.adapters.failover import FailureMode
     from tollgate.adapters.policy_tables import PolicyTables
     from tollgate.adapters.sigv4 import Credentials as SigningCredentials
+    from tollgate.domain.limits import FailureMode
     from tollgate.services.alerts import Thresholds
     from tollgate.services.application import Application
     from tollgate.services.directory import Directory

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from tollgate.adapters.aws import AwsClient, CredentialSource
     from tollgate.adapters.dynamodb_ledger import DynamoLedger
     from tollgate.adapters.dynamodb_limits import DynamoLimitStore
-    from tollgate.adapters.failover import FailoverLimitStore, FailureMode
+    from tollgate.adapters.failover import FailoverLimitStore
     from tollgate.adapters.redis_cluster_limits import RedisClusterLimitStore
     from tollgate.adapters.redis_limits import RedisLimitStore
-    from tollgate.domain.limits import BudgetTake
+    from tollgate.domain.limits import BudgetTake, FailureMode
     from tollgate.domain.policy import UpstreamSpec
     from tollgate.services.exchange import Header
 
@@ -129,10 +129,9 @@ class Adapters:
 
         redis = self._redis()
         fallback = self._dynamodb(settings.limits_table, "half") if settings.limits_table else None
-        if fallback is None:
-            store = FailoverLimitStore(redis, None, self.local, mode)
-        else:
-            store = FailoverLimitStore(redis, fallback, self.local, mode, outage_begins=fallback.outage_begins)
+        begins = fallback.outage_begins if fallback is not None else lambda: None
+        told = bool(settings.failure_mode)  # by the environment, whose word comes first
+        store = FailoverLimitStore(redis, fallback, self.local, mode, same_for_all=told, outage_begins=begins)
         self._stores.append(store)
         return store
 

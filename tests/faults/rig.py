@@ -23,7 +23,7 @@ from tests.aws_fixture import ENVIRON, PATIENT, make_table
 from tests.servers import start_redis, wait_for_port
 from tollgate.adapters.aws import TIMEOUTS, AwsClient
 from tollgate.adapters.dynamodb_limits import DynamoLimitStore
-from tollgate.adapters.failover import FailoverLimitStore, FailureMode
+from tollgate.adapters.failover import FailoverLimitStore
 from tollgate.adapters.http import HttpClient, Timeouts
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.redis_cluster_limits import RedisClusterLimitStore
@@ -36,6 +36,7 @@ from tollgate.domain.limits import (
     Budget,
     BudgetTake,
     Decision,
+    FailureMode,
     Rate,
     RateTake,
     Scope,

@@ -22,10 +22,10 @@ from tests.faults.rig import (
     say,
     until,
 )
-from tollgate.adapters.failover import FailoverLimitStore, FailureMode
+from tollgate.adapters.failover import FailoverLimitStore
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.redis_limits import RedisLimitStore
-from tollgate.domain.limits import Admission, Decision, Settlement
+from tollgate.domain.limits import Admission, Decision, FailureMode, Settlement
 from tollgate.ports import StoreUnavailable
 
 

@@ -12,10 +12,10 @@ import pytest
 from tests.contract.test_limit_store import budget, tokens
 from tests.fault_proxy import FaultProxy
 from tests.faults.rig import Redis, containers, redis_to_hurt, requests, run, until
-from tollgate.adapters.failover import FailoverLimitStore, FailureMode
+from tollgate.adapters.failover import FailoverLimitStore
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.redis_limits import EPOCH, RedisLimitStore
-from tollgate.domain.limits import Admission, BudgetTake, Decision, Settlement, Status, Take
+from tollgate.domain.limits import Admission, BudgetTake, Decision, FailureMode, Settlement, Status, Take
 
 
 @asynccontextmanager

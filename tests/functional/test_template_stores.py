@@ -59,6 +59,16 @@ def test_all_functions_that_use_the_store_get_the_same_url(store: str, url: obje
         assert variables["TOLLGATE_LIMITS_TABLE"] == {"Ref": "LimitsTable"}  # the fallback
 
 
+def test_the_policy_says_who_decides_while_redis_is_away_unless_the_stack_does() -> None:
+    """The environment's word counts before the policy's, so there must be none."""
+
+    def told(stack: dict[str, Any]) -> object:
+        return stack["ProxyFunction"]["Properties"]["Environment"]["Variables"].get("REDIS_FAILURE_MODE")
+
+    assert told(deployed()) in (None, {"Ref": "AWS::NoValue"})
+    assert told(deployed(RedisFailureMode="closed")) == "closed"
+
+
 def test_a_public_cache_has_no_vpc_and_lets_roles_in_by_iam() -> None:
     stack = with_store("elasticache-public")
     assert "Vpc" not in stack

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 
 import pytest
 
 from tests.unit.test_admit import ALICE, NOON, SECOND
 from tests.unit.test_failover import Away
-from tollgate.adapters.failover import FailoverLimitStore, FailureMode
+from tollgate.adapters.failover import FailoverLimitStore
 from tollgate.adapters.memory_limits import MemoryLimitStore
 from tollgate.adapters.policy_file import FilePolicySource
-from tollgate.domain.limits import Admission, BudgetTake, Decision
+from tollgate.domain.limits import Admission, BudgetTake, Decision, FailureMode
 from tollgate.ports import LimitStore, Overloaded, StoreUnavailable
 from tollgate.services.admit import Admitter, Request
 from tollgate.services.directory import Directory
@@ -27,9 +28,10 @@ plans:
   free:
     models: [small]
     when_stores_fail: POSTURE
+    redis_failure_mode: PLANS
     limits: [{scope: user, requests: 3, per: hour}]
     budgets: [BUDGET]
-tenants: {acme: {plan: free}}
+tenants: {acme: {plan: free, redis_failure_mode: TENANTS}}
 """
 TOKENS = "{scope: tenant, tokens: 10000000, per: day}"
 DOLLAR = "{scope: tenant, usd: 1, per: day}"
@@ -69,6 +71,9 @@ class Containers:
         folder: Path,
         *,
         mode: FailureMode = "fallback",
+        plans: FailureMode | None = None,
+        tenants: FailureMode | None = None,
+        same_for_all: bool = False,
         posture: str = "open",
         budget: str = TOKENS,
         standby: LimitStore | None = None,
@@ -76,7 +81,9 @@ class Containers:
         primary: Away | None = None,
     ) -> None:
         path = folder / "policy.yaml"
-        path.write_text(POLICY.replace("POSTURE", posture).replace("BUDGET", budget))
+        said = {"POSTURE": posture, "BUDGET": budget, "PLANS": plans or "null", "TENANTS": tenants or "null"}
+        path.write_text(reduce(lambda text, word: text.replace(word, said[word]), said, POLICY))
+        self._same_for_all = same_for_all
         self._source, self._mode, self._standby = FilePolicySource(path, {}), mode, standby
         self._primary, self._ledger = primary or Away(), ledger or Ledger()
 
@@ -85,7 +92,9 @@ class Containers:
         for container in range(containers):
             local = MemoryLimitStore(lambda: NOON)
             directory = Directory(self._source, lambda: NOON, versioned=lambda: True)
-            store = FailoverLimitStore(self._primary, self._standby, local, lambda: self._mode)
+            store = FailoverLimitStore(
+                self._primary, self._standby, local, lambda: self._mode, same_for_all=self._same_for_all
+            )
             admitter = Admitter(store, self._ledger, directory, local, lambda: NOON)
             for number in range(each):
                 wanted = Request(f"{container}.{number}", "openai", "small", tokens, 0, 60 * SECOND)
@@ -123,6 +132,27 @@ def test_an_open_mode_decides_alone_but_never_of_money(tmp_path: Path) -> None:
     world = Containers(tmp_path, mode="open", standby=standby(), budget=DOLLAR)
     answers = asyncio.run(world.ask(containers=3, tokens=900_000))
     assert answers == ["dynamodb", (402, "insufficient_quota", ""), (402, "insufficient_quota", "")]
+
+
+@pytest.mark.parametrize(
+    ("plans", "tenants", "answer"),
+    [
+        ("open", None, "memory"),
+        ("open", "closed", "nobody"),
+        (None, "open", "memory"),
+        ("closed", "fallback", "dynamodb"),
+        (None, None, "dynamodb"),
+    ],
+)
+def test_a_plan_or_a_tenant_has_its_own_mode(
+    tmp_path: Path, plans: FailureMode | None, tenants: FailureMode | None, answer: str
+) -> None:
+    """The tenant's word counts before the plan's, and both before the policy's; the environment's before all."""
+    expected = REFUSED if answer == "nobody" else [answer]
+    world = Containers(tmp_path, plans=plans, tenants=tenants, standby=standby())
+    assert asyncio.run(world.ask()) == expected
+    world = Containers(tmp_path, plans=plans, tenants=tenants, standby=standby(), same_for_all=True)
+    assert asyncio.run(world.ask()) == ["dynamodb"]
 
 
 @pytest.mark.parametrize("second", [None, StandbyAway(lambda: NOON)], ids=["none", "away"])

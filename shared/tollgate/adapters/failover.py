@@ -13,18 +13,17 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from tollgate.adapters import telemetry
 from tollgate.adapters.breaker import Breaker
 from tollgate.adapters.lru import Lru
 from tollgate.adapters.patience import within
-from tollgate.domain.limits import Admission, Decision, RateTake, Settlement, Take, Unit
+from tollgate.domain.limits import Admission, Decision, FailureMode, RateTake, Settlement, Take, Unit
 from tollgate.domain.takes import Takes
 from tollgate.ports import CannotDecide, LimitStore, Overloaded, StoreClosed, StoreUnavailable
 
 T = TypeVar("T")
-FailureMode = Literal["fallback", "open", "closed"]
 PROBE_EVERY = 0.25
 """Seconds between two probes."""
 PROBE_TIMEOUT = 0.5
@@ -65,9 +64,12 @@ class FailoverLimitStore:
         local: LimitStore,
         mode: Callable[[], FailureMode],
         *,
+        same_for_all: bool = False,
         outage_begins: Callable[[], None] = lambda: None,
     ) -> None:
-        """`outage_begins` is called whenever the fallback begins to decide for the primary."""
+        """`same_for_all`: whether the mode counts whatever a plan or a tenant says. `outage_begins` is called whenever
+        the fallback begins to decide for the primary."""
+        self._same_for_all = same_for_all
         self._outage_begins = outage_begins
         self._clock = asyncio.get_running_loop().time
         self._primary = primary
@@ -208,6 +210,8 @@ class FailoverLimitStore:
     def _second(self, admission: Admission | None = None) -> LimitStore:
         """Who decides for the primary: such an admission, or, without one, most."""
         mode = self._mode()
+        if admission is not None and admission.failure_mode is not None and not self._same_for_all:
+            mode = admission.failure_mode
         if mode == "closed":
             raise StoreClosed("Redis does not answer, and nothing else may decide")
         if mode == "open" and (admission is None or not _counts_money(admission)):

@@ -121,5 +121,7 @@ def _show(policy: Any, name: str, as_json: bool) -> None:
         return
     click.echo(f"plan              {name}\nmodels            {', '.join(spec.models) or '-'}")
     click.echo(f"when stores fail  {spec.when_stores_fail}")
+    if spec.redis_failure_mode is not None:
+        click.echo(f"when Redis fails  {spec.redis_failure_mode}")
     for line in entry_lines(shown, {"limits": "limits", "budgets": "budgets"}):
         click.echo(line)

@@ -19,7 +19,7 @@ from dataclasses import field
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.estimates import Learned, Sample
@@ -32,6 +32,10 @@ FIRM_US = 10 * SECOND_US
 """How long a refusal holds of a store that decides all limits in one step: until an operator's change must be felt."""
 
 PERIOD_US = {"second": SECOND_US, "minute": 60 * SECOND_US, "hour": 3600 * SECOND_US, "day": DAY_US}
+
+
+FailureMode = Literal["fallback", "open", "closed"]
+"""While Redis does not answer: another store decides, each container alone does, or nobody does (503)."""
 
 
 class Scope(StrEnum):
@@ -229,6 +233,8 @@ class Admission:
     policy_version: int = 0
     ask: str = ""
     """The key of estimates (`domain/estimates.py`) that the answer shall tell, too."""
+    failure_mode: FailureMode | None = None
+    """Who decides it while Redis does not answer, where its plan or tenant says so."""
 
     def __post_init__(self) -> None:
         if self.expires_us < 0:  # it would be admitted, and take nothing

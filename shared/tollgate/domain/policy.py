@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from tollgate.domain.data_rules import DataRules, Region
-from tollgate.domain.limits import PERIOD_US, Scope, Unit, Window
+from tollgate.domain.limits import PERIOD_US, FailureMode, Scope, Unit, Window
 from tollgate.domain.schema import Count, Spec
 from tollgate.domain.schema_kinds import Dollars, Positive, Text, Whole
 from tollgate.domain.until import disables, lasts, moment_us
@@ -352,6 +352,8 @@ class PlanSpec(Spec):
     when_stores_fail: Literal["open", "closed"] = "closed"
     """When neither store answers: let through a bounded local share, or refuse with 503. Plans with a money budget
     are always closed."""
+    redis_failure_mode: FailureMode | None = None
+    """Who decides while Redis does not answer; instead of the policy's."""
 
 
 class GlobalSpec(Spec):
@@ -373,6 +375,8 @@ class TenantSpec(Spec):
     limits: tuple[Annotated[LimitOverride, _personal, _own], ...] = ()
     budgets: tuple[Annotated[BudgetOverride, _own], ...] = ()
     when_stores_fail: Literal["open", "closed"] | None = None
+    """Instead of the plan's."""
+    redis_failure_mode: FailureMode | None = None
     """Instead of the plan's."""
     data: DataRules = DataRules()
     teams: Mapping[Annotated[str, Text(least=1, most=256)], TeamSpec] = MappingProxyType({})
@@ -434,7 +438,8 @@ class Policy(Spec):
     """The price table: of an upstream's models, by the names that it knows them by."""
     ceiling_price: PriceSpec = CEILING
     """Of whatever has no price."""
-    redis_failure_mode: Literal["fallback", "open", "closed"] | None = None
+    redis_failure_mode: FailureMode | None = None
+    """Of all plans and tenants that do not say otherwise. The environment's word comes before all of them."""
 
     def dangling(self) -> list[tuple[tuple[str | int, ...], str]]:
         """References to what does not exist: (path, what is wrong). Checked apart, so that all are found at once."""

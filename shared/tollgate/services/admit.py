@@ -142,7 +142,8 @@ class Admitter:
                 request, guess = lower, _cut(guess, lower)
                 continue
             versions = entitlement.record.version, entitlement.policy.revision
-            admission = Admission(request.id, taken, _hold_us(request, entitlement), who.tenant, *versions, request.ask)
+            life, mode = _hold_us(request, entitlement), entitlement.failure_mode
+            admission = Admission(request.id, taken, life, who.tenant, *versions, request.ask, mode)
             if (known := impossible(admission, now)) is not None:
                 if await self._directory.recheck(who.tenant):  # no store is asked, so none can say that this is old
                     continue
@@ -190,6 +191,7 @@ class Admitter:
         own = self._directory.upstream_bounds(entitlement.policy, upstream) if upstream != grant.claim.upstream else ()
         claim, now = Claim((), upstream, own), self.now_us()
         admission = Admission(f"{held.id}.{attempt}", claim.takes(grant.cost, now), held.expires_us, held.tenant)
+        admission.failure_mode = held.failure_mode
         decision = Decision(Status.ADMITTED, now)
         if own:
             try:

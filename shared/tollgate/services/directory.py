@@ -18,7 +18,7 @@ from typing import Any
 from tollgate.domain.data_rules import permitted, retains_nothing
 from tollgate.domain.dataclass import dataclass
 from tollgate.domain.identity import Identity
-from tollgate.domain.limits import FOREVER_US
+from tollgate.domain.limits import FOREVER_US, FailureMode
 from tollgate.domain.policy import SPEAKS, Policy, RouteSpec, TenantRecord, changes_us
 from tollgate.domain.terms import Bound, Claim, Terms, compile_terms, ip_bounds, upstream_bounds
 from tollgate.ports import PolicySource, PolicyUnavailable
@@ -49,6 +49,8 @@ class Entitlement:
     """Every limit of the caller, of the address, of the model, of its first upstream, and of everybody."""
     told: RateHeaders
     """What answers say of its rates."""
+    failure_mode: FailureMode | None
+    """Who decides while Redis does not, where the tenant or the plan says so."""
     since_us: int
     until_us: int
     """Between which moments it is so, on the store's clock: when something dated in it has changed last, and when
@@ -154,7 +156,10 @@ class Directory:
         since = max((moment for moment in changes if moment <= now_us), default=0)
         until = min((moment for moment in changes if moment > now_us), default=FOREVER_US)
         told = RateHeaders.shared(tuple(claim.rates))
-        made = Entitlement(policy, record, terms, routes, retains_nothing(rules), longest, claim, told, since, until)
+        mode = record.redis_failure_mode or terms.plan.redis_failure_mode
+        made = Entitlement(
+            policy, record, terms, routes, retains_nothing(rules), longest, claim, told, mode, since, until
+        )
         self._entitlements[_name(who, model, api, ip)] = made
         if len(self._entitlements) > MAX_ENTITLEMENTS:
             self._entitlements.popitem(last=False)
