@@ -216,6 +216,8 @@ def test_the_life_of_a_tenant(applied: Shell) -> None:
     assert boosted["limits"] == [{"scope": "user", "requests": 500, "per": "minute", "until": "2026-12-01T00:00:00Z"}]
     assert (boosted["plan"], boosted["version"]) == ("free", made["version"] + 1)
     assert "limit    [user.requests.minute]  {scope: user, requests: 500" in applied.ok("tenant", "show", "acme").out
+    applied.ok("tenant", "set", "acme", "redis_failure_mode=closed")
+    assert "redis failure mode: closed" in applied.ok("tenant", "show", "acme").out
 
     assert applied.ok("tenant", "suspend", "acme").out.startswith("acme is suspended\n")
     assert applied.ok("tenant", "suspend", "acme", "--json").json["state"] == "suspended"

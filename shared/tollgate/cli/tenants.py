@@ -167,6 +167,9 @@ def _show(record: TenantRecord, as_json: bool, done: str = "") -> None:
         click.echo(line)
     if "data" in shown:
         click.echo(f"data     {flow(shown['data'])}")
+    for name in ("when_stores_fail", "redis_failure_mode"):
+        if name in shown:
+            click.echo(f"{name.replace('_', ' ')}: {shown[name]}")
     for one in shown.get("disabled_users", []):
         click.echo(f"disabled {flow(one['user'])}" + (f" until {one['until']}" if "until" in one else ""))
     for team, own in shown.get("teams", {}).items():
