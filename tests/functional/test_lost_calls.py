@@ -192,6 +192,9 @@ class Mortal:
     def start(self) -> None:
         assert self._forker.stdin is not None
         assert self._forker.stdout is not None
+        if self.records.exists() and self.records.read_bytes()[-1:] not in (b"", b"\n"):
+            with self.records.open("ab") as records:  # as in a pipe of its own, a new process begins a new line
+                records.write(b"\n")
         print(file=self._forker.stdin, flush=True)
         self.pid = int(self._forker.stdout.readline())
         caller = self._served.caller()
@@ -208,7 +211,9 @@ class Mortal:
         os.kill(self.pid, signal.SIGKILL)
 
     def lines(self) -> list[str]:
-        return [line for line in self.records.read_text().splitlines() if line.startswith('{"event":"usage.')]
+        """But for what a kill tore: a write to a file may end where a page does."""
+        lines = self.records.read_text().splitlines()
+        return [line for line in lines if line.startswith('{"event":"usage.') and line.endswith("}")]
 
     def end(self) -> None:
         assert self._forker.stdin is not None
