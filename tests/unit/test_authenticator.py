@@ -7,7 +7,7 @@ import pytest
 from tests.hostile_tokens import HOSTILE, parts
 from tests.tokens import Clock, KeySet, authenticator, claims, refused, rsa_key, token
 from tollgate.domain.identity import Identity, TooManyFailures
-from tollgate.services.authorize import FAILED_PER_MINUTE, MAX_REMEMBERED, Authenticator
+from tollgate.services.authorize import FAILED_PER_MINUTE, GOOD_LATELY_S, MAX_REMEMBERED, Authenticator
 from tollgate.wire.credentials import presented
 
 
@@ -69,6 +69,20 @@ def test_memory_is_bounded(known: Authenticator) -> None:
     assert len(memory._items) == MAX_REMEMBERED
     assert memory.holder((0).to_bytes(4, "big"), 0) is None, "first in, first out"
     assert memory.holder((5).to_bytes(4, "big"), 0) is identity
+
+
+def test_tokens_that_were_replaced_are_not_remembered_until_there_is_no_room(
+    known: Authenticator, clock: Clock
+) -> None:
+    """Everybody has a new one after some minutes: memory stays what one set of tokens takes."""
+    for round in range(4):
+        for number in range(20):
+            credential = token(claims(jti=f"{round}.{number}")).encode()
+            assert known.recall(credential) is None
+            known.verify(credential)
+            assert known.recall(credential) is not None
+        clock.ahead_s += GOOD_LATELY_S
+        assert len(known._known) == len(known._good_lately) == 20
 
 
 # -- forgeries -----------------------------------------------------------------------------------------------------

@@ -102,8 +102,8 @@ class Authenticator:
             if isinstance(refusal, Forged):
                 self._forgeries.count(source, now)
             raise
-        self._known.put(fingerprint, (identity, min(identity.expires_at, now + remember_s)))
-        self._good_lately.put(fingerprint, (identity, now + GOOD_LATELY_S))
+        self._known.remember(fingerprint, identity, min(identity.expires_at, now + remember_s), now)
+        self._good_lately.remember(fingerprint, identity, now + GOOD_LATELY_S, now)
         return identity
 
     def _verify(self, credential: bytes, now: float) -> tuple[Identity, int]:
@@ -124,6 +124,11 @@ def _fingerprint(credential: bytes) -> bytes:
 
 class _Remembered(Recent[bytes, tuple[Identity, float]]):
     """Identities by the fingerprint of their credential, each with the time until which it is good (epoch seconds)."""
+
+    def remember(self, fingerprint: bytes, identity: Identity, until: float, now: float) -> None:
+        """And forget the oldest whose time is over: a credential that was replaced does not come again."""
+        self.put(fingerprint, (identity, until))
+        self.drop_oldest(lambda item: item[1] <= now)
 
     def holder(self, fingerprint: bytes, now: float) -> Identity | None:
         item = self.get(fingerprint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -27,3 +28,15 @@ class Recent(Generic[K, V]):
             self._items[name] = value
             if len(self._items) > self._capacity:
                 self._items.popitem(last=False)
+
+    def drop_oldest(self, over: Callable[[V], bool]) -> None:
+        """Forget the two that were stored first, if they are `over`: so what is stored now leaves no more behind."""
+        with self._lock:
+            for _ in range(2):
+                oldest = next(iter(self._items.values()), None)
+                if oldest is None or not over(oldest):
+                    return
+                self._items.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._items)
