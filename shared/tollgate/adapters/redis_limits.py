@@ -249,9 +249,8 @@ def admit_call(
         plan = _as_argument(plan_numbers(takes.footprint))
         prepared = Prepared(script, names, Bulks.of(ask) if ask else NO_PARTS, plan)
         memo["names", head], memo["admit", head, ask] = names, prepared
-    life = admission.expires_us
-    versions = admission.policy_version, admission.tenant_version
-    numbers = [now_us, life, hold_grid_us(life), *versions, epoch_us, *takes.costs]
+    life, policy, tenant = admission.expires_us, admission.policy_version, admission.tenant_version
+    numbers = [now_us, life, hold_grid_us(life), policy, tenant, epoch_us, *takes.costs]
     if takes.seeds is not None:
         numbers += takes.floors
         numbers += [-1 if seed is None else seed for seed in takes.seeds]
