@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import threading
 from collections import Counter
@@ -35,7 +36,7 @@ def _config(**settings: object) -> Act:
 
 def _busy(redis: Redis) -> None:
     """A script that does not end."""
-    _config(busy_reply_threshold=50)(redis)
+    _config(lua_time_limit=50)(redis)
 
     def script() -> None:
         with contextlib.suppress(Exception), redis.client() as client:
@@ -97,12 +98,12 @@ def _cannot_save(redis: Redis) -> None:
 
 
 def _loading(redis: Redis) -> None:
-    """It starts with a snapshot that it takes long to load."""
+    """It starts with a snapshot that it takes long to load, and looks up every 2 MB."""
     with redis.client() as client:
-        client.mset({f"key {i}": i for i in range(100_000)})
+        client.mset({f"key {i}": os.urandom(50_000) for i in range(1_000)})
         client.save()
     redis.kill()
-    slowly = ("--key-load-delay", "200", "--loading-process-events-interval-bytes", "1024")
+    slowly = ("--key-load-delay", "5000")
     redis.process = start_redis(redis.port, "--dir", redis.folder, *slowly)
 
 
@@ -123,7 +124,7 @@ KINDS: dict[str, tuple[Act, Act, str]] = {
     "NOPERM": (_may_run_scripts(False), _may_run_scripts(True), "NOPERM|permissions"),
     "NOAUTH": (_password, _no_password, "NOAUTH"),
     "BUSY": (_busy, _kill_script, "BUSY|in time"),
-    "LOADING": (_loading, _loaded, "LOADING"),
+    "LOADING": (_loading, _loaded, "LOADING|in time"),  # it answers between two looks only
     "MISCONF": (_cannot_save, _config(stop_writes_on_bgsave_error="no"), "MISCONF"),
 }
 
