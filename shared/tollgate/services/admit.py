@@ -22,7 +22,6 @@ from tollgate.domain.limits import (
     BudgetTake,
     Decision,
     Limit,
-    RateTake,
     Settlement,
     Status,
     Take,
@@ -34,6 +33,7 @@ from tollgate.domain.restrictions import restrictions
 from tollgate.domain.takes import Cost, Takes
 from tollgate.domain.terms import Claim, Terms
 from tollgate.ports import LimitStore, Overloaded, PolicyUnavailable, Spending, StoreClosed, StoreUnavailable
+from tollgate.services.cold import known_elsewhere
 from tollgate.services.directory import Directory, Entitlement, speaking
 from tollgate.services.standing import RETRY_AFTER_US, check_standing
 from tollgate.wire import errors
@@ -290,7 +290,9 @@ class Admitter:
         try:
             decision = await self._store.admit(admission)
             if decision.status is Status.COLD:
-                admission.takes = await self._loaded(admission, decision)
+                takes = Takes.of(admission.takes)
+                known = await known_elsewhere(takes, decision.cold, self._store, self._ledger)
+                admission.takes = takes.seeded(known)
                 decision = await self._store.admit(admission)
             return decision
         except Overloaded as error:
@@ -307,18 +309,6 @@ class Admitter:
             decision = await self._local.admit(admission)
             decision.local = True
             return decision
-
-    async def _loaded(self, admission: Admission, decision: Decision) -> Takes:
-        """The takes with what the store lacks: what cold budgets have spent, of the ledger; where cold rates stand, of
-        the other store. Raises `StoreUnavailable`."""
-        takes = admission.takes
-        budgets = [take for i in decision.cold if isinstance(take := takes[i], BudgetTake)]
-        rates = [i for i in decision.cold if isinstance(takes[i], RateTake)]
-        spent = await self._ledger.spent(budgets) if budgets else []
-        tats = await self._store.recall(takes, rates) if rates else []
-        seeds = {take.key: amount for take, amount in zip(budgets, spent, strict=True)}
-        seeds |= {takes[i].key: tat or 0 for i, tat in zip(rates, tats, strict=True)}
-        return Takes.of(takes).seeded(seeds)
 
     async def _undo(self, admission: Admission, decision: Decision) -> None:
         """Give back what was taken by another moment's limits. (Also from a store that says that it has another day:

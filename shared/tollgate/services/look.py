@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from tollgate.domain.limits import Admission, BudgetTake, Decision, RateTake, Status, Take, fits
+from tollgate.domain.limits import Admission, Decision, Status, Take, fits
 from tollgate.ports import LimitStore, Spending
+from tollgate.services.cold import known_elsewhere
 
 
 async def look(takes: Sequence[Take], tenant: str, store: LimitStore, ledger: Spending) -> Decision:
@@ -15,12 +16,7 @@ async def look(takes: Sequence[Take], tenant: str, store: LimitStore, ledger: Sp
     decision = await store.look(_admission(takes, tenant))
     if decision.status is not Status.COLD:
         return decision
-    cold = set(decision.cold)
-    budgets = [take for i, take in enumerate(takes) if i in cold and isinstance(take, BudgetTake)]
-    rates = [i for i, take in enumerate(takes) if i in cold and isinstance(take, RateTake)]
-    values = dict(zip([take.key for take in budgets], await ledger.spent(budgets) if budgets else [], strict=True))
-    tats = await store.recall(takes, rates) if rates else []
-    values |= {takes[i].key: tat or 0 for i, tat in zip(rates, tats, strict=True)}
+    cold, values = set(decision.cold), await known_elsewhere(takes, decision.cold, store, ledger)
     warm = [take for i, take in enumerate(takes) if i not in cold]
     decision = await store.look(_admission(warm, tenant))
     seen = iter(decision.values)
